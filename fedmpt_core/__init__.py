@@ -1,0 +1,1 @@
+"""FedMPT without any federated framework: model, data, training, evaluation."""
