@@ -1,0 +1,1 @@
+"""Abstract conditions: fixed words for why labels occur together. `presets` reads the versioned lists."""

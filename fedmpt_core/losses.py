@@ -1,0 +1,69 @@
+"""Asymmetric loss for multi-label records, on log-probabilities (Ridnik et al. 2021; FedMPT, optimisation).
+
+    y = 1:  -(1 - p)^gamma_positive * log p
+    y = 0:  -p_m^gamma_negative * log(1 - p_m),   p_m = max(p - margin, 0)
+
+The powers are focusing weights and carry no gradient. The loss takes log p and log(1 - p) because the model's
+mixture is computed there: going through p would lose every value below 1e-38. It must never reduce over
+records: per-record gradients need one number per record.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def asymmetric_loss(
+    log_positive: Tensor,
+    log_negative: Tensor,
+    targets: Tensor,
+    *,
+    gamma_negative: float = 2.0,
+    gamma_positive: float = 1.0,
+    margin: float = 0.05,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Asymmetric loss of each record, summed over its classes.
+
+    Args:
+        log_positive: (..., C) log p, at most 0.
+        log_negative: (..., C) log(1 - p), at most 0.
+        targets: (..., C) labels, 1 present and 0 absent.
+        gamma_negative: focusing exponent of absent labels, >= 0.
+        gamma_positive: focusing exponent of present labels, >= 0.
+        margin: probability below which an absent label costs nothing, [0, 1).
+        known: (..., C), True where the label was annotated; None if all were. An unknown label costs nothing,
+            whatever its target says.
+
+    Returns:
+        (...) loss of each record in nats, >= 0, finite for log-probabilities down to -1e4.
+
+    Raises:
+        ValueError: shapes that differ or a setting out of range.
+
+    Edge cases:
+        No known label -> 0. margin = 0 and both gammas = 0 -> binary cross-entropy.
+    """
+    for name, tensor in (("log_negative", log_negative), ("targets", targets), ("known", known)):
+        if tensor is not None and tensor.shape != log_positive.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} but log_positive has {tuple(log_positive.shape)}: "
+                "give one value per record and class"
+            )
+    for name, value in (("gamma_negative", gamma_negative), ("gamma_positive", gamma_positive)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0")
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin={margin} is out of range: allowed is [0, 1)")
+
+    # log(1 - p_m) with p_m = max(p - margin, 0) is log(min(1 - p + margin, 1)).
+    log_absent = log_negative
+    if margin > 0:
+        log_absent = torch.logaddexp(log_negative, torch.full_like(log_negative, math.log(margin))).clamp(max=0)
+    weight_present = (gamma_positive * log_negative.detach()).exp()
+    weight_absent = (log_positive.detach().exp() - margin).clamp(min=0) ** gamma_negative
+    loss = -torch.where(targets > 0.5, weight_present * log_positive, weight_absent * log_absent)
+    if known is not None:
+        loss = torch.where(known.bool(), loss, 0)
+    return loss.sum(-1)

@@ -1,0 +1,337 @@
+"""FedMPT: from patch features of a picture to label probabilities (the paper's model).
+
+    patches -> adapters -> cosine with N x C prompt features -> transport plan -> condition logits -> gate,
+    front door
+
+`Head` is everything after the two towers. It treats records one by one, so that its per-record gradients by
+`torch.func.vmap` are the gradients of single records. `FedMPT` joins it with the prompts and the frozen text
+tower.
+
+The model must never compute a statistic over a batch, hold the backbone in its state, or train it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmpt_core import adapters, causal, gating, prediction, transport
+from fedmpt_core.config import ModelConfig
+from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.prompts import PromptLearner
+
+if TYPE_CHECKING:
+    from fedmpt_core.backbone.base import Backbone
+
+ZERO_SHOT_TEMPLATE = "a photo of a"
+NO_CONDITION = "no condition"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of B records. Without the leading B where a single record went in.
+
+    Attributes:
+        probabilities: (B, C) P(Y = 1 | do(D)), [0, 1].
+        log_positive: (B, C) log P(Y = 1 | do(D)), at most 0.
+        log_negative: (B, C) log P(Y = 0 | do(D)), at most 0.
+        gate: (B, N) weights of the conditions, summing to 1.
+        condition_probabilities: (B, N, C) each condition's own prediction, [0, 1].
+        plan: (B, N, P, C) transport plan, columns summing to 1 / C; None without transport.
+    """
+
+    probabilities: Tensor
+    log_positive: Tensor
+    log_negative: Tensor
+    gate: Tensor
+    condition_probabilities: Tensor
+    plan: Tensor | None
+
+
+class Head(nn.Module):
+    """Everything after the frozen towers.
+
+    Attributes:
+        adapters: one adapter per condition, or None without adapters.
+        gate: weights over conditions, or None without a gate or with a single condition (weight 1).
+        scale: Parameter (N,) logit per unit of cosine, or None for the literal prediction.
+        bias: Parameter (N,) logit, or None for the literal prediction.
+    """
+
+    def __init__(
+        self,
+        conditions: int,
+        features: int,
+        config: ModelConfig,
+        *,
+        similarity_scale: float,
+        scale: float,
+        bias: float,
+        generators: tuple[np.random.Generator, np.random.Generator],
+    ) -> None:
+        """Creates a head that starts as the uniform mixture of un-adapted conditions.
+
+        Args:
+            conditions: N >= 1.
+            features: D.
+            config: components and their settings.
+            similarity_scale: cosine scale inside the transport cost, > 0.
+            scale: initial logit per unit of cosine.
+            bias: initial logit at cosine 0; a public constant, never a label frequency of private records.
+            generators: sources of the initial adapters and the initial gate.
+        """
+        super().__init__()
+        self._conditions = conditions
+        self._config = config
+        self._similarity_scale = similarity_scale
+        self.adapters: adapters.Adapters | None = None
+        if "adapters" in config.components:
+            self.adapters = adapters.Adapters(
+                conditions, features, config.adapter_width, config.adapter_ratio, generators[0]
+            )
+        self.gate: gating.Gate | None = None
+        if "gate" in config.components and conditions > 1:
+            self.gate = gating.Gate(conditions, features, config.gate_width, config.gate_temperature, generators[1])
+        self.scale: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if config.prediction == "sigmoid":
+            self.scale = nn.Parameter(torch.full((conditions,), float(scale)))
+            self.bias = nn.Parameter(torch.full((conditions,), float(bias)))
+
+    def forward(self, text: Tensor, patches: Tensor) -> Prediction:
+        """Prediction from the features of both towers.
+
+        Args:
+            text: (N, C, D) text features of unit length.
+            patches: (B, P, D) patch features of any length, or (P, D) for a single record.
+
+        Returns:
+            Prediction, with or without the leading B. No record's numbers depend on another record.
+        """
+        adapt = adapters.cosine if self.adapters is None else self.adapters.cosine
+        cosine = adapt(patches, text)  # (B,N,P,C)
+        plan = None
+        if "transport" in self._config.components:
+            plan = self._plan(cosine.detach())
+            weights = prediction.plan_weights(plan)
+        else:
+            weights = prediction.pooling_weights(cosine, self._config.patch_temperature)
+        if self.scale is None or self.bias is None:
+            similarity = prediction.class_similarity(cosine, self._similarity_scale)
+            logits = prediction.literal_logits(similarity, weights)  # (B,N,C)
+        else:
+            logits = prediction.sigmoid_logits(cosine, weights, self.scale, self.bias)
+        log_gate = gating.uniform_log_weights(patches, self._conditions)  # (B,N)
+        if self.gate is not None:
+            log_gate = self.gate(patches)
+        outcome = causal.front_door(log_gate, logits)
+        return Prediction(
+            probabilities=outcome.log_positive.exp(),
+            log_positive=outcome.log_positive,
+            log_negative=outcome.log_negative,
+            gate=log_gate.exp(),
+            # Not torch.sigmoid: its last bit depends on where in the batch a number stands.
+            condition_probabilities=F.logsigmoid(logits).exp(),
+            plan=plan,
+        )
+
+    def _plan(self, cosine: Tensor) -> Tensor:
+        """Condition-guided transport plan of detached cosines, (..., N, P, C) -> (..., N, P, C)."""
+        classes = cosine.shape[-1]
+        return transport.solve(
+            1 - prediction.class_similarity(cosine, self._similarity_scale),
+            transport.patch_importance(cosine, self._config.patch_temperature),
+            cosine.new_full((classes,), 1 / classes),
+            reg=self._config.reg,
+            iterations=self._config.iterations,
+            cost_bound=1.0,
+        ).plan
+
+
+class FedMPT(nn.Module):
+    """Prompts, frozen text tower and head.
+
+    Attributes:
+        classes: C class names, in the order of every score.
+        conditions: N conditions, in the order of every gate; `("no condition",)` without prompts.
+        config: the settings.
+        prompts: the learnable contexts.
+        head: everything after the towers.
+    """
+
+    def __init__(
+        self,
+        backbone: "Backbone",
+        classes: Sequence[str],
+        conditions: Sequence[str],
+        config: ModelConfig,
+        seed: int,
+    ) -> None:
+        """Creates a model whose initial values depend on the seed and the backbone only.
+
+        Each component draws from its own stream of the seed, so leaving one out changes no other.
+
+        Args:
+            backbone: frozen towers; held outside the module's state, so move it by itself.
+            classes: C >= 1 class names.
+            conditions: N >= 1 condition words, unused without the component `prompts`.
+            config: components and their settings.
+            seed: fixes the initial values, >= 0.
+
+        Raises:
+            ValueError: no class, no condition, or words that the backbone cannot tokenise.
+        """
+        super().__init__()
+        words = tuple(conditions) if "prompts" in config.components else ()
+        if "prompts" in config.components and not words:
+            raise ValueError("conditions is empty: give at least one condition, or leave 'prompts' out of components")
+        self.classes = tuple(classes)
+        self.conditions = words or (NO_CONDITION,)
+        self.config = config
+        # In a tuple, so that towers that are themselves modules do not become part of this one.
+        self._frozen = (backbone,)
+        contexts, adapter, gate = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+        self.prompts = PromptLearner(
+            backbone,
+            self.classes,
+            words,
+            condition_tokens=config.condition_tokens,
+            class_tokens=config.class_tokens,
+            class_init=config.class_init,
+            generator=contexts,
+        )
+        self.head = Head(
+            len(self.conditions),
+            backbone.feature_dim,
+            config,
+            similarity_scale=_given(config.similarity_scale, backbone.logit_scale),
+            scale=_given(config.scale, backbone.logit_scale),
+            bias=_given(config.bias, backbone.logit_bias),
+            generators=(adapter, gate),
+        )
+
+    def text_features(self) -> Tensor:
+        """Unit text features (N, C, D) of all prompts, differentiable in the contexts.
+
+        Raises:
+            ValueError: a prompt is longer than the text tower reads.
+        """
+        features = self._frozen[0].encode_prompts(*self.prompts())
+        # Half precision is widened first: the head is float32.
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+    def forward(self, patches: Tensor, text: Tensor | None = None) -> Prediction:
+        """Prediction of B records.
+
+        Args:
+            patches: (B, P, D) patch features, or (P, D).
+            text: (N, C, D) from `text_features`, if already computed.
+
+        Returns:
+            Prediction.
+
+        Raises:
+            ValueError: patches or text of another width or count.
+        """
+        width = self._frozen[0].feature_dim
+        if patches.ndim < 2 or patches.shape[-1] != width:
+            raise ValueError(f"patches has shape {tuple(patches.shape)}: give (B, P, {width})")
+        text = self.text_features() if text is None else text
+        expected = (len(self.conditions), len(self.classes), width)
+        if tuple(text.shape) != expected:
+            raise ValueError(f"text has shape {tuple(text.shape)}: give {expected}, as text_features() returns")
+        return self.head(text, patches)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by name, always in this order; absent parts are left out.
+
+        contexts.condition, contexts.class, adapters.down, adapters.up, gate.down, gate.up, head.scale,
+        head.bias
+        """
+        head = self.head
+        named = {
+            "contexts.condition": self.prompts.condition_context,
+            "contexts.class": self.prompts.class_context,
+            "adapters.down": head.adapters and head.adapters.down,
+            "adapters.up": head.adapters and head.adapters.up,
+            "gate.down": head.gate and head.gate.down,
+            "gate.up": head.gate and head.gate.up,
+            "head.scale": head.scale,
+            "head.bias": head.bias,
+        }
+        return {name: parameter for name, parameter in named.items() if parameter is not None}
+
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the trained parameters in the order of `vector`."""
+        parameters = self.trainable_parameters()
+        return ParameterLayout(tuple(parameters), tuple(tuple(p.shape) for p in parameters.values()))
+
+    def vector(self) -> np.ndarray:
+        """A copy of the trained parameters as one (d,) float32 vector."""
+        return self.layout().flatten(
+            {name: p.detach().float().cpu().numpy() for name, p in self.trainable_parameters().items()}
+        )
+
+    def load_vector(self, vector: np.ndarray) -> None:
+        """Overwrites the trained parameters.
+
+        Args:
+            vector: (d,) finite, as `vector` returns it.
+
+        Raises:
+            ValueError: another length, or a value that is not finite; nothing is changed then.
+        """
+        tensors = self.layout().split(vector)
+        if not np.isfinite(vector).all():
+            raise ValueError("vector holds NaN or infinity: the parameters stay as they were")
+        with torch.no_grad():
+            for name, parameter in self.trainable_parameters().items():
+                parameter.copy_(torch.from_numpy(np.array(tensors[name])))
+
+
+def zero_shot_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig | None = None) -> FedMPT:
+    """The untrained baseline: prompt "a photo of a CLASS." and the head as it starts, one condition.
+
+    Args:
+        backbone: frozen towers.
+        classes: C class names.
+        config: settings of the head (prediction, scale, bias, and transport if it is a component); defaults
+            if None.
+
+    Returns:
+        A model to score with, on the backbone's words alone. Nothing in it depends on a seed.
+    """
+    config = ModelConfig() if config is None else config
+    plain = replace(
+        config,
+        components=tuple(c for c in config.components if c == "transport"),
+        class_init=ZERO_SHOT_TEMPLATE,
+        class_tokens=len(backbone.tokenize(ZERO_SHOT_TEMPLATE)),
+    )
+    return FedMPT(backbone, classes, (), plain, seed=0)
+
+
+def zero_shot(
+    backbone: "Backbone", classes: Sequence[str], patches: Tensor, config: ModelConfig | None = None
+) -> Prediction:
+    """Prediction of `zero_shot_model` for B records, without gradient.
+
+    Args:
+        backbone: frozen towers.
+        classes: C class names.
+        patches: (B, P, D), on the device of the backbone.
+        config: as for `zero_shot_model`.
+
+    Returns:
+        Prediction with N = 1.
+    """
+    with torch.no_grad():
+        return zero_shot_model(backbone, classes, config).to(patches.device)(patches)
+
+
+def _given(value: float | None, fallback: float) -> float:
+    return fallback if value is None else value
