@@ -1,0 +1,309 @@
+"""The manifest: a table of pictures and labels, the one way in for a site's own data.
+
+| column | content |
+|---|---|
+| `path` | picture file; relative paths start at the manifest's folder, or at an explicit root |
+| `labels` | CSV: separated by `|` or `;`, blank for a picture without labels; Parquet: a list of strings |
+| `split` | `train`, `val` or `test` |
+| `group` | optional: what records belong together, say a patient; given for all records or for none |
+
+Everything is checked before anything is used, and every problem is found in one pass and named with its
+line. Must never guess: an unknown label or split is refused, and no relative path leads out of its root, by
+`..` or by a link. Messages name paths and labels, so they are for the site's own eyes.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fedmpt_core.data.manifest_file import (
+    CONTROL,
+    SPLITS,
+    ManifestError,
+    ManifestRow,
+    Problem,
+    Problems,
+    nearest,
+    parse,
+    read_rows,
+    write_manifest,
+)
+from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture
+
+__all__ = [
+    "SPLITS",
+    "ManifestError",
+    "ManifestRow",
+    "Problem",
+    "Problems",
+    "check_manifest",
+    "load_manifest",
+    "load_rows",
+    "read_rows",
+    "write_manifest",
+]
+
+_CHUNK = 512
+
+Progress = Callable[[int, int], None]
+
+
+def load_manifest(
+    path: str | Path,
+    classes: Sequence[str],
+    split: str,
+    root: str | Path | None = None,
+    *,
+    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    verify: bool = False,
+    allow_empty: bool = False,
+    threads: int = 4,
+    on_progress: Progress | None = None,
+) -> Dataset:
+    """The records of one split; the lines of the other splits are checked, their pictures are not decoded.
+
+    Args:
+        path: a `.csv` or `.parquet` manifest.
+        classes: the job's C labels.
+        split: `train`, `val` or `test`.
+        root: folder that relative paths start from; None means the manifest's own folder.
+        on_bad_image: `refuse`, or `skip` pictures that cannot be decoded (every other problem is still
+            refused).
+        verify: decode every picture of the split now; always done for `skip`. Otherwise a damaged picture is
+            refused when it is first loaded.
+        allow_empty: whether the split may hold no picture.
+        threads: decoding threads, at least 1.
+        on_progress: called with (done, total) while pictures are decoded.
+
+    Returns:
+        The records in the manifest's order; `skipped` says how many pictures were left out.
+
+    Raises:
+        ManifestError: the manifest cannot be used; names every problem.
+        ValueError: an argument is out of range.
+    """
+    problems = Problems(Path(path).name)
+    rows = parse(Path(path), problems)
+    return load_rows(
+        rows,
+        classes,
+        split,
+        root=Path(path).parent if root is None else root,
+        problems=problems,
+        on_bad_image=on_bad_image,
+        verify=verify,
+        allow_empty=allow_empty,
+        threads=threads,
+        on_progress=on_progress,
+    )
+
+
+def load_rows(
+    rows: Iterable[ManifestRow],
+    classes: Sequence[str],
+    split: str,
+    *,
+    root: str | Path,
+    problems: Problems,
+    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    verify: bool = False,
+    allow_empty: bool = False,
+    threads: int = 4,
+    on_progress: Progress | None = None,
+) -> Dataset:
+    """`load_manifest` for rows that do not come from a manifest file.
+
+    Args:
+        rows: the lines, their `origin` set.
+        classes: the job's C labels.
+        split: `train`, `val` or `test`.
+        root: folder that relative paths start from.
+        problems: what is already known to be wrong; grows.
+        on_bad_image: as in `load_manifest`.
+        verify: as in `load_manifest`.
+        allow_empty: as in `load_manifest`.
+        threads: as in `load_manifest`.
+        on_progress: as in `load_manifest`.
+
+    Returns:
+        The records of the split.
+
+    Raises:
+        ManifestError: the rows cannot be used; names every problem.
+        ValueError: an argument is out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: use one of {', '.join(SPLITS)}")
+    if on_bad_image not in ("refuse", "skip"):
+        raise ValueError(f"on_bad_image={on_bad_image!r}: use 'refuse' or 'skip'")
+    rows = list(rows)
+    found = _check_rows(rows, classes, root, problems)
+    mine = [(row, picture) for row, picture in found if row.split == split]
+    if not allow_empty:
+        _require(split, rows, problems)
+    skipped = 0
+    if verify or on_bad_image == "skip":
+        unreadable = _unreadable([picture for _, picture in mine], threads, on_progress)
+        if on_bad_image == "skip":
+            skipped = len(unreadable)
+            mine = [entry for i, entry in enumerate(mine) if i not in unreadable]
+            if skipped and not mine:
+                problems.add(problems.source, f"none of the {skipped} pictures in split '{split}' can be decoded")
+        else:
+            _add_unreadable(unreadable, problems)
+    problems.refuse_any()
+    column = {label: c for c, label in enumerate(classes)}
+    targets = np.zeros((len(mine), len(column)), np.uint8)
+    for r, (row, _) in enumerate(mine):
+        targets[r, [column[label] for label in row.labels]] = 1
+    grouped = any(row.group for row, _ in mine)
+    return Dataset(
+        tuple(classes),
+        tuple(picture for _, picture in mine),
+        targets,
+        tuple(row.group for row, _ in mine) if grouped else None,
+        skipped,
+    )
+
+
+def check_manifest(
+    path: str | Path,
+    classes: Sequence[str],
+    root: str | Path | None = None,
+    *,
+    splits: Sequence[str] = SPLITS,
+    verify: bool = True,
+    threads: int = 4,
+    on_progress: Progress | None = None,
+) -> Problems:
+    """Every problem of a manifest, found in one pass; nothing is raised for what it holds.
+
+    Args:
+        path: a `.csv` or `.parquet` manifest.
+        classes: the job's C labels.
+        root: folder that relative paths start from; None means the manifest's own folder.
+        splits: splits that must hold pictures.
+        verify: decode every picture of every split.
+        threads: decoding threads, at least 1.
+        on_progress: called with (done, total) while pictures are decoded.
+
+    Returns:
+        The first problems and their number; its length is 0 when there are none.
+    """
+    problems = Problems(Path(path).name)
+    rows = parse(Path(path), problems)
+    found = _check_rows(rows, classes, Path(path).parent if root is None else root, problems)
+    for split in splits:
+        _require(split, rows, problems)
+    if verify:
+        _add_unreadable(_unreadable([picture for _, picture in found], threads, on_progress), problems)
+    return problems
+
+
+def _require(split: str, rows: Sequence[ManifestRow], problems: Problems) -> None:
+    # Where no row could be read at all, that has been named already.
+    if not any(row.split == split for row in rows) and (rows or not problems.count):
+        problems.add(problems.source, f"no picture is in split '{split}'")
+
+
+def _check_rows(
+    rows: Iterable[ManifestRow], classes: Sequence[str], root: str | Path, problems: Problems
+) -> list[tuple[ManifestRow, FilePicture]]:
+    """Every row that names a picture of its own, with that picture; all problems are added."""
+    base = os.path.realpath(root)
+    if not Path(base).is_dir():
+        problems.add(problems.source, f"root={str(root)!r} is not a folder")
+        return []
+    rows, known = list(rows), set(classes)
+    grouped = any(row.group for row in rows)
+    first: dict[str, str] = {}
+    unknown: dict[str, list[str]] = {}
+    found = []
+    for row in rows:
+        if row.split not in SPLITS:
+            hint = nearest(row.split, SPLITS) or f": use {', '.join(SPLITS)}"
+            problems.add(row.origin, f"split {row.split!r} is not known{hint}")
+        if grouped and not row.group:
+            problems.add(row.origin, "has no group while others have one: give every record one, or remove the column")
+        if "" in row.labels:
+            problems.add(row.origin, "has an empty label: remove the separator that is too many")
+        for label in sorted({label for label in row.labels if label and label not in known}):
+            unknown.setdefault(label, []).append(row.origin)
+        path = _resolve(row, base, problems)
+        if path is None:
+            continue
+        if path in first:
+            problems.add(row.origin, f"picture {row.path!r} is already listed in {first[path]}")
+        else:
+            first[path] = row.origin
+            found.append((row, FilePicture(path, row.origin)))
+    for label, origins in unknown.items():
+        problems.add(origins[0], partial(_unknown_label, label, len(origins), classes))
+    return found
+
+
+def _unknown_label(label: str, times: int, classes: Sequence[str]) -> str:
+    hint = nearest(label, classes)
+    if not hint and "," in label:
+        hint = ": separate labels by '|' or ';'"
+    more = f" (and in {times - 1} more rows)" if times > 1 else ""
+    return f"label {label!r}{more} is not one of the job's classes{hint or ': correct it, or add it to the job'}"
+
+
+def _resolve(row: ManifestRow, base: str, problems: Problems) -> str | None:
+    """The picture's real path, or None once its problem has been added."""
+    if not row.path or CONTROL.search(row.path):
+        problems.add(row.origin, f"path {row.path!r} is empty or holds a control character")
+        return None
+    path = os.path.realpath(Path(base, row.path))
+    if not Path(row.path).is_absolute() and not Path(path).is_relative_to(base):
+        problems.add(
+            row.origin,
+            f"picture {row.path!r} leads out of {base!r}: set root to a folder that holds it, or give its full path",
+        )
+        return None
+    try:
+        status = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        inside = "" if Path(row.path).is_absolute() else f" in {base!r}"
+        hint = ": use '/' between folders" if "\\" in row.path else ""
+        problems.add(row.origin, f"picture {row.path!r} does not exist{inside}{hint}")
+    except OSError as error:
+        problems.add(row.origin, f"picture {row.path!r} cannot be read ({error.strerror})")
+    else:
+        if stat.S_ISREG(status.st_mode):
+            return path
+        problems.add(row.origin, f"picture {row.path!r} is not a regular file")
+    return None
+
+
+def _unreadable(pictures: Sequence[FilePicture], threads: int, on_progress: Progress | None) -> dict[int, BadPicture]:
+    """Decodes every picture; what is wrong with those that cannot be, by position."""
+
+    def error(picture: FilePicture) -> BadPicture | None:
+        try:
+            picture.load()
+        except BadPicture as bad:
+            return bad
+        return None
+
+    found: dict[int, BadPicture] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        # In pieces: an interrupt or an exception of the callback must not wait for the whole set.
+        for start in range(0, len(pictures), _CHUNK):
+            piece = pictures[start : start + _CHUNK]
+            found |= {start + i: bad for i, bad in enumerate(pool.map(error, piece)) if bad}
+            if on_progress:
+                on_progress(start + len(piece), len(pictures))
+    return found
+
+
+def _add_unreadable(unreadable: dict[int, BadPicture], problems: Problems) -> None:
+    for bad in unreadable.values():
+        problems.add(bad.origin, f"picture {bad.name!r} {bad.reason}")
