@@ -1,0 +1,45 @@
+"""The picture of a run: figures over rounds and the gate's weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def draw_curves(record: Mapping[str, Any], path: Path) -> None:
+    """Draw mAP, CF1 and OF1 over rounds, and the mean gate weight of every condition, into a PNG.
+
+    Args:
+        record: a run's record in plain values (`result.json`).
+        path: the PNG to write.
+
+    Raises:
+        ValueError: the record holds no evaluated round.
+    """
+    rows = [r for r in record["rounds"] if "mAP" in r]
+    if not rows:
+        raise ValueError("the run has no evaluated round: there is nothing to draw")
+    rounds = [r["round"] for r in rows]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    scores, gates = figure.subplots(1, 2, width_ratios=(3, 2))
+    for key, colour in (("mAP", "#0b6e99"), ("CF1", "#c2571a"), ("OF1", "#4a7a2c")):
+        scores.plot(rounds, [r[key] for r in rows], marker="o", markersize=4, label=key, color=colour)
+    zero_shot = rows[0].get("zero_shot", {}).get("mAP")
+    if zero_shot is not None:
+        scores.axhline(zero_shot, linestyle="--", linewidth=1, color="#555555", label=f"zero-shot mAP {zero_shot:.1f}")
+    towers = record["backbone"] + (" — a stand-in, not CLIP" if record["is_stand_in"] else "")
+    scores.set(xlabel="round", ylabel="percent", title=f"{record['config']['name']}: global model on test pictures")
+    scores.grid(alpha=0.3)
+    scores.legend(fontsize=8)
+    names = record["config"]["model"]["conditions"]
+    weights = [r["gate"] for r in rows]
+    if len(weights[0]) != len(names):
+        names = [f"{i + 1}" for i in range(len(weights[0]))]
+    for n, name in enumerate(names):
+        gates.plot(rounds, [w[n] for w in weights], marker="o", markersize=3, label=name)
+    gates.set(xlabel="round", ylabel="mean weight", title="gate over conditions")
+    gates.grid(alpha=0.3)
+    gates.legend(fontsize=8)
+    figure.supxlabel(towers, fontsize=8, color="#555555")
+    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,0 +1,80 @@
+"""Scoring the global model on a site's held-out pictures.
+
+Thresholds are chosen on the `val` split and used on `test`; without a `val` split the threshold is 0.5 and the result
+says so. Scores of pictures never leave this module, only the figures over the whole split.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedmpt_core import metrics
+from fedmpt_core.data.feature_cache import PatchFeatures
+from fedmpt_core.gating import entropy
+from fedmpt_core.model import FedMPT
+
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Model outputs on R pictures: `probabilities` (R, C) and `gate` (R, N), float64."""
+
+    probabilities: np.ndarray
+    gate: np.ndarray
+
+
+@dataclass(frozen=True)
+class Split:
+    """Held-out records: their patch features and (R, C) targets in {0, 1}."""
+
+    features: PatchFeatures
+    targets: np.ndarray
+
+
+def score(model: FedMPT, features: PatchFeatures, *, batch_size: int = 64) -> Scores:
+    """Probabilities and gate weights of every record, without gradients."""
+    device = next(iter(model.trainable_parameters().values())).device
+    probabilities, gates = [], []
+    with torch.no_grad():
+        text = model.text_features()
+        for start in range(0, len(features), batch_size):
+            rows = range(start, min(start + batch_size, len(features)))
+            prediction = model(features.batch(rows).to(device), text)
+            probabilities.append(prediction.probabilities.double().cpu().numpy())
+            gates.append(prediction.gate.double().cpu().numpy())
+    return Scores(np.concatenate(probabilities), np.concatenate(gates))
+
+
+def evaluate(model: FedMPT, test: Split, val: Split | None = None) -> dict[str, float | list[float]]:
+    """Figures of the model on the test split.
+
+    Returns:
+        mAP, CF1 (overall), CF1_macro, OF1 in percent, `threshold`, `threshold_from_val` (1 or 0), `ece`,
+        `classes_without_positives`, `AP` (per class, NaN left out as -1), `gate` (mean weight per condition) and
+        `gate_entropy` (mean over records, nats).
+    """
+    threshold = DEFAULT_THRESHOLD
+    if val is not None:
+        threshold = metrics.best_threshold(score(model, val.features).probabilities, val.targets)
+    return figures(score(model, test.features), test.targets, threshold, from_val=val is not None)
+
+
+def figures(scores: Scores, targets: np.ndarray, threshold: float, *, from_val: bool) -> dict[str, float | list[float]]:
+    """The figures of `evaluate` from scores already computed."""
+    precision = metrics.average_precision(scores.probabilities, targets)
+    f1 = metrics.f1_scores(scores.probabilities, targets, threshold)
+    return {
+        "mAP": 100 * precision.mean,
+        "CF1": 100 * f1.cf1_overall,
+        "CF1_macro": 100 * f1.cf1_macro,
+        "OF1": 100 * f1.of1,
+        "threshold": float(threshold),
+        "threshold_from_val": float(from_val),
+        "ece": metrics.calibration_error(scores.probabilities, targets),
+        "classes_without_positives": float(precision.without_positives),
+        "AP": [-1.0 if np.isnan(ap) else 100 * float(ap) for ap in precision.per_class],
+        "gate": [float(g) for g in scores.gate.mean(0)],
+        "gate_entropy": float(entropy(torch.from_numpy(np.log(np.maximum(scores.gate, 1e-300)))).mean()),
+    }

@@ -1,0 +1,194 @@
+"""A site's working state during a job: data, features and model, behind three calls.
+
+`prepare` checks the data and computes missing patch features, `train` answers a round, `evaluate` scores the global
+model. The session knows nothing of how it is called; FLARE's trainer process and the tests both use it.
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmpt_core.backbone.load import load_backbone
+from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.data.feature_cache import FeatureCache, PatchFeatures
+from fedmpt_core.data.pictures import Dataset
+from fedmpt_core.data.source import load_split
+from fedmpt_core.evaluation import Split, evaluate
+from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.model import FedMPT, zero_shot_model
+from fedmpt_core.training import LocalUpdate, StepRecord, local_update
+
+Progress = Callable[[str, int, int], None]
+VERSIONED = ("fedmpt", "nvflare", "torch", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a site tells the federation before the first round; nothing in it depends on a picture.
+
+    Attributes:
+        layout: the trained tensors.
+        initial: (d,) float32 initial parameters, equal at every site.
+        evaluates: whether this site scores the global model.
+        backbone: name of the frozen towers.
+        is_stand_in: whether the towers only stand in for CLIP.
+        backbone_digest: SHA-256 of the frozen weights.
+        device: kind of device, for example `cpu` or the name of a GPU.
+        versions: package versions.
+    """
+
+    layout: ParameterLayout
+    initial: np.ndarray
+    evaluates: bool
+    backbone: str
+    is_stand_in: bool
+    backbone_digest: str
+    device: str
+    versions: dict[str, str]
+
+
+class SiteSession:
+    """One site in one job."""
+
+    def __init__(self, job: JobConfig, site: SiteConfig, name: str) -> None:
+        """Loads the frozen towers and builds the model; touches no picture.
+
+        Args:
+            job: the agreed job.
+            site: what this site has.
+            name: the site's name; makes its batch order its own.
+
+        Raises:
+            ValueError: the device, weights, conditions or class names cannot be used.
+        """
+        self.job, self.site, self.name = job, site, name
+        if site.threads:
+            torch.set_num_threads(site.threads)
+        self.device = pick_device(site.device)
+        self.backbone = load_backbone(job.backbone).to(self.device)
+        self.model = FedMPT(self.backbone, job.classes, job.model.conditions, job.model, job.seed).to(self.device)
+        self._train: tuple[PatchFeatures, np.ndarray] | None = None
+        self._val: Split | None = None
+        self._test: Split | None = None
+
+    def prepare(self, on_progress: Progress | None = None) -> Prepared:
+        """Check the data, compute missing patch features, describe the model.
+
+        Args:
+            on_progress: called with (split, done, total) while features are computed.
+
+        Raises:
+            ValueError: the data cannot be used.
+        """
+        train = load_split(self.job, self.site.data, "train")
+        val = load_split(self.job, self.site.data, "val")
+        test = load_split(self.job, self.site.data, "test")
+        if train is not None:
+            self._train = (self._features(train, "train", on_progress), train.targets)
+        if val is not None:
+            self._val = Split(self._features(val, "val", on_progress), val.targets)
+        if test is not None:
+            self._test = Split(self._features(test, "test", on_progress), test.targets)
+        return Prepared(
+            self.model.layout(),
+            self.model.vector(),
+            self._test is not None,
+            self.backbone.name,
+            self.backbone.is_stand_in,
+            self.backbone.digest(),
+            device_name(self.device),
+            package_versions(),
+        )
+
+    def train(
+        self, state: np.ndarray, round_number: int, on_step: Callable[[StepRecord], None] | None = None
+    ) -> LocalUpdate:
+        """This site's update for a round. Same state, round and records: same update.
+
+        Raises:
+            ValueError: `prepare` was not called.
+            FloatingPointError: training diverged.
+        """
+        if self._train is None:
+            raise ValueError("train before prepare: the site's records are not loaded")
+        features, targets = self._train
+        return local_update(
+            self.model,
+            features,
+            targets,
+            state=state,
+            round_number=round_number,
+            training=self.job.training,
+            loss=self.job.loss,
+            generator=np.random.default_rng([self.job.seed, round_number, _stable_number(self.name)]),
+            on_step=on_step,
+        )
+
+    def records(self) -> int:
+        """Number of training records; leaves the site only when the job weighs by records."""
+        return len(self._train[1]) if self._train else 0
+
+    def evaluate(self, state: np.ndarray, *, zero_shot: bool = False) -> dict[str, Any] | None:
+        """Figures of `state` on this site's test split, or None when it has none.
+
+        With `zero_shot`, also those of the prompt "a photo of a CLASS." on the untouched towers, under that name.
+        """
+        if self._test is None:
+            return None
+        self.model.load_vector(state)
+        found: dict[str, Any] = dict(evaluate(self.model, self._test, self._val))
+        if zero_shot:
+            plain = zero_shot_model(self.backbone, self.job.classes, self.job.model).to(self.device)
+            found["zero_shot"] = evaluate(plain, self._test, self._val)
+        return found
+
+    def _features(self, dataset: Dataset, split: str, on_progress: Progress | None) -> PatchFeatures:
+        def report(done: int, total: int) -> None:
+            if on_progress:
+                on_progress(split, done, total)
+
+        return open_cache(self.site).features(dataset.pictures, self.backbone, on_progress=report)
+
+
+def open_cache(site: SiteConfig) -> FeatureCache:
+    """The site's patch-feature cache."""
+    return FeatureCache(Path(site.cache_dir), max_bytes=int(site.cache_max_gib * 2**30))
+
+
+def pick_device(wish: str) -> torch.device:
+    """`auto` is the first GPU where there is one. Raises ValueError when a named device is missing."""
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wish)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={wish!r}: this machine shows {torch.cuda.device_count()} GPUs; use 'auto' or 'cpu'")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a result says of the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _stable_number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

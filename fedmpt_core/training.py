@@ -1,0 +1,145 @@
+"""One site's work in one round: a few optimiser steps from the global parameters, and the difference they made.
+
+McMahan et al. 2017, algorithm 1, with the paper's loss and schedule. Optimiser state starts anew in every round, so a
+site's answer depends on the global parameters, its records and the seed alone. Never: batch statistics, un-noised
+metrics on training records that leave the site.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpt_core.config import LossConfig, TrainingConfig
+from fedmpt_core.data.feature_cache import PatchFeatures
+from fedmpt_core.losses import asymmetric_loss
+from fedmpt_core.model import FedMPT
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step; stays at the site.
+
+    Attributes:
+        step: from 0 within the round.
+        loss: mean over the batch of the loss summed over classes.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LocalUpdate:
+    """What a round computed at a site.
+
+    Attributes:
+        vector: (d,) float32, local minus global parameters in layout order.
+        steps: one record per optimiser step.
+    """
+
+    vector: np.ndarray
+    steps: tuple[StepRecord, ...]
+
+
+def local_update(
+    model: FedMPT,
+    features: PatchFeatures,
+    targets: np.ndarray,
+    *,
+    state: np.ndarray,
+    round_number: int,
+    training: TrainingConfig,
+    loss: LossConfig,
+    generator: np.random.Generator,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> LocalUpdate:
+    """Train from `state` on this site's records.
+
+    Args:
+        model: the site's model, on its device; its parameters are overwritten.
+        features: R records' patch features.
+        targets: (R, C) in {0, 1}.
+        state: (d,) float32 global parameters.
+        round_number: from 1; sets the learning rate of the schedule.
+        training: steps, batch size, optimiser.
+        loss: the asymmetric loss.
+        generator: fixes the order of the records.
+        on_step: called after each step.
+
+    Returns:
+        The update and its step records.
+
+    Raises:
+        FloatingPointError: loss or parameters became NaN or infinite.
+    """
+    layout = model.layout()
+    model.load_vector(state)
+    device = next(iter(model.trainable_parameters().values())).device
+    optimizer = _optimizer(model, training, _learning_rate(training, round_number))
+    labels = torch.from_numpy(np.ascontiguousarray(targets)).to(torch.float32)
+    records = []
+    for step, batch in enumerate(_batches(len(features), training, generator)):
+        start = time.perf_counter()
+        prediction = model(features.batch(batch).to(device))
+        per_record = asymmetric_loss(
+            prediction.log_positive,
+            prediction.log_negative,
+            labels[batch].to(device),
+            gamma_negative=loss.gamma_negative,
+            gamma_positive=loss.gamma_positive,
+            margin=loss.margin,
+        )
+        objective = training.loss_weight * per_record.mean()
+        if not torch.isfinite(objective):
+            raise FloatingPointError(
+                f"the loss became {float(objective)} in round {round_number}, step {step}: "
+                f"lower learning_rate={training.learning_rate}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        objective.backward()
+        optimizer.step()
+        records.append(StepRecord(step, float(per_record.detach().mean()), time.perf_counter() - start))
+        if on_step:
+            on_step(records[-1])
+    update = model.vector() - state
+    if not np.isfinite(update).all():
+        raise FloatingPointError(
+            f"parameters became NaN or infinite in round {round_number}: lower learning_rate={training.learning_rate}"
+        )
+    layout.encode(update)
+    return LocalUpdate(update, tuple(records))
+
+
+def _learning_rate(training: TrainingConfig, round_number: int) -> float:
+    if training.schedule == "constant":
+        return training.learning_rate
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / training.rounds))
+
+
+def _optimizer(model: FedMPT, training: TrainingConfig, rate: float) -> torch.optim.Optimizer:
+    parameters: list[Tensor] = list(model.trainable_parameters().values())
+    if training.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=rate, betas=(training.momentum, 0.999), weight_decay=training.weight_decay
+        )
+    return torch.optim.SGD(parameters, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay)
+
+
+def _batches(records: int, training: TrainingConfig, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Shuffled passes over all records, cut into batches; a last short batch is kept."""
+    steps = training.local_steps or training.local_epochs * math.ceil(records / training.batch_size)
+    done = 0
+    while True:
+        order = generator.permutation(records)
+        for start in range(0, records, training.batch_size):
+            if done == steps:
+                return
+            yield order[start : start + training.batch_size]
+            done += 1
