@@ -1,0 +1,5 @@
+"""`python -m fedmpt_flare` is the `fedmpt` command."""
+
+from fedmpt_flare.cli import main
+
+main()

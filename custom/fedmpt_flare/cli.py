@@ -1,0 +1,203 @@
+"""The `fedmpt` command. Arguments and exit codes here, drawing in `console`, work in `fedmpt_core`."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.config_file import ConfigError, load_job, load_sites, schema
+from fedmpt_flare import console
+from fedmpt_flare.site import default_cache
+
+app = typer.Typer(
+    help="Federated multi-label prompt tuning of vision-language models on NVIDIA FLARE.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.TOML", help="The agreed job.")]
+SiteFile = Annotated[
+    Path | None,
+    typer.Option("--sites", metavar="FILE", help="What each simulated site has; default: site.toml beside the job."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the seed of the job.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.command()
+def check(
+    job: Annotated[Path | None, typer.Argument(metavar="JOB.TOML", help="The agreed job.")] = None,
+    sites: SiteFile = None,
+    seed: Seed = None,
+    show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a job file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a job and the sites' data before any work is spent; show what a round costs."""
+    if show_schema:
+        typer.echo(json.dumps(schema(), indent=2))
+        return
+    if job is None:
+        raise ConfigError("JOB.TOML is missing: name the job file to check")
+    config, site_configs = _load(job, sites, seed, needs_sites=sites is not None or (job.parent / "site.toml").exists())
+    from fedmpt_core import preflight
+
+    size = preflight.check_model(config)
+    data = preflight.check_data(config, site_configs) if site_configs else {}
+    if as_json:
+        typer.echo(json.dumps(console.check_json(config, size, data)))
+    else:
+        console.show_check(config, size, data)
+
+
+@app.command()
+def simulate(
+    job: JobFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for results; default: runs/NAME.")
+    ] = None,
+    sites: SiteFile = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole federation on this machine, in NVIDIA FLARE's simulator."""
+    config, site_configs = _load(job, sites, seed)
+    folder = (out or Path("runs") / config.name).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder}: is not a folder")
+    from fedmpt_core import preflight
+    from fedmpt_core.curves import draw_curves
+    from fedmpt_core.result import load_record
+    from fedmpt_flare.simulation import Simulation
+
+    began = time.monotonic()
+    view = console.RunView(config, quiet=as_json)
+    view.step("checking job, weights and pictures")
+    data = preflight.check_data(config, site_configs)
+    size = preflight.check_model(config)
+    view.show_start(size, data)
+    with view.features() as report:
+        preflight.prepare_features(config, site_configs, data, report)
+    prepared = time.monotonic()
+    run = Simulation(config, site_configs, folder)
+    view.step(f"starting NVIDIA FLARE's simulator; full log: {run.log}")
+    with view.rounds() as follow:
+        for event in run.run():
+            follow(event)
+    seconds = {"preparing": round(prepared - began, 1), **run.seconds}
+    (folder / "timing.json").write_text(json.dumps(seconds) + "\n")
+    record = load_record(folder)
+    draw_curves(record, folder / "curves.png")
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        view.show_end(record, folder, seconds)
+
+
+@app.command()
+def export(
+    job: JobFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that receives the job folder.")] = Path(
+        "exported"
+    ),
+    seed: Seed = None,
+) -> None:
+    """Write a FLARE job folder for `nvflare job submit`: configuration only, no code."""
+    config, _ = _load(job, None, seed, needs_sites=False)
+    from fedmpt_core import preflight
+
+    preflight.check_model(config)
+    with console.quiet():
+        from fedmpt_flare.recipe import FedMPTRecipe
+
+        FedMPTRecipe(config).export(str(out))
+    console.say(f"Wrote {out / config.name} (job digest {config.digest()[:16]}). Submit it with:")
+    console.say(f"  nvflare job submit -j {out / config.name}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a run wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also write where each label was found, per condition, as heat maps."),
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Labels to show per picture.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for heat maps; default: DIR/explanations."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label pictures with a finished run's model."""
+    from fedmpt_core.predictor import Predictor
+
+    predictor = Predictor.load(run)
+    answers = [predictor.predict(path) for path in images]
+    if explain:
+        folder = out or run / "explanations"
+        folder.mkdir(parents=True, exist_ok=True)
+        answers = [predictor.explain(a, folder, top=top) for a in answers]
+    if as_json:
+        typer.echo(json.dumps([a.to_dict(top) for a in answers]))
+    else:
+        console.show_predictions(answers, top, predictor)
+
+
+@app.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A PASCAL VOC2007 folder (VOCdevkit or VOC2007).")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Manifest to write (.csv or .parquet).")] = Path(
+        "manifest.csv"
+    ),
+) -> None:
+    """Turn a data set's folder into a manifest."""
+    from fedmpt_core.data import manifest, voc
+
+    rows = voc.voc_rows(folder)
+    manifest.write_manifest(rows, out)
+    console.say(f"Wrote {out}: {len(rows)} pictures, classes {', '.join(voc.CLASSES)}")
+
+
+def _load(
+    job: Path, sites: Path | None, seed: int | None, *, needs_sites: bool = True
+) -> tuple[JobConfig, dict[str, SiteConfig]]:
+    config = load_job(job, seed=seed)
+    if not needs_sites:
+        return config, {}
+    found = load_sites(sites or job.parent / "site.toml")
+    if len(found) < config.federation.min_sites:
+        raise ConfigError(
+            f"{sites or job.parent / 'site.toml'}: names {len(found)} sites, "
+            f"the job needs min_sites={config.federation.min_sites}"
+        )
+    cached = {n: dataclasses.replace(s, cache_dir=s.cache_dir or str(default_cache())) for n, s in found.items()}
+    return config, cached
+
+
+def main() -> None:
+    """Entry point: errors meant for people are one sentence on standard error and exit code 2."""
+    from fedmpt_flare.simulation import SimulationFailed
+
+    # Third-party notices are of no use to whoever runs a command; FLARE's own go to the log file.
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except SimulationFailed as error:
+        console.fail(str(error))
+        sys.exit(1)
+    except ValueError as error:
+        console.fail(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.fail("stopped")
+        sys.exit(130)

@@ -1,0 +1,87 @@
+"""The table of rounds, built from the workflow's events."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_PHASES = {"joining": "sites are starting", "training": "training", "evaluating": "evaluating"}
+_PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {gate:>6}  {mib:>6}  {seconds:>7}"
+
+
+class RoundsTable:
+    """Takes events, gives a table for a terminal or one line per round for a log."""
+
+    def __init__(self, rounds: int) -> None:
+        """Empty, for a job of that many rounds."""
+        self._rounds, self._rows = rounds, list[dict[str, str]]()
+        self._status, self._notes, self._answered, self._asked = "starting", list[str](), 0, 0
+
+    def heading(self) -> str:
+        """Column heads of the plain lines."""
+        names = ("round", "sites", "mAP", "CF1", "OF1", "gateH", "MiB", "seconds")
+        return _PLAIN.format(
+            **dict(zip(("round", "sites", "mAP", "CF1", "OF1", "gate", "mib", "seconds"), names, strict=True))
+        )
+
+    def take(self, event: Mapping[str, Any]) -> str | None:
+        """Note an event; returns a line when there is something to say in a log."""
+        match event["event"]:
+            case "round":
+                row = _cells(event)
+                self._rows.append(row)
+                return _PLAIN.format(**row)
+            case "joining" | "training" | "evaluating" as phase:
+                self._answered, self._asked = 0, len(event["sites"])
+                where = f"round {event['round']}: " if "round" in event else ""
+                self._status = f"{where}{_PHASES[phase]}"
+            case "answered":
+                self._answered += 1
+            case "dropped":
+                return self._note(f"{event['site']} dropped out of {event['phase']}: {event['reason']}")
+            case "left_out":
+                return self._note(f"left out: {', '.join(event['sites'])}: {event['reason']}")
+            case "round_failed":
+                return self._note(f"round {event['round']} failed: {event['reason']}")
+            case "completed" | "failed" as outcome:
+                self._status = outcome
+        return None
+
+    def draw(self) -> RenderableType:
+        """The table and a line on what goes on."""
+        table = Table("round", "sites", "mAP", "CF1", "OF1", "gate entropy", "MiB sent", "seconds")
+        for row in self._rows:
+            table.add_row(*row.values())
+        waiting = (
+            f" ({self._answered} of {self._asked} sites answered)"
+            if self._status not in ("completed", "failed")
+            else ""
+        )
+        return Group(
+            table,
+            *[Text(n, style="yellow") for n in self._notes[-4:]],
+            Text(self._status + waiting, style="dim"),
+        )
+
+    def _note(self, text: str) -> str:
+        self._notes.append(text)
+        return text
+
+
+def _cells(event: Mapping[str, Any]) -> dict[str, str]:
+    def number(key: str, form: str) -> str:
+        return format(event[key], form) if key in event else "–"
+
+    sent = sum(event["bytes_sent"].values()) / 2**20
+    return {
+        "round": str(event["round"]),
+        "sites": str(len(event["sites"])) if event["sites"] else "–",
+        "mAP": number("mAP", ".2f"),
+        "CF1": number("CF1", ".2f"),
+        "OF1": number("OF1", ".2f"),
+        "gate": number("gate_entropy", ".3f"),
+        "mib": f"{sent:.2f}",
+        "seconds": f"{event['seconds']:.1f}",
+    }

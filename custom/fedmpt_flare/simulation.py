@@ -1,0 +1,169 @@
+"""A federation on one machine: FLARE's simulator in a process of its own, watched through its event file.
+
+Run as `python -m fedmpt_flare.simulation SPEC` it is that process; `Simulation` starts it and follows it.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.config_file import job_from_dict, site_from_dict
+from fedmpt_flare.artifacts import EVENTS, MODEL, RESULT
+from fedmpt_flare.site import SITE_FILE
+from fedmpt_flare.tasks import CLASS_ALLOW_LIST
+
+LOG = "fedmpt.log"
+_POLL_SECONDS = 0.1
+
+
+class SimulationFailed(Exception):
+    """The simulated federation did not complete; the message says why, or which log does."""
+
+
+class Simulation:
+    """One simulated run into an output folder."""
+
+    def __init__(self, job: JobConfig, sites: dict[str, SiteConfig], out: Path) -> None:
+        """Prepares nothing yet.
+
+        Args:
+            job: the agreed job.
+            sites: settings of each simulated site.
+            out: folder for results; made if missing.
+        """
+        self._job, self._sites, self._out = job, sites, out
+        self.log = out / LOG
+        self.seconds: dict[str, float] = {}  # wall time of FLARE's start, the sites' start, the rounds, FLARE's stop
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Run to the end, yielding the workflow's events as they come.
+
+        Raises:
+            SimulationFailed: the run failed, or left no completed record.
+        """
+        self._out.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT, MODEL):
+            (self._out / name).unlink(missing_ok=True)
+        workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
+        try:
+            yield from self._follow(workspace)
+        finally:
+            self._collect(workspace)
+            shutil.rmtree(workspace, ignore_errors=True)
+
+    def _follow(self, workspace: Path) -> Iterator[dict[str, Any]]:
+        spec = workspace / "spec.json"
+        spec.write_text(
+            json.dumps({"job": self._job.to_dict(), "sites": {n: asdict(s) for n, s in self._sites.items()}})
+        )
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+                [sys.executable, "-W", "ignore", "-m", __name__, str(spec)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=workspace,
+            )
+        try:
+            outcome, began, marks = None, time.time(), dict[str, float]()
+            for event in _events(workspace, process):
+                marks.setdefault(event["event"], event["time"])
+                if event["event"] in ("completed", "failed"):
+                    outcome = event
+                yield event
+            self.seconds = _told_apart(began, marks, time.time())
+            if outcome is None:
+                raise SimulationFailed(
+                    f"FLARE's simulator ended with exit code {process.returncode} before the job did"
+                )
+            if outcome["event"] == "failed":
+                raise SimulationFailed(outcome["reason"])
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _collect(self, workspace: Path) -> None:
+        run = _run_folder(workspace)
+        for name in (RESULT, MODEL):
+            if run and (run / name).exists():
+                shutil.copy(run / name, self._out / name)
+        for trainer_log in sorted(workspace.glob("**/trainer.log")):
+            with self.log.open("ab") as log:
+                log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())
+
+
+def _told_apart(began: float, marks: dict[str, float], ended: float) -> dict[str, float]:
+    names = ("FLARE start", "sites start", "rounds", "FLARE stop")
+    times = [
+        began,
+        marks.get("joining", ended),
+        marks.get("joined", ended),
+        marks.get("completed", ended),
+        ended,
+    ]
+    return {name: round(times[i + 1] - times[i], 1) for i, name in enumerate(names)}
+
+
+def _run_folder(workspace: Path) -> Path | None:
+    return next((p.parent for p in workspace.glob(f"*/server/simulate_job/{EVENTS}")), None)
+
+
+def _events(workspace: Path, process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
+    """Lines of the event file until the simulator has ended and all are read."""
+    position = 0
+    while True:
+        ended = process.poll() is not None
+        run = _run_folder(workspace)
+        if run:
+            with (run / EVENTS).open("rb") as stream:
+                stream.seek(position)
+                data = stream.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            position += len(whole)
+            for line in whole.splitlines():
+                yield json.loads(line)
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace: Path) -> None:
+    """Write the policy files that a real site would have into the simulator's `local/` folder."""
+    local = workspace / job.name / "local"
+    local.mkdir(parents=True)
+    (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(CLASS_ALLOW_LIST)}))
+    plain = {name: asdict(site) for name, site in sites.items()}
+    (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
+
+
+def _main(spec_path: Path) -> None:
+    from nvflare.recipe import SimEnv
+
+    from fedmpt_flare.recipe import FedMPTRecipe
+
+    spec = json.loads(spec_path.read_text())
+    job = job_from_dict(spec["job"])
+    sites = {name: site_from_dict(values) for name, values in spec["sites"].items()}
+    prepare_workspace(job, sites, spec_path.parent)
+    # one thread per site: with fewer, FLARE ends a site's process between tasks and the trainer with it
+    env = SimEnv(clients=list(sites), num_threads=len(sites), workspace_root=str(spec_path.parent))
+    FedMPTRecipe(job).execute(env)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

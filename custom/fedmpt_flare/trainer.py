@@ -1,0 +1,104 @@
+"""The executor's handle on its trainer process, whose death is an exception here and never the end of the job."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from nvflare.apis.signal import Signal
+
+from fedmpt_flare.frames import read_frame, write_frame
+
+_POLL_SECONDS = 0.2
+
+
+class TrainerError(Exception):
+    """The trainer refused or failed; `expected` when its sentence is meant for people."""
+
+    def __init__(self, text: str, *, expected: bool) -> None:
+        super().__init__(text)
+        self.expected = expected
+
+
+class Trainer:
+    """A disposable child process. Started early, so that importing torch overlaps with FLARE's own start."""
+
+    def __init__(self, log: Path) -> None:
+        """Remembers where the child's standard error goes; starts nothing."""
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._replies: SimpleQueue[tuple[dict[str, Any], bytes] | None] = SimpleQueue()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, for tests that kill it."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the child; it waits for orders."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fedmpt_flare.trainer_main"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self._replies = SimpleQueue()
+        threading.Thread(target=self._listen, args=(self._process, self._replies), daemon=True).start()
+
+    def ask(self, order: str, block: bytes = b"", *, abort: Signal, **fields: Any) -> tuple[dict[str, Any], bytes]:
+        """Give an order and wait for the answer.
+
+        Raises:
+            TrainerError: it refused, failed, died, or the job was aborted (then it is stopped).
+        """
+        if not self.alive or self._process is None or self._process.stdin is None:
+            raise TrainerError("the trainer process is not running", expected=False)
+        try:
+            write_frame(self._process.stdin, {"order": order, **fields}, block)
+        except OSError:
+            raise TrainerError(self._death(), expected=False) from None
+        while True:
+            if abort.triggered:
+                self.stop()
+                raise TrainerError("the job was aborted", expected=False)
+            try:
+                reply = self._replies.get(timeout=_POLL_SECONDS)
+            except Empty:
+                continue
+            if reply is None:
+                raise TrainerError(self._death(), expected=False)
+            answer, data = reply
+            if not answer.pop("ok"):
+                raise TrainerError(answer["text"], expected=answer["expected"])
+            return answer, data
+
+    def stop(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream:
+                    stream.close()
+
+    def _death(self) -> str:
+        code = self._process.wait() if self._process else None
+        return f"the trainer process ended with exit code {code}; see {self._log.name} at the site"
+
+    @staticmethod
+    def _listen(
+        process: "subprocess.Popen[bytes]", replies: "SimpleQueue[tuple[dict[str, Any], bytes] | None]"
+    ) -> None:
+        try:
+            while process.stdout:
+                replies.put(read_frame(process.stdout))
+        except (EOFError, ValueError, OSError):
+            replies.put(None)

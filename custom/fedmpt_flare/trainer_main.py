@@ -1,0 +1,90 @@
+"""The trainer process: torch, the towers and the GPU live here, away from FLARE's job process.
+
+Reads orders from standard input and writes replies to what was standard output (which is then pointed at standard
+error, so that no library's print can spoil a frame). Ends when the executor closes its side, however that came about.
+"""
+
+import os
+import queue
+import sys
+import threading
+import traceback
+from typing import IO, Any
+
+from fedmpt_flare.frames import read_frame, write_frame
+
+
+def main() -> None:
+    """Serve orders until the executor goes away."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    orders: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
+    worker = _Worker(replies)
+    while True:
+        fields, block = orders.get()
+        try:
+            answer, data = worker.answer(fields, block)
+            write_frame(replies, {"ok": True, **answer}, data)
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            traceback.print_exc()
+            expected = isinstance(error, ValueError | FloatingPointError)
+            write_frame(replies, {"ok": False, "expected": expected, "kind": type(error).__name__, "text": str(error)})
+
+
+def _listen(stream: IO[bytes], orders: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:
+    # A killed executor cannot stop its child, so the child watches its own input, also in the middle of a round.
+    try:
+        while True:
+            orders.put(read_frame(stream))
+    except (EOFError, ValueError):
+        os._exit(0)
+
+
+class _Worker:
+    """One session, built by the first order."""
+
+    def __init__(self, replies: IO[bytes]) -> None:
+        # Imported here so that a broken torch installation is reported as a reply, not as a dead pipe.
+        from fedmpt_core import session
+        from fedmpt_core.config_file import job_from_dict, site_from_dict
+
+        self._module, self._job_from_dict, self._site_from_dict = session, job_from_dict, site_from_dict
+        self._session: Any = None
+        self._prepared: Any = None
+
+    def answer(self, order: dict[str, Any], block: bytes) -> tuple[dict[str, Any], bytes]:
+        match order["order"]:
+            case "prepare":
+                return self._prepare(order)
+            case "train":
+                state = self._prepared.layout.decode(block)
+                update = self._session.train(state, order["round"])
+                fields = {"steps": len(update.steps), "records": self._session.records()}
+                return fields, self._prepared.layout.encode(update.vector)
+            case "validate":
+                state = self._prepared.layout.decode(block)
+                return {"figures": self._session.evaluate(state, zero_shot=order["zero_shot"])}, b""
+            case other:
+                raise ValueError(f"order={other!r} is unknown to this trainer")
+
+    def _prepare(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        job, site = self._job_from_dict(order["job"]), self._site_from_dict(order["site"])
+        self._session = self._module.SiteSession(job, site, order["name"])
+        self._prepared = ready = self._session.prepare()
+        fields = {
+            "layout": ready.layout.to_json(),
+            "evaluates": ready.evaluates,
+            "backbone": ready.backbone,
+            "is_stand_in": ready.is_stand_in,
+            "backbone_digest": ready.backbone_digest,
+            "device": ready.device,
+            "versions": ready.versions,
+        }
+        return fields, ready.layout.encode(ready.initial)
+
+
+if __name__ == "__main__":
+    main()
