@@ -11,7 +11,8 @@ The weights come from two installed packages and are refused unless their SHA-25
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +41,7 @@ SHA256 = {
 }
 ANCHORS_SHA256 = "4a7fe50812fbb99ae6e1635013bd60eb9eef0c3c2d7bf1a7b80312e09e1339ab"
 ANCHOR_TEMPLATE = "a photo of a {}"
+_SPECIAL = {"[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"}
 
 # Public constants, from no private data: over the embedded scenes a label that is there has a pooled cosine around
 # 0.25 and one that is not around 0.1, which these turn into probabilities of about 0.3 and 0.1.
@@ -123,24 +125,24 @@ class EmbeddedBackbone(Backbone):
         encoded = self._tokenizer.encode(words, add_special_tokens=False)
         if not encoded.ids:
             raise ValueError(f"{words!r} has no word piece: use words that a text model can read")
-        if any(encoded.special_tokens_mask) or "[UNK]" in encoded.tokens:
+        if _SPECIAL.intersection(encoded.tokens):
             raise ValueError(f"{words!r} holds a special or unknown token: use plain words")
         return list(encoded.ids)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """L ids -> (L,E) frozen input embeddings."""
-        return self._text.embeddings.word_embeddings.weight[torch.as_tensor(list(ids), dtype=torch.long)]
+        return self._text.words.weight[torch.as_tensor(list(ids), dtype=torch.long)]
 
     def encode_prompts(self, prefixes: Sequence[Tensor], suffixes: Sequence[Tensor]) -> Tensor:
         """(N,C,D) centred sentence embeddings of [CLS | prefix | suffix | SEP], mean over the real tokens."""
         start, end = (self.embed([self._tokenizer.token_to_id(t)]) for t in ("[CLS]", "[SEP]"))
         rows = [torch.cat((start, p, s, end)) for p in prefixes for s in suffixes]
         lengths = [len(row) for row in rows]
-        limit = self._text.config.max_position_embeddings
+        limit = self._text.positions.num_embeddings
         if max(lengths) > limit:
             n, c = divmod(lengths.index(max(lengths)), len(suffixes))
             raise ValueError(f"the prompt of condition {n} and class {c} has {max(lengths)} tokens, {limit} fit")
-        centred = _sentences(self._text, rows) - self._mean
+        centred = self._text(rows) - self._mean
         return centred.reshape(len(prefixes), len(suffixes), -1)
 
     def to(self, device: torch.device | str) -> Self:
@@ -165,21 +167,12 @@ def write_anchors(path: Path, names: Sequence[str]) -> None:
 def anchors_of(names: Sequence[str], mean: np.ndarray | None = None) -> np.ndarray:
     """(1 + len(names), D) float16 as `write_anchors` describes; `mean` (D,) replaces that of these names."""
     tokenizer, text = _tokenizer(), _text_tower()
-    table = text.embeddings.word_embeddings.weight
+    table = text.words.weight
     with torch.no_grad():
         rows = [table[torch.tensor(tokenizer.encode(ANCHOR_TEMPLATE.format(name)).ids)] for name in names]
-        found = torch.cat([_sentences(text, rows[i : i + 50]) for i in range(0, len(rows), 50)])
+        found = torch.cat([text(rows[i : i + 50]) for i in range(0, len(rows), 50)])
     centre = found.mean(0) if mean is None else torch.from_numpy(mean.astype(np.float32))
     return torch.cat((centre[None], F.normalize(found - centre, dim=-1))).numpy().astype(np.float16)
-
-
-def _sentences(text: Any, rows: Sequence[Tensor]) -> Tensor:
-    """Unit sentence embeddings (len(rows), D) of token embeddings (L,E) each: mean over the real tokens."""
-    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # (M,L,E)
-    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
-    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-    hidden = text(inputs_embeds=padded, attention_mask=real.long()).last_hidden_state
-    return F.normalize((hidden * real[..., None]).sum(1) / lengths[:, None], dim=-1)
 
 
 def _anchors() -> np.ndarray:
@@ -201,16 +194,65 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
-def _text_tower() -> Any:
-    from safetensors.torch import load_file
-    from transformers.models.bert.configuration_bert import BertConfig
-    from transformers.models.bert.modeling_bert import BertModel
+class _Sentences(torch.nn.Module):
+    """MiniLM's encoder out of torch's own layers, which takes a tenth of the time to import of the model's library."""
 
-    config = BertConfig.from_json_file(_weights(TEXT_CONFIG))
-    with torch.random.fork_rng(devices=[]):  # the library draws initial values that are overwritten at once
-        tower = BertModel(config, add_pooling_layer=False)
-    wanted = set(tower.state_dict())
-    tower.load_state_dict({k: v for k, v in load_file(_weights(TEXT_WEIGHTS)).items() if k in wanted})
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, eps = config["hidden_size"], config["layer_norm_eps"]
+        self.words = torch.nn.Embedding(config["vocab_size"], width)
+        self.positions = torch.nn.Embedding(config["max_position_embeddings"], width)
+        self.kinds = torch.nn.Embedding(config["type_vocab_size"], width)
+        self.norm = torch.nn.LayerNorm(width, eps=eps)
+        layer = torch.nn.TransformerEncoderLayer(
+            width,
+            config["num_attention_heads"],
+            config["intermediate_size"],
+            dropout=0.0,
+            activation="gelu",
+            layer_norm_eps=eps,
+            batch_first=True,
+        )
+        self.encoder = torch.nn.TransformerEncoder(layer, config["num_hidden_layers"], enable_nested_tensor=False)
+
+    def forward(self, rows: Sequence[Tensor]) -> Tensor:
+        """Unit sentence embeddings (len(rows), D) of token embeddings (L,E) each: mean over the real tokens."""
+        padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # (M,L,E)
+        lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+        real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        start = self.norm(padded + self.positions.weight[: padded.shape[1]] + self.kinds.weight[0])
+        hidden = self.encoder(start, src_key_padding_mask=None if bool(real.all()) else ~real)
+        return F.normalize((hidden * real[..., None]).sum(1) / lengths[:, None], dim=-1)
+
+
+def _text_tower() -> _Sentences:
+    from safetensors.torch import load_file
+
+    with torch.random.fork_rng(devices=[]):  # initial values are drawn and overwritten at once
+        tower = _Sentences(json.loads(_weights(TEXT_CONFIG).read_text()))
+    given = load_file(_weights(TEXT_WEIGHTS))
+    renamed = {
+        "words.weight": given["embeddings.word_embeddings.weight"],
+        "positions.weight": given["embeddings.position_embeddings.weight"],
+        "kinds.weight": given["embeddings.token_type_embeddings.weight"],
+        "norm.weight": given["embeddings.LayerNorm.weight"],
+        "norm.bias": given["embeddings.LayerNorm.bias"],
+    }
+    parts = {
+        "self_attn.out_proj": "attention.output.dense",
+        "norm1": "attention.output.LayerNorm",
+        "linear1": "intermediate.dense",
+        "linear2": "output.dense",
+        "norm2": "output.LayerNorm",
+    }
+    for i in range(len(tower.encoder.layers)):
+        for kind in ("weight", "bias"):
+            ours, theirs = f"encoder.layers.{i}", f"encoder.layer.{i}"
+            projections = [given[f"{theirs}.attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
+            renamed[f"{ours}.self_attn.in_proj_{kind}"] = torch.cat(projections)
+            for our_part, their_part in parts.items():
+                renamed[f"{ours}.{our_part}.{kind}"] = given[f"{theirs}.{their_part}.{kind}"]
+    tower.load_state_dict(renamed)
     return tower.eval().requires_grad_(False)
 
 
