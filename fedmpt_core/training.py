@@ -99,7 +99,7 @@ def local_update(
         objective = training.loss_weight * per_record.mean()
         if not torch.isfinite(objective):
             raise FloatingPointError(
-                f"the loss became {float(objective)} in round {round_number}, step {step}: "
+                f"the loss became {float(objective.detach())} in round {round_number}, step {step}: "
                 f"lower learning_rate={training.learning_rate}"
             )
         optimizer.zero_grad(set_to_none=True)

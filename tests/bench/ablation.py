@@ -1,7 +1,7 @@
 """What each part of FedMPT adds on the demo job: `python -m tests.bench.ablation --seeds 3` prints a Markdown table.
 
 Runs the demo's federation as a plain loop in one process, which gives the same numbers as FLARE (a test holds them
-equal), for a growing list of components and several seeds. The seed changes pictures, pairs, initial weights and batches.
+equal), for a growing list of components and several seeds, which change pictures, pairs, initial weights and batches.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Run the ladder and print the table; every run is one line of JSON in `--out`, so that a broken-off table resumes."""
+    """Run the ladder and print the table; every run is one line of JSON in `--out`, so a broken-off table resumes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cache", default=str(Path.home() / ".cache" / "fedmpt" / "features"))

@@ -105,7 +105,7 @@ def test_words_become_tokens_and_nonsense_is_refused(backbone: EmbeddedBackbone)
 
 def test_a_prompt_that_does_not_fit_is_named(backbone: EmbeddedBackbone) -> None:
     long = backbone.embed(backbone.tokenize("cat " * 600))
-    with pytest.raises(ValueError, match="condition 0 and class 1 has 60[0-9] tokens"):
+    with pytest.raises(ValueError, match=r"condition 0 and class 1 has 60[0-9] tokens"):
         backbone.encode_prompts([long[:1]], [long[:1], long])
 
 

@@ -1,0 +1,171 @@
+"""The product in FLARE's simulator on small pictures: same numbers as a plain loop, faults, and the exported job."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from fedmpt_core.config import (
+    BackboneConfig,
+    DataConfig,
+    FederationConfig,
+    JobConfig,
+    ModelConfig,
+    SiteConfig,
+    TrainingConfig,
+)
+from fedmpt_core.data.manifest import write_manifest
+from fedmpt_core.data.manifest_file import ManifestRow
+from fedmpt_core.data.scenes import SceneConfig, scenes
+from fedmpt_core.result import load_model
+from fedmpt_flare.simulation import Simulation, SimulationFailed
+from tests.reference import federate
+
+pytestmark = [pytest.mark.flare, pytest.mark.xdist_group("flare")]
+CLASSES = ("bus", "dog", "banana", "clock")
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SiteConfig]:
+    """Three sites with a manifest of real files each; the first also judges."""
+    root = tmp_path_factory.mktemp("sites")
+    found = {}
+    for s in range(3):
+        folder = root / f"site-{s + 1}"
+        folder.mkdir()
+        rows = []
+        for split, count in (("train", 10), ("val", 6), ("test", 12)):
+            data = scenes(SceneConfig(s), site=0, sites=1, split="test", count=400)
+            index = [data.classes.index(c) for c in CLASSES]
+            chosen = [i for i in range(400) if data.targets[i, index].any()]
+            start = {"train": 0, "val": 10, "test": 16}[split]
+            for i in chosen[start : start + count]:
+                data.pictures[i].load().resize((112, 112)).save(folder / f"{i}.png")
+                labels = tuple(c for c, k in zip(CLASSES, index, strict=True) if data.targets[i, k])
+                rows.append(ManifestRow(f"{i}.png", labels, split))
+        write_manifest(rows, folder / "manifest.csv")
+        found[folder.name] = SiteConfig(
+            DataConfig(path=str(folder / "manifest.csv"), evaluate=s == 0),
+            cache_dir=str(root / "cache"),
+            device="cpu",
+            threads=1,
+        )
+    return found
+
+
+def job(name: str, rounds: int = 2, **federation: Any) -> JobConfig:
+    return JobConfig(
+        name,
+        CLASSES,
+        seed=4,
+        backbone=BackboneConfig(image_size=96),
+        model=ModelConfig(conditions=("color", "pose")),
+        training=TrainingConfig(rounds=rounds, local_steps=2, batch_size=5, optimizer="adam", learning_rate=0.01),
+        federation=FederationConfig(join_timeout=300, round_timeout=120, **federation),
+    )
+
+
+def run(simulation: Simulation) -> list[dict[str, Any]]:
+    return list(simulation.run())
+
+
+def test_flare_computes_what_a_plain_loop_computes(sites: dict[str, SiteConfig], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = list(federate(job("same"), sites, next(iter(sites.values())).cache_dir))
+    torch.set_num_threads(threads)
+
+    events = run(Simulation(job("same"), sites, tmp_path))
+    config, _, state = load_model(tmp_path)
+    assert config == job("same")
+    assert np.allclose(state, expected[-1][0], atol=1e-5)
+    assert np.abs(state - expected[0][0]).max() > 1e-3
+
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["outcome"] == "completed"
+    assert record["config_digest"] == job("same").digest()
+    assert [r["mAP"] for r in record["rounds"]] == pytest.approx([f["mAP"] for _, f in expected], abs=0.5)
+    assert record["rounds"][0]["zero_shot"]["mAP"] == pytest.approx(expected[0][1]["zero_shot"]["mAP"], abs=0.5)
+    assert all(len(r["bytes_sent"]) == 3 for r in record["rounds"][1:])
+    assert record["is_stand_in"] is True
+    assert record["sites"]["site-2"]["versions"]["nvflare"]
+    assert [e["event"] for e in events][-1] == "completed"
+    log = (tmp_path / "fedmpt.log").read_text()
+    assert "INFO" in log
+    assert "Traceback" not in log
+
+
+def test_a_killed_trainer_costs_its_site_one_round_and_comes_back(sites: dict[str, SiteConfig], tmp_path: Path) -> None:
+    killed: list[int] = []
+    for event in Simulation(job("killed", rounds=3), sites, tmp_path).run():
+        if event["event"] == "training" and event["round"] == 2 and not killed:
+            trainer = _trainers()[0]
+            trainer.kill()
+            killed.append(trainer.pid)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["outcome"] == "completed"
+    assert killed
+    assert [len(r["sites"]) for r in record["rounds"]][3] == 3
+    assert 2 <= len(record["rounds"][2]["sites"]) <= 3
+
+
+def test_a_site_whose_data_is_refused_is_left_out_and_says_why_in_its_own_log(
+    sites: dict[str, SiteConfig], tmp_path: Path
+) -> None:
+    bad = dataclasses.replace(sites["site-3"], data=DataConfig(path=str(tmp_path / "nowhere.csv")))
+    events = run(Simulation(job("refused", rounds=1), {**sites, "site-3": bad}, tmp_path / "out"))
+    dropped = [e for e in events if e["event"] == "dropped"]
+    assert [e["site"] for e in dropped] == ["site-3"]
+    assert "nowhere" not in dropped[0]["reason"]
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["rounds"][1]["sites"] == ["site-1", "site-2"]
+    assert "nowhere.csv" in (tmp_path / "out" / "fedmpt.log").read_text().split("trainer of site-3")[1]
+
+
+def test_too_few_sites_end_the_run_with_a_sentence(sites: dict[str, SiteConfig], tmp_path: Path) -> None:
+    bad = {n: dataclasses.replace(s, data=DataConfig(path=str(tmp_path / "no.csv"))) for n, s in sites.items()}
+    with pytest.raises(SimulationFailed, match="join: 0 sites answered, min_sites=2"):
+        run(Simulation(job("few"), bad, tmp_path / "out"))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["outcome"].startswith("failed: ")
+
+
+def test_no_process_outlives_a_run() -> None:
+    assert _trainers() == []
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_an_exported_job_is_configuration_only(tmp_path: Path, gpus: int) -> None:
+    agreed = job("exported", gpus=gpus)
+    code = (
+        "import sys, json; from fedmpt_core.config_file import job_from_dict\n"
+        "from fedmpt_flare.recipe import FedMPTRecipe\n"
+        "FedMPTRecipe(job_from_dict(json.loads(sys.argv[1]))).export(sys.argv[2])"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(agreed.to_dict()), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    files = {str(p.relative_to(tmp_path / "exported")) for p in (tmp_path / "exported").rglob("*") if p.is_file()}
+    assert files == {"meta.json", "app/config/config_fed_server.json", "app/config/config_fed_client.json"}
+    client = json.loads((tmp_path / "exported/app/config/config_fed_client.json").read_text())
+    executor = client["executors"][0]["executor"]
+    assert executor["path"] == "fedmpt_flare.executor.FedMPTExecutor"
+    arguments = executor["args"]["job"]
+    assert arguments.pop("config_type") == "dict"
+    from fedmpt_core.config_file import job_from_dict
+
+    assert job_from_dict(arguments).digest() == agreed.digest()
+    meta = json.loads((tmp_path / "exported/meta.json").read_text())
+    assert meta["min_clients"] == 2
+    assert (meta.get("resource_spec") or {}).get("@default", {}).get("num_of_gpus", 0) == gpus
+
+
+def _trainers() -> list[psutil.Process]:
+    me = psutil.Process()
+    return [p for p in me.children(recursive=True) if "fedmpt_flare.trainer_main" in " ".join(p.cmdline())]
