@@ -28,7 +28,7 @@ def draw_curves(record: Mapping[str, Any], path: Path) -> None:
     zero_shot = rows[0].get("zero_shot", {}).get("mAP")
     if zero_shot is not None:
         scores.axhline(zero_shot, linestyle="--", linewidth=1, color="#555555", label=f"zero-shot mAP {zero_shot:.1f}")
-    towers = record["backbone"] + (" — a stand-in, not CLIP" if record["is_stand_in"] else "")
+    towers = record["backbone"] + (", not CLIP" if record["is_stand_in"] else "")
     scores.set(xlabel="round", ylabel="percent", title=f"{record['config']['name']}: global model on test pictures")
     scores.grid(alpha=0.3)
     scores.legend(fontsize=8)

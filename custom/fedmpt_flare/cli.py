@@ -65,6 +65,10 @@ def simulate(
     ] = None,
     sites: SiteFile = None,
     seed: Seed = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="DIR", help="Also write the rounds' figures for TensorBoard."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole federation on this machine, in NVIDIA FLARE's simulator."""
@@ -75,6 +79,7 @@ def simulate(
     from fedmpt_core import preflight
     from fedmpt_core.curves import draw_curves
     from fedmpt_core.result import load_record
+    from fedmpt_core.tracking import write_tensorboard
     from fedmpt_flare.simulation import Simulation
 
     began = time.monotonic()
@@ -95,6 +100,8 @@ def simulate(
     (folder / "timing.json").write_text(json.dumps(seconds) + "\n")
     record = load_record(folder)
     draw_curves(record, folder / "curves.png")
+    if tensorboard:
+        write_tensorboard(record, tensorboard)
     if as_json:
         typer.echo(json.dumps(record))
     else:

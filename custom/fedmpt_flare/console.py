@@ -122,7 +122,7 @@ class RunView:
     def show_end(self, record: Mapping[str, Any], folder: Path, seconds: Mapping[str, float]) -> None:
         """Where it began, where it ended, and what it left."""
         rows = [r for r in record["rounds"] if "mAP" in r]
-        stand_in = " (a stand-in, not CLIP)" if record["is_stand_in"] else ""
+        stand_in = ", not CLIP" if record["is_stand_in"] else ""
         lines = [Text(f"Backbone: {record['backbone']}{stand_in}")]
         if rows:
             zero, final = rows[0]["zero_shot"]["mAP"], rows[-1]["mAP"]
@@ -146,7 +146,7 @@ class RunView:
 def show_predictions(answers: Sequence[Any], top: int, predictor: Any) -> None:
     """`fedmpt predict` for people."""
     if predictor.is_stand_in:
-        say(f"Backbone: {predictor.backbone_name} (a stand-in, not CLIP)")
+        say(f"Backbone: {predictor.backbone_name}: a stand-in")
     for answer in answers:
         table = Table("label", "probability", title=escape(answer.picture), title_justify="left")
         for label, probability in answer.ranked(top):
@@ -161,7 +161,7 @@ def show_predictions(answers: Sequence[Any], top: int, predictor: Any) -> None:
 
 def _show_size(size: Any, job: JobConfig, console: Console = _out) -> None:
     groups = ", ".join(f"{g} {n:,}" for g, n in size.groups.items())
-    note = " — a stand-in, not CLIP" if size.is_stand_in else ""
+    note = ", not CLIP" if size.is_stand_in else ""
     console.print(f"Backbone: {escape(size.backbone)}{note}", soft_wrap=True)
     console.print(
         f"Trained: {size.floats:,} floats ({groups}); {size.mib_per_update:.2f} MiB per site and round, "
