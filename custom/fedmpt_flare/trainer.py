@@ -1,5 +1,6 @@
 """The executor's handle on its trainer process, whose death is an exception here and never the end of the job."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -42,7 +43,8 @@ class Trainer:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the child; it waits for orders."""
+        """Start the child; it waits for orders. One that died before is cleared away first."""
+        self.stop()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fedmpt_flare.trainer_main"],
@@ -82,11 +84,13 @@ class Trainer:
 
     def stop(self) -> None:
         """End the child."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with contextlib.suppress(OSError):  # what is still unsent has nobody to go to
                     stream.close()
 
     def _death(self) -> str:
