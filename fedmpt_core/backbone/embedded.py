@@ -43,9 +43,9 @@ ANCHORS_SHA256 = "4a7fe50812fbb99ae6e1635013bd60eb9eef0c3c2d7bf1a7b80312e09e1339
 ANCHOR_TEMPLATE = "a photo of a {}"
 _SPECIAL = {"[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"}
 
-# Public constants, from no private data. Measured on public test scenes with zero-shot prompts and transport: the pooled
+# Public constants, from no private data. Measured on public test scenes, zero-shot prompts and transport: the pooled
 # cosine has median 0.09 and 90th percentile 0.67 where a label is there, 0.06 and 0.28 where it is not; these two turn
-# 0.09 into the probability 0.09, 0.28 into 0.4 and 0.67 into 0.97. The towers often fail to tell, and training mends it.
+# 0.09 into the probability 0.09, 0.28 into 0.4 and 0.67 into 0.97. The towers often fail to tell; training mends it.
 LOGIT_SCALE = 10.0
 LOGIT_BIAS = -3.2
 
