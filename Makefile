@@ -32,7 +32,7 @@ bench: $(VENV)/.ready  ## Measure speed and memory (ratios of two things timed i
 	@$(BIN)/python -m tests.bench
 
 lint: $(VENV)/.ready  ## Style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 lock: $(VENV)/.ready  ## Renew the lock file from pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url \
