@@ -1,0 +1,41 @@
+"""The jobs that come with the project are read by the schema that they document."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmpt_core.config import JobConfig, LossConfig, TrainingConfig
+from fedmpt_core.config_file import load_job, load_sites
+from fedmpt_core.data import voc
+from fedmpt_core.data.scenes import CLASSES
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*/job.toml")), ids=lambda p: p.parent.name)
+def test_every_job_and_its_sites_are_read(path: Path) -> None:
+    job, sites = load_job(path), load_sites(path.parent / "site.toml")
+    assert len(sites) >= job.federation.min_sites
+    assert any(s.data.evaluate for s in sites.values())
+    assert job.name == path.parent.name
+
+
+def test_labels_are_those_of_the_data() -> None:
+    assert load_job(JOBS / "demo" / "job.toml").classes == CLASSES
+    assert set(load_job(JOBS / "voc2007" / "job.toml").classes) == set(voc.CLASSES)
+
+
+def test_the_template_shows_the_defaults() -> None:
+    job = load_job(JOBS / "template" / "job.toml")
+    assert (job.training, job.loss) == (TrainingConfig(), LossConfig())
+    assert job.model == JobConfig("x", ("a", "b")).model
+    assert job.federation == JobConfig("x", ("a", "b")).federation
+
+
+def test_flare_s_own_idiom_exports_the_same_job(tmp_path: Path) -> None:
+    script = [str(JOBS / "job.py"), str(JOBS / "demo" / "job.toml"), "--export", "--export-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-W", "ignore", *script], check=True, capture_output=True)
+    assert (tmp_path / "demo" / "meta.json").is_file()
+    assert not list(tmp_path.glob("demo/**/custom"))
