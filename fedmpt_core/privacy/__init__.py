@@ -1,0 +1,1 @@
+"""Record-level differential privacy at a site: gradients, mechanism, accounting, ledger."""
