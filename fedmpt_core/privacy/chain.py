@@ -1,0 +1,257 @@
+"""The lines of a privacy ledger, and how one follows another.
+
+A line is canonical JSON: ASCII, sorted keys, separators `,` and `:`, integers and text alone (reals are decimal text,
+so that a hash never depends on how a number is printed). Every line holds the SHA-256 of the line before it (a hash
+chain, Haber and Stornetta 1991) and the site's signature over its own hash.
+
+Bytes in, entries out: nothing here opens a file. The standard library is enough, so that an auditor can run this file
+by itself: `Chain(Path(name), verify).follow(data)`.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+LEDGER_SCHEMA = 1
+SIGNED_PREFIX = b"\xffFEDMPT-LEDGER/1\0"  # 0xff starts no text, so no signed text can pass for an entry
+UNITS = ("record", "group")
+ADJACENCY = "add-remove"
+MAX_LINE = 1 << 16  # bytes without the newline; chosen, entries of real jobs are below 2 KiB
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+Verifier = Callable[[bytes, str], bool]
+
+FIRST = "0" * 64
+TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
+_COUNTS = {"v", "seq", "round", "attempt"}
+_TEXTS = {
+    **dict.fromkeys(("prev", "hash", "reservation", "release"), _DIGEST),
+    **dict.fromkeys(("kind", "site", "dataset", "job"), _NAME),
+    "sig": re.compile(r"([0-9a-f]{2}){0,1024}"),
+    "time": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII),
+    "delta": re.compile(r"[0-9][0-9.e-]{0,31}"),
+    "unit": re.compile("|".join(UNITS)),
+    "adjacency": re.compile(ADJACENCY),
+    "key_spki": re.compile(r"([0-9a-f]{64})?"),
+}
+_COMMON = ("v", "seq", "prev", "hash", "sig", "kind", "site", "dataset", "time")
+_KINDS = {
+    "genesis": {*_COMMON, "delta", "unit", "adjacency", "key_spki"},
+    "reserve": {*_COMMON, "job", "round", "attempt", "details"},
+    "commit": {*_COMMON, "job", "round", "attempt", "reservation", "release"},
+}
+
+
+class LedgerError(ValueError):
+    """The ledger cannot be trusted or written, so the site may not train; the sentence says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest entry in short; sent with every update, so that others notice when the ledger is cut later.
+
+    Attributes:
+        seq: 0-based number of the entry.
+        hash: its SHA-256, hex.
+        sig: its signature, hex, or "" in an unsigned ledger.
+    """
+
+    seq: int
+    hash: str
+    sig: str
+
+    def to_dict(self) -> dict[str, int | str]:
+        """The three fields by name."""
+        return {"seq": self.seq, "hash": self.hash, "sig": self.sig}
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> "Head":
+        """What `to_dict` wrote. Raises LedgerError on a missing, additional or malformed field."""
+        if set(plain) != {"seq", "hash", "sig"} or not all(_fits(name, value) for name, value in plain.items()):
+            raise LedgerError("not a ledger head: it has the fields seq (a count), hash and sig (hex)")
+        return Head(plain["seq"], plain["hash"], plain["sig"])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger, verified; fields that its kind does not have keep their defaults.
+
+    Attributes:
+        v: schema of the line.
+        seq: 0-based number of the line.
+        prev: hash of the line before, 64 zeros for the genesis.
+        hash: SHA-256 hex of the canonical line without `hash` and `sig`.
+        sig: signature in hex, "" when unsigned.
+        kind: `genesis`, `reserve` or `commit`.
+        site: name of the site.
+        dataset: name of the data set.
+        time: UTC, ISO 8601 with microseconds.
+        delta: genesis; the data set's delta as a decimal string.
+        unit: genesis; what one neighbour differs in, `record` or `group`.
+        adjacency: genesis; `add-remove`.
+        key_spki: genesis; SHA-256 hex of the signer's public key, or "".
+        job: reserve and commit; the job's name.
+        round: reserve and commit; 0-based, -1 in a genesis.
+        attempt: reserve and commit; 0-based, -1 in a genesis.
+        details: reserve; mechanism and steps, reals as decimal strings.
+        reservation: commit; hash of the `reserve` it closes.
+        release: commit; SHA-256 hex of the released bytes.
+    """
+
+    v: int
+    seq: int
+    prev: str
+    hash: str
+    sig: str
+    kind: str
+    site: str
+    dataset: str
+    time: str
+    delta: str = ""
+    unit: str = ""
+    adjacency: str = ""
+    key_spki: str = ""
+    job: str = ""
+    round: int = -1
+    attempt: int = -1
+    details: Mapping[str, Any] = field(default_factory=dict)
+    reservation: str = ""
+    release: str = ""
+
+
+class Damage(ValueError):
+    """What is wrong with a line, as the end of a sentence."""
+
+
+class Chain:
+    """The verified entries of a file, and how far it was read."""
+
+    def __init__(self, path: Path, verify: Verifier | None) -> None:
+        self.path, self.verify = path, verify
+        self.entries: list[Entry] = []
+        self.reserves: dict[str, Entry] = {}  # by their hash, in order
+        self.commits: dict[str, Entry] = {}  # by the hash of their reservation
+        self.offset, self.last = 0, b""
+
+    def follow(self, data: bytes) -> bytes:
+        """Verifies and takes over bytes that start with the last verified line; returns the unfinished last line."""
+        if not data.startswith(self.last):
+            raise LedgerError(
+                f"line {len(self.entries)} of {self.path} changed or was cut after it was verified: restore the ledger"
+            )
+        *lines, torn = data[len(self.last) :].split(b"\n")
+        for line in lines:
+            try:
+                self.add(self.check(line), line)
+            except Damage as damage:
+                raise LedgerError(
+                    f"line {len(self.entries) + 1} of {self.path} {damage}; restore the ledger from a backup, "
+                    "the site may not train until then"
+                ) from None
+        if not self.entries:
+            raise LedgerError(
+                f"{self.path} has no complete first line: restore it; remove it only if it was being created"
+            )
+        return torn
+
+    def check(self, line: bytes) -> Entry:
+        """The next entry. Raises Damage when it does not continue the chain."""
+        number, last = len(self.entries), self.entries[-1] if self.entries else None
+        plain = _decoded(line)
+        if isinstance(version := plain.get("v"), int) and version > LEDGER_SCHEMA:
+            raise LedgerError(
+                f"line {number + 1} of {self.path} has schema {version}, this release reads {LEDGER_SCHEMA}: upgrade"
+            )
+        kind = plain.get("kind")
+        if not isinstance(kind, str) or set(plain) != _KINDS.get(kind) or plain["v"] != LEDGER_SCHEMA:
+            raise Damage("does not have the fields of its kind")
+        for name, value in plain.items():
+            if not _fits(name, value):
+                raise Damage(f"has a malformed field {name}")
+        entry = Entry(**plain)
+        body = {name: value for name, value in plain.items() if name not in ("hash", "sig")}
+        if hashlib.sha256(canonical(body)).hexdigest() != entry.hash:
+            raise Damage("has a hash that is not that of its content")
+        if entry.seq != number or entry.prev != (last.hash if last else FIRST) or (kind == "genesis") != (last is None):
+            raise Damage("does not follow the line before it")
+        if last and (entry.site, entry.dataset) != (last.site, last.dataset):
+            raise Damage("is of another site or data set")
+        if last and entry.time < last.time:
+            raise Damage("is dated before the line before it")
+        first = self.entries[0] if last else entry
+        if self.verify and not first.sig:
+            raise LedgerError(f"{self.path} is unsigned, as in a simulation, but a key was given: use it without a key")
+        if bool(entry.sig) != bool(first.sig):
+            raise Damage("is unsigned in a signed ledger, or signed in an unsigned one")
+        if self.verify and not self.verify(SIGNED_PREFIX + bytes.fromhex(entry.hash), entry.sig):
+            key = first.key_spki[:16] or "of no name"
+            raise Damage(f"has a signature that this key did not make (the ledger's is {key})")
+        if kind == "commit":
+            reserved = self.reserves.get(entry.reservation)
+            identity = (entry.job, entry.round, entry.attempt)
+            if reserved is None or identity != (reserved.job, reserved.round, reserved.attempt):
+                raise Damage("commits what was not reserved")
+            if entry.reservation in self.commits:
+                raise Damage("commits a reservation for the second time")
+        return entry
+
+    def add(self, entry: Entry, line: bytes) -> None:
+        """Takes over a checked entry."""
+        self.entries.append(entry)
+        if entry.kind == "reserve":
+            self.reserves[entry.hash] = entry
+        elif entry.kind == "commit":
+            self.commits[entry.reservation] = entry
+        self.last = line + b"\n"
+        self.offset += len(self.last)
+
+
+def canonical(plain: Mapping[str, Any]) -> bytes:
+    """The one form of these fields."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE:
+        raise Damage(f"has {len(line)} bytes, more than {MAX_LINE}")
+
+    def refuse(text: str) -> None:
+        raise Damage("holds a real number or NaN, which are written as text")
+
+    try:
+        plain = json.loads(line, parse_float=refuse, parse_constant=refuse)
+    except Damage:
+        raise
+    except (ValueError, RecursionError):
+        raise Damage("is not one JSON object") from None
+    if not isinstance(plain, dict) or canonical(plain) != line:  # also finds duplicate keys
+        raise Damage("is not canonical JSON, or has a key twice")
+    return plain
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in _COUNTS:
+        return type(value) is int and value >= 0
+    if name == "details":
+        return isinstance(value, dict)
+    return isinstance(value, str) and _TEXTS[name].fullmatch(value) is not None
+
+
+def plain_details(value: JSON, name: str) -> Any:
+    """Details with reals as text. Raises LedgerError, calling the value by `name`, on what JSON cannot hold."""
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(float(value))
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: plain_details(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_details(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    raise LedgerError(f"{name} is a {type(value).__name__} that a ledger cannot hold: give text or finite numbers")
