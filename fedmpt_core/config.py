@@ -1,23 +1,26 @@
-"""Everything a job agrees on and everything a site owns, as frozen dataclasses with one strict schema.
+"""Everything a job agrees on, as frozen dataclasses with one strict schema.
 
-`JobConfig` is what every site and the server agree on: its digest goes into every record of a run. `SiteConfig` is what
-one site has and allows; it never travels. Both are plain values, so the same classes check a `job.toml`, the arguments
-of an exported FLARE job and the configuration stored in a result.
+`JobConfig` is what every site and the server agree on: its digest goes into every record of a run. It is plain
+values, so the same classes check a `job.toml`, the arguments of an exported FLARE job and the configuration stored in
+a result. What a site has and allows is `site_config`.
 
 Types, unknown keys and non-finite numbers are refused by pydantic (strict, extra forbidden); ranges are checked in
-`__post_init__`, so that a config built in Python is held to the same rules. Reading and writing files is `config_file`.
+`__post_init__`, so that a config built in Python is held to the same rules. Reading and writing files is
+`config_file`.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
-def _range(owner: object, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+def check_range(owner: object, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raises ValueError unless the field is in [low, high], or (low, high]."""
     value = getattr(owner, name)
     if not (low < value if open_low else low <= value) or value > high:
         bracket = "(" if open_low else "["
@@ -64,7 +67,7 @@ class BackboneConfig:
                 f"architecture={self.architecture!r}, weights={self.weights!r}: the embedded stand-in takes neither; "
                 "set kind = 'open_clip' or remove them"
             )
-        _range(self, "image_size", 96, 448)
+        check_range(self, "image_size", 96, 448)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class ModelConfig:
     Attributes:
         conditions: condition words, resolved from a preset, a file or a list when the job is read.
         components: parts in use; leaving one out is the ablation of that part.
+        trained: which parameters are trained and travel; the others stay as they start. `contexts`; `contexts+gate`
+            with the head's scale and bias; `adapters`: the adapters' `up` matrices (`down` stays random) with the
+            head's scale and bias; or `all`.
         condition_tokens: learnable vectors before each condition (paper: beta_cond = 4), 0..32.
         class_tokens: learnable vectors before the class, shared by all classes (paper: beta_cls = 4), 0..32.
         class_init: words whose embeddings start the class context.
@@ -97,6 +103,7 @@ class ModelConfig:
         "transport",
         "gate",
     )
+    trained: Literal["contexts", "contexts+gate", "adapters", "all"] = "all"
     condition_tokens: int = 4
     class_tokens: int = 4
     class_init: str = "a photo of a"
@@ -121,19 +128,19 @@ class ModelConfig:
         _unique(self, "conditions")
         _unique(self, "components")
         for name in ("condition_tokens", "class_tokens"):
-            _range(self, name, 0, 32)
+            check_range(self, name, 0, 32)
         for name in ("adapter_width", "gate_width"):
-            _range(self, name, 1, 4096)
-        _range(self, "adapter_ratio", 0, 1, open_low=True)
-        _range(self, "patch_temperature", 0, 10, open_low=True)
-        _range(self, "gate_temperature", 0, 100, open_low=True)
-        _range(self, "reg", 0.005, 10)
-        _range(self, "iterations", 1, 1000)
+            check_range(self, name, 1, 4096)
+        check_range(self, "adapter_ratio", 0, 1, open_low=True)
+        check_range(self, "patch_temperature", 0, 10, open_low=True)
+        check_range(self, "gate_temperature", 0, 100, open_low=True)
+        check_range(self, "reg", 0.005, 10)
+        check_range(self, "iterations", 1, 1000)
         for name in ("similarity_scale", "scale"):
             if getattr(self, name) is not None:
-                _range(self, name, 0, 1000, open_low=True)
+                check_range(self, name, 0, 1000, open_low=True)
         if self.bias is not None:
-            _range(self, "bias", -1000, 1000)
+            check_range(self, "bias", -1000, 1000)
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Raises ValueError when a field is out of range."""
         for name in ("gamma_negative", "gamma_positive"):
-            _range(self, name, 0, 10)
-        _range(self, "margin", 0, 0.5)
+            check_range(self, name, 0, 10)
+        check_range(self, "margin", 0, 0.5)
         if self.gamma_negative < self.gamma_positive:
             raise ValueError(
                 f"gamma_negative={self.gamma_negative} is below gamma_positive={self.gamma_positive}: "
@@ -165,8 +172,10 @@ class TrainingConfig:
     Attributes:
         rounds: communication rounds, 1..100000.
         local_steps: optimiser steps per round and site; None means `local_epochs` passes over the site's records.
-        local_epochs: passes over the site's records per round when `local_steps` is not given, 1..1000.
-        batch_size: records per step, 1..65536.
+        local_epochs: passes over the site's records per round when `local_steps` is not given, 1..1000. Under
+            differential privacy a pass is 1 / sample_rate steps.
+        batch_size: records per step, 1..65536; None is 32. Not given under differential privacy, where
+            `privacy.sample_rate` decides.
         optimizer: `sgd` (paper) or `adam`; its state starts anew in every round.
         learning_rate: step size, (0, 100].
         momentum: momentum of sgd, or beta1 of adam, [0, 1).
@@ -178,7 +187,7 @@ class TrainingConfig:
     rounds: int = 50
     local_steps: int | None = None
     local_epochs: int = 1
-    batch_size: int = 32
+    batch_size: int | None = None
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.001
     momentum: float = 0.9
@@ -190,15 +199,69 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError when a field is out of range."""
-        _range(self, "rounds", 1, 100_000)
-        _range(self, "local_epochs", 1, 1000)
+        check_range(self, "rounds", 1, 100_000)
+        check_range(self, "local_epochs", 1, 1000)
         if self.local_steps is not None:
-            _range(self, "local_steps", 1, 1_000_000)
-        _range(self, "batch_size", 1, 65536)
-        _range(self, "learning_rate", 0, 100, open_low=True)
-        _range(self, "momentum", 0, 0.9999)
-        _range(self, "weight_decay", 0, 1)
-        _range(self, "loss_weight", 0, 1000, open_low=True)
+            check_range(self, "local_steps", 1, 1_000_000)
+        if self.batch_size is not None:
+            check_range(self, "batch_size", 1, 65536)
+        check_range(self, "learning_rate", 0, 100, open_low=True)
+        check_range(self, "momentum", 0, 0.9999)
+        check_range(self, "weight_decay", 0, 1)
+        check_range(self, "loss_weight", 0, 1000, open_low=True)
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy of everything that a site's update says of its training records (DP-SGD).
+
+    Attributes:
+        mechanism: `dp-sgd`, or `none`, which runs only at sites that allow it (`privacy.allow_unprotected`).
+        unit: what is protected: a `record`, or a `group` of records (a patient; the manifest's `group` column).
+        epsilon: most that this job may spend at a site over all rounds, failed attempts included, (0, 1000].
+        delta: at this delta, (0, 0.1]; must be below one over the number of units at every site.
+        sample_rate: probability with which each unit takes part in a step (Poisson sampling), (0, 1].
+        noise_multiplier: noise standard deviation over clip norm, (0, 10000]; None is the least that keeps the whole
+            job within `epsilon`, worked out when the job is read.
+        max_grad_norm: bound on the L2 norm of one unit's gradient, (0, 1e6].
+        group_norms: bounds by group of parameters (`contexts`, `adapters`, `gate`, `head`) instead of the single one.
+        engine: `exact` adds noise to the gradients of the parameters; `feature_space` to those of the text features,
+            and pulls the noisy sum back through the text tower once. They differ where contexts are trained.
+        micro_batch: most records whose gradients are held at once; does not change results, 1..65536.
+    """
+
+    mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
+    unit: Literal["record", "group"] = "record"
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    sample_rate: float = 0.25
+    noise_multiplier: float | None = None
+    max_grad_norm: float = 1.0
+    group_norms: dict[str, float] = field(default_factory=dict)
+    engine: Literal["exact", "feature_space"] = "exact"
+    micro_batch: int = 64
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a field is out of range."""
+        check_range(self, "epsilon", 0, 1000, open_low=True)
+        check_range(self, "delta", 0, 0.1, open_low=True)
+        check_range(self, "sample_rate", 0, 1, open_low=True)
+        if self.noise_multiplier is not None:
+            check_range(self, "noise_multiplier", 0, 10_000, open_low=True)
+        check_range(self, "max_grad_norm", 0, 1e6, open_low=True)
+        check_range(self, "micro_batch", 1, 65536)
+        for name, bound in self.group_norms.items():
+            if name not in ("contexts", "adapters", "gate", "head"):
+                raise ValueError(f"group_norms names {name!r}: the groups are contexts, adapters, gate, head")
+            if not 0 < bound <= 1e6:
+                raise ValueError(f"group_norms.{name}={bound} is out of range: allowed is (0, 1e+06]")
+
+    @property
+    def private(self) -> bool:
+        """Whether updates are differentially private."""
+        return self.mechanism == "dp-sgd"
 
 
 @dataclass(frozen=True)
@@ -207,11 +270,13 @@ class FederationConfig:
 
     Attributes:
         min_sites: a round with fewer updates fails; below it the job ends, 1..1000.
-        weighting: `equal`, or `records` (which tells the server how many records each site has).
+        weighting: `equal`, or `records`: by the number of units that each site declares in its policy, or, without
+            differential privacy, by its true number of records.
         join_timeout: seconds for a site to start, check its data and compute missing patch features, 1..604800.
         round_timeout: seconds for a site's answer to one task, 1..604800.
         max_failed_rounds: failed attempts in the whole job before it is given up, 0..1000.
         evaluate_every: rounds between two evaluations of the global model; the last is always evaluated, 1..100000.
+            0 asks for none: figures of test pictures are exact, no privacy mechanism covers them.
         gpus: GPUs that each site's job process asks FLARE for; 0 runs on what the site's device setting says, 0..64.
     """
 
@@ -227,17 +292,17 @@ class FederationConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError when a field is out of range."""
-        _range(self, "min_sites", 1, 1000)
+        check_range(self, "min_sites", 1, 1000)
         for name in ("join_timeout", "round_timeout"):
-            _range(self, name, 1, 604_800)
-        _range(self, "max_failed_rounds", 0, 1000)
-        _range(self, "evaluate_every", 1, 100_000)
-        _range(self, "gpus", 0, 64)
+            check_range(self, name, 1, 604_800)
+        check_range(self, "max_failed_rounds", 0, 1000)
+        check_range(self, "evaluate_every", 0, 100_000)
+        check_range(self, "gpus", 0, 64)
 
 
 @dataclass(frozen=True)
 class JobConfig:
-    """One agreed job: classes, model, training, federation.
+    """One agreed job: classes, model, training, privacy, federation.
 
     Attributes:
         name: letters, digits, `_`, `-`; at most 64.
@@ -253,6 +318,7 @@ class JobConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     schema: int = SCHEMA_VERSION
 
@@ -270,7 +336,17 @@ class JobConfig:
             bad = next(c for c in self.classes if not c.strip() or c != c.strip() or "|" in c or ";" in c)
             raise ValueError(f"classes holds {bad!r}: a label may not be empty, hold '|' or ';', or start or end blank")
         _unique(self, "classes")
-        _range(self, "seed", 0, 2**32 - 1)
+        check_range(self, "seed", 0, 2**32 - 1)
+        if self.privacy.private and self.training.batch_size is not None:
+            raise ValueError(
+                f"training.batch_size={self.training.batch_size} has no meaning under differential privacy, where "
+                f"every record takes part with probability privacy.sample_rate={self.privacy.sample_rate}: remove it"
+            )
+
+    @property
+    def steps_per_round(self) -> int:
+        """Noisy steps of a site in a round; public, since it depends on the job alone (differential privacy only)."""
+        return self.training.local_steps or self.training.local_epochs * ceil(1 / self.privacy.sample_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, every field present."""
@@ -279,81 +355,6 @@ class JobConfig:
     def digest(self) -> str:
         """SHA-256 hex of the canonical JSON of every field."""
         return canonical_digest(self.to_dict())
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where a site's pictures come from.
-
-    Attributes:
-        source: `manifest` (a site's own pictures), `voc2007` (a VOC2007 folder), `scenes` (the embedded scenes).
-        path: manifest file or VOC folder. Unused for scenes.
-        root: folder that relative paths of a manifest start from; empty means the manifest's own folder.
-        evaluate: whether this site scores the global model on its `val` and `test` pictures.
-        on_bad_image: `refuse`, or `skip` pictures that cannot be decoded.
-        share: which part of `shares` parts this site takes of a data set that several simulated sites split; from 1.
-        shares: number of parts; 1 means the whole set.
-        partition: how a split data set is divided: by clusters of label sets, or uniformly.
-        train: scenes to train on (scenes only), 1..1000000.
-        val: scenes to choose thresholds on (scenes only), 0..1000000.
-        test: scenes to test on (scenes only), 0..1000000.
-        spurious_strength: how firmly the site's own pairs of labels occur together (scenes only), [0, 1].
-    """
-
-    source: Literal["manifest", "voc2007", "scenes"] = "manifest"
-    path: str = ""
-    root: str = ""
-    evaluate: bool = True
-    on_bad_image: Literal["refuse", "skip"] = "refuse"
-    share: int = 1
-    shares: int = 1
-    partition: Literal["labels", "uniform"] = "labels"
-    train: int = 200
-    val: int = 100
-    test: int = 300
-    spurious_strength: float = 0.9
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range or the source lacks its path."""
-        if self.source != "scenes" and not self.path:
-            raise ValueError(f"path='' : source='{self.source}' needs the path of the manifest or folder")
-        _range(self, "shares", 1, 10_000)
-        if not 1 <= self.share <= self.shares:
-            raise ValueError(f"share={self.share} is not one of the {self.shares} shares: use 1 to {self.shares}")
-        _range(self, "train", 1, 1_000_000)
-        _range(self, "val", 0, 1_000_000)
-        _range(self, "test", 0, 1_000_000)
-        _range(self, "spurious_strength", 0, 1)
-
-
-@dataclass(frozen=True)
-class SiteConfig:
-    """What one site has and allows; read from `local/fedmpt_site.toml`, never sent.
-
-    Attributes:
-        data: the site's pictures.
-        cache_dir: folder of the patch-feature cache, as private as the pictures; empty means the user's cache folder.
-        cache_max_gib: bound on that folder, (0, 100000].
-        device: `auto` (a GPU where there is one), `cpu`, or a torch device such as `cuda:1`.
-        threads: CPU threads of the trainer; 0 means torch's own choice, 0..1024.
-    """
-
-    data: DataConfig
-    cache_dir: str = ""
-    cache_max_gib: float = 20.0
-    device: str = "auto"
-    threads: int = 0
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        _range(self, "cache_max_gib", 0, 100_000, open_low=True)
-        _range(self, "threads", 0, 1024)
-        if self.device not in ("auto", "cpu", "mps") and not self.device.startswith("cuda"):
-            raise ValueError(f"device={self.device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
 
 
 def canonical_digest(value: Any) -> str:

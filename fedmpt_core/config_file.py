@@ -9,12 +9,13 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from fedmpt_core.conditions.presets import load_conditions
-from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.config import JobConfig
+from fedmpt_core.site_config import SiteConfig
 
 T = TypeVar("T")
 
@@ -113,6 +114,11 @@ def load_sites(path: str | Path) -> dict[str, SiteConfig]:
     return sites
 
 
+def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values for a TOML file, which has no null: keys without a value are left out."""
+    return {k: without_none(v) if isinstance(v, Mapping) else v for k, v in values.items() if v is not None}
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of a `job.toml`."""
     return TypeAdapter(JobConfig).json_schema()
@@ -144,7 +150,8 @@ def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
         return str((folder / Path(value).expanduser()).absolute()) if value else ""
 
     data = dataclasses.replace(site.data, path=place(site.data.path), root=place(site.data.root))
-    return dataclasses.replace(site, data=data, cache_dir=place(site.cache_dir))
+    privacy = site.privacy and dataclasses.replace(site.privacy, ledger=place(site.privacy.ledger))
+    return dataclasses.replace(site, data=data, privacy=privacy, cache_dir=place(site.cache_dir))
 
 
 def _build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:
@@ -166,6 +173,7 @@ def _sentence(kind: type, error: Any, origin: str) -> str:
             owner: Any = kind
             for part in place[:-1]:
                 owner = {f.name: f.type for f in dataclasses.fields(owner)}[part]
+                owner = next((o for o in get_args(owner) if dataclasses.is_dataclass(o)), owner)
             known = [f.name for f in dataclasses.fields(owner)]
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"

@@ -27,6 +27,12 @@ from fedmpt_core.prompts import PromptLearner
 if TYPE_CHECKING:
     from fedmpt_core.backbone.base import Backbone
 
+TRAINED = {
+    "contexts": ("contexts.",),
+    "contexts+gate": ("contexts.", "gate.", "head."),
+    "adapters": ("adapters.up", "head."),
+    "all": ("contexts.", "adapters.", "gate.", "head."),
+}
 ZERO_SHOT_TEMPLATE = "a photo of a"
 NO_CONDITION = "no condition"
 
@@ -213,6 +219,14 @@ class FedMPT(nn.Module):
             bias=_given(config.bias, backbone.logit_bias),
             generators=(adapter, gate),
         )
+        trained = self.trainable_parameters()
+        if not trained:
+            raise ValueError(
+                f"trained='{config.trained}' with components={list(config.components)} trains nothing: "
+                "choose parts that the model has"
+            )
+        for name, parameter in self._parameters_by_name().items():
+            parameter.requires_grad_(name in trained)
 
     def text_features(self) -> Tensor:
         """Unit text features (N, C, D) of all prompts, differentiable in the contexts.
@@ -247,11 +261,15 @@ class FedMPT(nn.Module):
         return self.head(text, patches)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Every trained parameter by name, always in this order; absent parts are left out.
+        """Every trained parameter by name, always in this order; absent and untrained parts are left out.
 
         contexts.condition, contexts.class, adapters.down, adapters.up, gate.down, gate.up, head.scale,
         head.bias
         """
+        wanted = TRAINED[self.config.trained]
+        return {name: p for name, p in self._parameters_by_name().items() if name.startswith(wanted)}
+
+    def _parameters_by_name(self) -> dict[str, nn.Parameter]:
         head = self.head
         named = {
             "contexts.condition": self.prompts.condition_context,
@@ -264,6 +282,12 @@ class FedMPT(nn.Module):
             "head.bias": head.bias,
         }
         return {name: parameter for name, parameter in named.items() if parameter is not None}
+
+    def group_sizes(self) -> dict[str, int]:
+        """Numbers in each part that `TRAINED` names, trained or not."""
+        parts = {part for parts in TRAINED.values() for part in parts}
+        named = self._parameters_by_name()
+        return {part: sum(p.numel() for n, p in named.items() if n.startswith(part)) for part in parts}
 
     def layout(self) -> ParameterLayout:
         """Names and shapes of the trained parameters in the order of `vector`."""
@@ -309,6 +333,7 @@ def zero_shot_model(backbone: "Backbone", classes: Sequence[str], config: ModelC
     plain = replace(
         config,
         components=tuple(c for c in config.components if c == "transport"),
+        trained="all",
         class_init=ZERO_SHOT_TEMPLATE,
         class_tokens=len(backbone.tokenize(ZERO_SHOT_TEMPLATE)),
     )

@@ -1,20 +1,28 @@
-"""What can be known before any work is spent: the data of every site, the frozen towers, the size of a round.
+"""What can be known before any work is spent: data of every site, frozen towers, size of a round, privacy spent.
 
-Used by the command line before a simulation and by `fedmpt check`. Raises on the first site whose data cannot be used,
-with every problem of that site named.
+Used by the command line before a simulation and by `fedmpt check`. Raises on the first site whose data cannot be
+used, with every problem of that site named.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
 from fedmpt_core.backbone.load import load_backbone
-from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.config import JobConfig
 from fedmpt_core.data.pictures import Picture
 from fedmpt_core.data.source import load_split
-from fedmpt_core.model import FedMPT
+from fedmpt_core.model import TRAINED, FedMPT
+from fedmpt_core.privacy.accounting import Epsilons, cross_checked
+from fedmpt_core.privacy.budget import PrivacyRefused, Projection, check_policy, planned_steps, project, steps_of
+from fedmpt_core.privacy.keystream import Keystream
+from fedmpt_core.privacy.site_budget import units_of
+from fedmpt_core.privacy.site_ledger import read_site_ledger
+from fedmpt_core.privacy.training import mechanism
 from fedmpt_core.session import open_cache, pick_device
+from fedmpt_core.site_config import SiteConfig
 
 Progress = Callable[[int, int], None]
 
@@ -32,9 +40,17 @@ class SiteData:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Trained floats by group (`contexts`, `adapters`, `gate`, `head`), and the frozen towers' name."""
+    """What is trained, on which towers.
+
+    Attributes:
+        groups: trained floats by group (`contexts`, `adapters`, `gate`, `head`).
+        released: numbers that get noise in every step, for each choice of `model.trained`.
+        backbone: the frozen towers' name.
+        is_stand_in: whether they only stand in for CLIP.
+    """
 
     groups: dict[str, int]
+    released: dict[str, int]
     backbone: str
     is_stand_in: bool
 
@@ -59,6 +75,8 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
     for name, site in sites.items():
         try:
             splits = {s: load_split(job, site.data, s, verify=verify) for s in ("train", "val", "test")}
+            if splits["train"] is not None:
+                units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"]))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         counts = {s: len(d) if d else 0 for s, d in splits.items()}
@@ -66,10 +84,10 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
         train = splits["train"]
         positives = train.targets.sum(0) if train else np.zeros(len(job.classes), int)
         found[name] = SiteData(counts["train"], counts["val"], counts["test"], positives, pictures)
-    if not any(d.test for d in found.values()):
+    if job.federation.evaluate_every and not any(d.test for d in found.values()):
         raise ValueError(
-            "no site holds test pictures: give one site a test split and evaluate = true, "
-            "or the run could not be judged"
+            "no site holds test pictures: give one site a test split and evaluate = true, or the run could not be "
+            "judged; federation.evaluate_every = 0 asks for no judgement"
         )
     return found
 
@@ -86,8 +104,65 @@ def check_model(job: JobConfig) -> ModelSize:
     for name, parameter in model.trainable_parameters().items():
         group = name.split(".")[0]
         groups[group] = groups.get(group, 0) + parameter.numel()
-    model.text_features()  # also finds prompts that do not fit the tower's context
-    return ModelSize(groups, backbone.name, backbone.is_stand_in)
+    text = model.text_features()  # also finds prompts that do not fit the tower's context
+    if job.privacy.private:
+        mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
+    sizes = model.group_sizes()
+    if job.privacy.engine == "feature_space":
+        sizes["contexts."] = text.numel()
+    released = {choice: sum(sizes.get(part, 0) for part in parts) for choice, parts in TRAINED.items()}
+    return ModelSize(groups, released, backbone.name, backbone.is_stand_in)
+
+
+@dataclass(frozen=True)
+class SitePrivacy:
+    """What a job does to one site's budget.
+
+    Attributes:
+        projection: epsilon of the job, and of the data set with everything before it, against the cap.
+        signal_to_noise: for each choice of `model.trained` the best case of one step: the norm of the clipped sum,
+            were all gradients of an expected batch aligned, over the norm of the noise.
+    """
+
+    projection: Projection
+    signal_to_noise: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What a job spends in all, `steps` steps with failed attempts, by several accountants; and by site."""
+
+    steps: int
+    epsilons: Epsilons
+    sites: dict[str, SitePrivacy]
+
+
+def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSize) -> PrivacyPlan | None:
+    """Hold a job against every site's policy and ledger; None when it trains without differential privacy.
+
+    Raises:
+        PrivacyRefused: a site would refuse the job, with the site's name.
+        ValueError: a ledger cannot be read, or the accountants disagree.
+    """
+    plans: dict[str, SitePrivacy] = {}
+    for name, site in sites.items():
+        try:
+            check_policy(job, site.privacy)
+            if site.privacy is None or not job.privacy.private:
+                continue
+            entries = read_site_ledger(site.privacy, None) if site.privacy.ledger else ()
+            projection = project(job, site.privacy, entries, "planned")
+        except PrivacyRefused as error:
+            raise PrivacyRefused(f"{name}: {error}") from None
+        noise = job.privacy.noise_multiplier or 0.0
+        batch = job.privacy.sample_rate * site.privacy.units
+        plans[name] = SitePrivacy(
+            projection, {choice: batch / (noise * sqrt(d)) for choice, d in size.released.items() if d}
+        )
+    if not job.privacy.private:
+        return None
+    plan = steps_of(job, planned_steps(job))
+    return PrivacyPlan(plan.count, cross_checked([plan], job.privacy.delta), plans)
 
 
 def prepare_features(

@@ -33,9 +33,10 @@ class RunRecord:
         started: UTC, ISO 8601; `ended` likewise, empty while running.
         backbone: name of the frozen towers; `is_stand_in` whether they only stand in for CLIP.
         sites: by site, what it said when it joined (device, versions, whether it evaluates).
-        rounds: one dict per round from 0: `round`, `seconds`, `bytes_sent` by site, `sites`, and, where it was
-            evaluated, the figures of `evaluation.evaluate` averaged over the evaluating sites; at round 0 also
-            `zero_shot`, the same figures of the plain prompt on the untouched towers.
+        rounds: one dict per round from 0: `round`, `seconds`, `bytes_sent` by site, `sites`, `privacy` by site
+            (epsilon of the job so far at `delta`, and the `head` of the site's ledger; empty without differential
+            privacy), and, where it was evaluated, the figures of `evaluation.evaluate` averaged over the evaluating
+            sites; at round 0 also `zero_shot`, the same figures of the plain prompt on the untouched towers.
         server: hardware and platform of the server.
         schema: version of this record.
     """
@@ -66,7 +67,12 @@ class RunRecord:
         return replace(self, backbone=one["backbone"], is_stand_in=one["is_stand_in"], sites=sites)
 
     def with_round(
-        self, number: int, seconds: float, sent: Mapping[str, int], figures: Mapping[str, Any]
+        self,
+        number: int,
+        seconds: float,
+        sent: Mapping[str, int],
+        figures: Mapping[str, Any],
+        privacy: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> "RunRecord":
         """With one more round."""
         row = {
@@ -74,6 +80,7 @@ class RunRecord:
             "seconds": round(seconds, 3),
             "sites": sorted(sent),
             "bytes_sent": dict(sent),
+            "privacy": {site: dict(said) for site, said in (privacy or {}).items()},
             **figures,
         }
         return replace(self, rounds=(*self.rounds, row))

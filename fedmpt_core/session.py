@@ -1,12 +1,15 @@
-"""A site's working state during a job: data, features and model, behind three calls.
+"""A site's working state during a job: data, features, model and privacy ledger, behind three calls.
 
 `prepare` checks the data and computes missing patch features, `train` answers a round, `evaluate` scores the global
 model. The session knows nothing of how it is called; FLARE's trainer process and the tests both use it.
+
+Under differential privacy a round is charged to the site's ledger before its first step, and what it released is
+noted there before it is handed on.
 """
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,17 +19,32 @@ import numpy as np
 import torch
 
 from fedmpt_core.backbone.load import load_backbone
-from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.config import JobConfig
 from fedmpt_core.data.feature_cache import FeatureCache, PatchFeatures
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.source import load_split
 from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.model import FedMPT, zero_shot_model
-from fedmpt_core.training import LocalUpdate, StepRecord, local_update
+from fedmpt_core.privacy.budget import check_policy
+from fedmpt_core.privacy.ledger import Head
+from fedmpt_core.privacy.site_budget import SiteBudget, units_of
+from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.training import StepRecord, local_update
 
 Progress = Callable[[str, int, int], None]
-VERSIONED = ("fedmpt", "nvflare", "torch", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
+VERSIONED = (
+    "fedmpt",
+    "nvflare",
+    "torch",
+    "opacus",
+    "dp-accounting",
+    "open_clip_torch",
+    "transformers",
+    "timm",
+    "numpy",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)
@@ -54,27 +72,54 @@ class Prepared:
     versions: dict[str, str]
 
 
+@dataclass(frozen=True)
+class SiteUpdate:
+    """What a site hands on after a round.
+
+    Attributes:
+        vector: (d,) float32, local minus global parameters.
+        block: the same in wire bytes.
+        steps: optimiser steps done.
+        privacy: `epsilon` of the job so far, its `delta`, and the ledger's `head`; empty without differential
+            privacy.
+    """
+
+    vector: np.ndarray
+    block: bytes
+    steps: int
+    privacy: dict[str, Any]
+
+
 class SiteSession:
     """One site in one job."""
 
-    def __init__(self, job: JobConfig, site: SiteConfig, name: str) -> None:
-        """Loads the frozen towers and builds the model; touches no picture.
+    def __init__(
+        self, job: JobConfig, site: SiteConfig, name: str, *, run_id: str = "local", kit: Path | None = None
+    ) -> None:
+        """Asks the site's policy and ledger, then loads the frozen towers and builds the model; touches no picture.
 
         Args:
             job: the agreed job.
-            site: what this site has.
+            site: what this site has and allows.
             name: the site's name; makes its batch order its own.
+            run_id: name of this run of the job in the ledger.
+            kit: folder with `client.key` and `client.crt`, which sign the ledger; None in a simulation.
 
         Raises:
-            ValueError: the device, weights, conditions or class names cannot be used.
+            PrivacyRefused: the site's policy or what is left of its budget does not allow the job.
+            ValueError: the ledger, device, weights, conditions or class names cannot be used.
         """
         self.job, self.site, self.name = job, site, name
+        check_policy(job, site.privacy)
+        self._budget = SiteBudget.open(job, site, name, run_id, kit) if job.privacy.private else None
         if site.threads:
             torch.set_num_threads(site.threads)
         self.device = pick_device(site.device)
         self.backbone = load_backbone(job.backbone).to(self.device)
         self.model = FedMPT(self.backbone, job.classes, job.model.conditions, job.model, job.seed).to(self.device)
-        self._train: tuple[PatchFeatures, np.ndarray] | None = None
+        if self._budget:
+            self._budget.test_mechanism(self.model)
+        self._train: tuple[PatchFeatures, np.ndarray, np.ndarray] | None = None
         self._val: Split | None = None
         self._test: Split | None = None
 
@@ -91,7 +136,11 @@ class SiteSession:
         val = load_split(self.job, self.site.data, "val")
         test = load_split(self.job, self.site.data, "test")
         if train is not None:
-            self._train = (self._features(train, "train", on_progress), train.targets)
+            units = units_of(train, self.job.privacy.unit, (val, test))
+            features = self._features(train, "train", on_progress)
+            self._train = (features, train.targets, units)
+            if self._budget:
+                self._budget.know_records(features.digests())
         if val is not None:
             self._val = Split(self._features(val, "val", on_progress), val.targets)
         if test is not None:
@@ -108,18 +157,45 @@ class SiteSession:
         )
 
     def train(
-        self, state: np.ndarray, round_number: int, on_step: Callable[[StepRecord], None] | None = None
-    ) -> LocalUpdate:
-        """This site's update for a round. Same state, round and records: same update.
+        self,
+        state: np.ndarray,
+        round_number: int,
+        attempt: int = 0,
+        *,
+        known_head: Mapping[str, Any] | None = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> SiteUpdate:
+        """This site's update for a round.
+
+        Without differential privacy the same state, round and records give the same update; with it, every call draws
+        new noise and is charged.
+
+        Args:
+            state: (d,) float32 global parameters.
+            round_number: from 1.
+            attempt: from 0.
+            known_head: the newest ledger entry of this site that the server has seen, as `Head.to_dict` gives it.
+            on_step: called after each step.
 
         Raises:
-            ValueError: `prepare` was not called.
+            PrivacyRefused: the budget does not allow the round, or the ledger was cut; nothing was trained.
+            ValueError: `prepare` was not called, or the ledger cannot be written.
             FloatingPointError: training diverged.
         """
         if self._train is None:
             raise ValueError("train before prepare: the site's records are not loaded")
-        features, targets = self._train
-        return local_update(
+        features, targets, units = self._train
+        if self._budget:
+            if known_head:
+                self._budget.check_head(Head.from_dict(known_head))
+            reservation = self._budget.reserve(round_number, attempt)
+            update = self._budget.train(
+                self.model, features, targets, units, state=state, round_number=round_number, on_step=on_step
+            )
+            block = self.model.layout().encode(update.vector)
+            privacy = self._budget.commit(reservation, block)
+            return SiteUpdate(update.vector, block, len(update.steps), privacy)
+        update = local_update(
             self.model,
             features,
             targets,
@@ -130,10 +206,18 @@ class SiteSession:
             generator=np.random.default_rng([self.job.seed, round_number, _stable_number(self.name)]),
             on_step=on_step,
         )
+        return SiteUpdate(update.vector, self.model.layout().encode(update.vector), len(update.steps), {})
 
-    def records(self) -> int:
-        """Number of training records; leaves the site only when the job weighs by records."""
-        return len(self._train[1]) if self._train else 0
+    def weight(self) -> float:
+        """This site's weight in the average: 1, or its number of units when the job weighs by records.
+
+        Under differential privacy that is the number the site declares, never the true one.
+        """
+        if self.job.federation.weighting == "equal":
+            return 1.0
+        if self._budget:
+            return float(self._budget.declared_units)
+        return float(len(self._train[1])) if self._train else 0.0
 
     def evaluate(self, state: np.ndarray, *, zero_shot: bool = False) -> dict[str, Any] | None:
         """Figures of `state` on this site's test split, or None when it has none.

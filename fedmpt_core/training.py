@@ -19,6 +19,8 @@ from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.losses import asymmetric_loss
 from fedmpt_core.model import FedMPT
 
+DEFAULT_BATCH_SIZE = 32
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -26,12 +28,12 @@ class StepRecord:
 
     Attributes:
         step: from 0 within the round.
-        loss: mean over the batch of the loss summed over classes.
+        loss: mean over the batch of the loss summed over classes; None under differential privacy, which needs none.
         seconds: wall time of the step.
     """
 
     step: int
-    loss: float
+    loss: float | None
     seconds: float
 
 
@@ -82,7 +84,7 @@ def local_update(
     layout = model.layout()
     model.load_vector(state)
     device = next(iter(model.trainable_parameters().values())).device
-    optimizer = _optimizer(model, training, _learning_rate(training, round_number))
+    optimizer = make_optimizer(model, training, round_number)
     labels = torch.from_numpy(np.ascontiguousarray(targets)).to(torch.float32)
     records = []
     for step, batch in enumerate(_batches(len(features), training, generator)):
@@ -117,13 +119,11 @@ def local_update(
     return LocalUpdate(update, tuple(records))
 
 
-def _learning_rate(training: TrainingConfig, round_number: int) -> float:
-    if training.schedule == "constant":
-        return training.learning_rate
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / training.rounds))
-
-
-def _optimizer(model: FedMPT, training: TrainingConfig, rate: float) -> torch.optim.Optimizer:
+def make_optimizer(model: FedMPT, training: TrainingConfig, round_number: int) -> torch.optim.Optimizer:
+    """A fresh optimizer over the trained parameters, at the learning rate of the round (from 1)."""
+    rate = training.learning_rate
+    if training.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * (round_number - 1) / training.rounds))
     parameters: list[Tensor] = list(model.trainable_parameters().values())
     if training.optimizer == "adam":
         return torch.optim.Adam(
@@ -134,12 +134,13 @@ def _optimizer(model: FedMPT, training: TrainingConfig, rate: float) -> torch.op
 
 def _batches(records: int, training: TrainingConfig, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """Shuffled passes over all records, cut into batches; a last short batch is kept."""
-    steps = training.local_steps or training.local_epochs * math.ceil(records / training.batch_size)
+    size = training.batch_size or DEFAULT_BATCH_SIZE
+    steps = training.local_steps or training.local_epochs * math.ceil(records / size)
     done = 0
     while True:
         order = generator.permutation(records)
-        for start in range(0, records, training.batch_size):
+        for start in range(0, records, size):
             if done == steps:
                 return
-            yield order[start : start + training.batch_size]
+            yield order[start : start + size]
             done += 1

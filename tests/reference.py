@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fedmpt_core.aggregation import apply, average
-from fedmpt_core.config import JobConfig, SiteConfig
+from fedmpt_core.config import JobConfig
 from fedmpt_core.session import SiteSession
+from fedmpt_core.site_config import SiteConfig
 
 
 def federate(
@@ -22,6 +23,6 @@ def federate(
     yield state, judge.evaluate(state, zero_shot=True) or {}
     for number in range(1, job.training.rounds + 1):
         updates = {name: session.train(state, number).vector for name, session in sessions.items()}
-        weights = {n: float(s.records()) if job.federation.weighting == "records" else 1.0 for n, s in sessions.items()}
+        weights = {name: session.weight() for name, session in sessions.items()}
         state = apply(state, average(updates, weights))
         yield state, judge.evaluate(state) or {}

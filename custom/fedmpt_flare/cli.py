@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
-from fedmpt_core.config import JobConfig, SiteConfig
-from fedmpt_core.config_file import ConfigError, load_job, load_sites, schema
+from fedmpt_core.config import JobConfig
+from fedmpt_core.config_file import ConfigError, load_job, load_site, load_sites, schema
+from fedmpt_core.privacy.budget import resolved
+from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
 from fedmpt_flare.site import default_cache
 
@@ -50,11 +52,12 @@ def check(
     from fedmpt_core import preflight
 
     size = preflight.check_model(config)
+    plan = preflight.check_privacy(config, site_configs, size)
     data = preflight.check_data(config, site_configs) if site_configs else {}
     if as_json:
-        typer.echo(json.dumps(console.check_json(config, size, data)))
+        typer.echo(json.dumps(console.check_json(config, size, data, plan)))
     else:
-        console.show_check(config, size, data)
+        console.show_check(config, size, data, plan)
 
 
 @app.command()
@@ -85,9 +88,10 @@ def simulate(
     began = time.monotonic()
     view = console.RunView(config, quiet=as_json)
     view.step("checking job, weights and pictures")
-    data = preflight.check_data(config, site_configs)
     size = preflight.check_model(config)
-    view.show_start(size, data)
+    plan = preflight.check_privacy(config, site_configs, size)
+    data = preflight.check_data(config, site_configs)
+    view.show_start(size, data, plan)
     with view.features() as report:
         preflight.prepare_features(config, site_configs, data, report)
     prepared = time.monotonic()
@@ -174,10 +178,41 @@ def prepare(
     console.say(f"Wrote {out}: {len(rows)} pictures, classes {', '.join(voc.CLASSES)}")
 
 
+ledger = typer.Typer(help="A site's privacy ledger.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+
+
+@ledger.command("create")
+def create(
+    site_file: Annotated[Path, typer.Argument(metavar="SITE.TOML", help="The site's own file, fedmpt_site.toml.")],
+    name: Annotated[str, typer.Option("--name", help="The site's name in the federation.")],
+    kit: Annotated[
+        Path | None,
+        typer.Option("--kit", metavar="DIR", help="The site's startup folder, whose key signs the ledger."),
+    ] = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="For simulations, which have no keys: start it without signatures.")
+    ] = False,
+) -> None:
+    """Start the ledger of a data set that no job has trained on yet.
+
+    A missing ledger is never started by a job: who lost one must restore it.
+    """
+    from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path
+
+    site = load_site(site_file, name)
+    if site.privacy is None:
+        raise ConfigError(f"{site_file}: has no [privacy] table: write the site's policy first")
+    if (kit is None) != unsigned:
+        raise ConfigError("give --kit DIR, or --unsigned for a simulation")
+    create_ledger(site.privacy, name, kit)
+    console.say(f"Started {ledger_path(site.privacy)}: epsilon 0 of {site.privacy.epsilon:g} spent.")
+
+
 def _load(
     job: Path, sites: Path | None, seed: int | None, *, needs_sites: bool = True
 ) -> tuple[JobConfig, dict[str, SiteConfig]]:
-    config = load_job(job, seed=seed)
+    config = resolved(load_job(job, seed=seed))
     if not needs_sites:
         return config, {}
     found = load_sites(sites or job.parent / "site.toml")

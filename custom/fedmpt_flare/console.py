@@ -3,10 +3,11 @@
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,9 +38,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def check_json(job: JobConfig, size: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+def check_json(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> dict[str, Any]:
     """`fedmpt check --json`."""
     return {
+        "privacy": plan and asdict(plan),
         "config": job.to_dict(),
         "config_digest": job.digest(),
         "backbone": size.backbone,
@@ -50,7 +52,7 @@ def check_json(job: JobConfig, size: Any, data: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def show_check(job: JobConfig, size: Any, data: Mapping[str, Any]) -> None:
+def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> None:
     """`fedmpt check` for people."""
     table = Table("section", "key", "value", title=f"Job {job.name}", title_justify="left")
     for section, values in job.to_dict().items():
@@ -61,6 +63,7 @@ def show_check(job: JobConfig, size: Any, data: Mapping[str, Any]) -> None:
             table.add_row("", section, escape(_short(values)))
     _out.print(table)
     _show_size(size, job)
+    _show_privacy(job, plan)
     if data:
         _show_data(data)
     say(f"Job digest {job.digest()}")
@@ -78,8 +81,8 @@ class RunView:
         """What happens next."""
         self._console.print(Text("› ", style="bold") + Text(text), soft_wrap=True)
 
-    def show_start(self, size: Any, data: Mapping[str, Any]) -> None:
-        """Job, model and data in a few lines."""
+    def show_start(self, size: Any, data: Mapping[str, Any], plan: Any) -> None:
+        """Job, model, privacy and data in a few lines."""
         job = self._job
         self._console.print(
             f"[bold]{escape(job.name)}[/]: {len(data)} sites, {len(job.classes)} labels, "
@@ -87,6 +90,7 @@ class RunView:
             f"{job.training.rounds} rounds, seed {job.seed}"
         )
         _show_size(size, job, self._console)
+        _show_privacy(job, plan, self._console)
         _show_data(data, self._console)
 
     @contextlib.contextmanager
@@ -123,7 +127,7 @@ class RunView:
         """Where it began, where it ended, and what it left."""
         rows = [r for r in record["rounds"] if "mAP" in r]
         stand_in = ", not CLIP" if record["is_stand_in"] else ""
-        lines = [Text(f"Backbone: {record['backbone']}{stand_in}")]
+        lines: list[RenderableType] = [Text(f"Backbone: {record['backbone']}{stand_in}")]
         if rows:
             zero, final = rows[0]["zero_shot"]["mAP"], rows[-1]["mAP"]
             lines.append(
@@ -133,10 +137,14 @@ class RunView:
                     style="bold green" if final > zero else "bold red",
                 )
             )
+        if record["config"]["privacy"]["mechanism"] == "none":
+            lines.append(Text("Without differential privacy: updates can tell things about pictures", style="bold red"))
+        elif record["rounds"]:
+            lines.append(_spent(record))
         lines.append(Text("Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()), style="dim"))
         names = [
             n
-            for n in ("result.json", "model.safetensors", "curves.png", "timing.json", "fedmpt.log")
+            for n in ("result.json", "model.safetensors", "curves.png", "timing.json", "fedmpt.log", "ledgers")
             if (folder / n).exists()
         ]
         lines.append(Text(f"Wrote {', '.join(names)} to {folder}"))
@@ -168,6 +176,53 @@ def _show_size(size: Any, job: JobConfig, console: Console = _out) -> None:
         f"{size.mib_per_update * job.training.rounds:.1f} MiB in {job.training.rounds} rounds",
         soft_wrap=True,
     )
+
+
+def _show_privacy(job: JobConfig, plan: Any, console: Console = _out) -> None:
+    privacy = job.privacy
+    if plan is None:
+        console.print("[bold red]No differential privacy:[/] updates can tell things about pictures")
+        return
+    spent = plan.epsilons
+    console.print(
+        f"Privacy: epsilon {spent.pld:.2f} at delta {privacy.delta:g} for each {privacy.unit} (add or remove one); "
+        f"{plan.steps} steps with rate {privacy.sample_rate:g} and noise multiplier {privacy.noise_multiplier:g}, "
+        f"{job.federation.max_failed_rounds} failed attempts included, engine {privacy.engine}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"  accountants: PLD {spent.pld:.3f}, PRV {spent.prv:.3f}, RDP {spent.rdp:.3f} (looser); "
+        f"replace one: at most {spent.replace_one:.3f}",
+        soft_wrap=True,
+    )
+    if not plan.sites:
+        return
+    table = Table("site", "epsilon of the job", "of the data set", "cap", title="Budgets", title_justify="left")
+    choices = list(next(iter(plan.sites.values())).signal_to_noise)
+    noise = Table(
+        "site", *choices, title="Best-case signal to noise of a step, by what is trained", title_justify="left"
+    )
+    for name, site in plan.sites.items():
+        p = site.projection
+        table.add_row(escape(name), f"{p.job:.2f}", f"{p.total:.2f}", f"{p.cap:g}")
+        ratios = {c: f"{ratio:.2f}" for c, ratio in site.signal_to_noise.items()}
+        noise.add_row(escape(name), *(f"[bold]{r}[/]" if c == job.model.trained else r for c, r in ratios.items()))
+    console.print(table)
+    console.print(noise)
+
+
+def _spent(record: Mapping[str, Any]) -> Table:
+    """Epsilon by site when a run has ended: what the last reply of each site said."""
+    last: dict[str, Mapping[str, Any]] = {}
+    for row in record["rounds"]:
+        last.update(row["privacy"])
+    table = Table("site", "epsilon spent", "delta", "ledger entry", title="Privacy", title_justify="left")
+    for site, said in sorted(last.items()):
+        head = said["head"]
+        table.add_row(
+            escape(site), f"{said['epsilon']:.3f}", f"{said['delta']:g}", f"{head['seq']} {head['hash'][:12]}"
+        )
+    return table
 
 
 def _show_data(data: Mapping[str, Any], console: Console = _out) -> None:

@@ -17,7 +17,7 @@ from nvflare.apis.signal import Signal
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict
 from fedmpt_flare import tasks
-from fedmpt_flare.site import default_cache, run_folder, site_config, site_name
+from fedmpt_flare.site import default_cache, run_folder, run_id, site_config, site_name, start_up_kit
 from fedmpt_flare.trainer import Trainer, TrainerError
 
 TRAINER_LOG = "trainer.log"
@@ -39,11 +39,13 @@ class FedMPTExecutor(Executor):
         self._config: JobConfig | None = None
         self._trainer: Trainer | None = None
         self._prepared: tuple[dict[str, Any], bytes] | None = None
+        self._run_id = ""
         self._last: tuple[tuple[object, ...], Shareable] | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Starts the trainer with the run and stops it with the run."""
         if event_type == EventType.START_RUN:
+            self._run_id = run_id(fl_ctx)  # the same when the trainer is started again: its rounds are one job's
             self._trainer = Trainer(run_folder(fl_ctx) / TRAINER_LOG)
             self._trainer.start()
         elif event_type == EventType.END_RUN and self._trainer:
@@ -71,7 +73,8 @@ class FedMPTExecutor(Executor):
         except (ConfigError, TrainerError) as error:
             return self._failed(task_name, error, fl_ctx, abort_signal)
         except Exception as error:
-            # The type only: texts of unforeseen errors can carry paths or values, and error logs travel to the server.
+            # The type only: texts of unforeseen errors can carry paths or values, and error logs travel to the
+            # server.
             self.log_error(fl_ctx, f"{task_name} failed: {type(error).__name__}", fire_event=False)
             return tasks.refusal(
                 tasks.SITE_FAILED, f"{task_name} failed with {type(error).__name__}; see the site's log"
@@ -92,10 +95,18 @@ class FedMPTExecutor(Executor):
     def _train(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
         self._ready(fl_ctx, abort)
         round_number = shareable.get_header(tasks.ROUND)
-        fields, update = self._ask("train", shareable[tasks.VECTOR], abort, round=round_number)
+        fields, update = self._ask(
+            "train",
+            shareable[tasks.VECTOR],
+            abort,
+            round=round_number,
+            attempt=shareable.get_header(tasks.ATTEMPT),
+            known_head=shareable[tasks.FIELDS].get(tasks.HEADS, {}).get(site_name(fl_ctx)),
+        )
         self.log_info(fl_ctx, f"round {round_number}: {fields['steps']} steps done")
-        by_records = self._config is not None and self._config.federation.weighting == "records"
-        return tasks.message(fields={"weight": float(fields["records"]) if by_records else 1.0}, vector=update)
+        return tasks.message(
+            fields={tasks.WEIGHT: fields[tasks.WEIGHT], tasks.PRIVACY: fields[tasks.PRIVACY]}, vector=update
+        )
 
     def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
         self._ready(fl_ctx, abort)
@@ -113,7 +124,7 @@ class FedMPTExecutor(Executor):
         if self._prepared is None:
             if self._config is None:
                 raise TrainerError("this site has not joined the job", expected=True)
-            site = site_config(fl_ctx)
+            site, kit = site_config(fl_ctx), start_up_kit(fl_ctx)
             self._prepared = self._ask(
                 "prepare",
                 b"",
@@ -121,6 +132,8 @@ class FedMPTExecutor(Executor):
                 job=self._config.to_dict(),
                 site={**asdict(site), "cache_dir": site.cache_dir or str(default_cache())},
                 name=site_name(fl_ctx),
+                run_id=self._run_id,
+                kit=str(kit or ""),
             )
         return self._prepared
 
@@ -132,7 +145,8 @@ class FedMPTExecutor(Executor):
     def _failed(self, task: str, error: ConfigError | TrainerError, fl_ctx: FLContext, abort: Signal) -> Shareable:
         if abort.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
-        # The sentence stays in the site's own trainer log and console: it may name pictures or paths.
+        # The sentence stays in the site's own trainer log, as it may name pictures or paths, unless it was made to be
+        # read by the submitter: refusals of the privacy policy are.
         self.log_error(
             fl_ctx, f"{task} refused or failed; the reason is in this site's {TRAINER_LOG}", fire_event=False
         )
@@ -141,4 +155,6 @@ class FedMPTExecutor(Executor):
             log.write(f"{task}: {error}\n")
         expected = isinstance(error, ConfigError) or error.expected
         code = tasks.SITE_REFUSED if expected else tasks.SITE_FAILED
+        if isinstance(error, TrainerError) and error.public:
+            return tasks.refusal(code, str(error))
         return tasks.refusal(code, f"{task} was refused at the site; the reason is in its {TRAINER_LOG}")

@@ -6,6 +6,7 @@ from nvflare.job_config.api import FedJob
 from nvflare.recipe.spec import Recipe
 
 from fedmpt_core.config import JobConfig
+from fedmpt_core.privacy.budget import resolved
 from fedmpt_flare.executor import FedMPTExecutor
 from fedmpt_flare.tasks import TASKS
 from fedmpt_flare.workflow import FedMPTWorkflow
@@ -20,8 +21,10 @@ class FedMPTRecipe(Recipe):
         """Builds the FLARE job.
 
         Args:
-            job: the agreed job. `federation.gpus` becomes FLARE's resource request of every site.
+            job: the agreed job; its noise multiplier is worked out if it gives none. `federation.gpus` becomes FLARE's
+                resource request of every site.
         """
+        job = resolved(job)
         gpus = job.federation.gpus
         meta = {"resource_spec": {"@default": {"num_of_gpus": gpus}}} if gpus else None
         flare = FedJob(name=job.name, min_clients=job.federation.min_sites, meta_props=meta)

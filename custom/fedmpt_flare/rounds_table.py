@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PHASES = {"joining": "sites are starting", "training": "training", "evaluating": "evaluating"}
-_PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {gate:>6}  {mib:>6}  {seconds:>7}"
+_PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {epsilon:>9}  {gate:>6}  {mib:>6}  {seconds:>7}"
 
 
 class RoundsTable:
@@ -21,9 +21,11 @@ class RoundsTable:
 
     def heading(self) -> str:
         """Column heads of the plain lines."""
-        names = ("round", "sites", "mAP", "CF1", "OF1", "gateH", "MiB", "seconds")
+        names = ("round", "sites", "mAP", "CF1", "OF1", "epsilon", "gateH", "MiB", "seconds")
         return _PLAIN.format(
-            **dict(zip(("round", "sites", "mAP", "CF1", "OF1", "gate", "mib", "seconds"), names, strict=True))
+            **dict(
+                zip(("round", "sites", "mAP", "CF1", "OF1", "epsilon", "gate", "mib", "seconds"), names, strict=True)
+            )
         )
 
     def take(self, event: Mapping[str, Any]) -> str | None:
@@ -51,7 +53,7 @@ class RoundsTable:
 
     def draw(self) -> RenderableType:
         """The table and a line on what goes on."""
-        table = Table("round", "sites", "mAP", "CF1", "OF1", "gate entropy", "MiB sent", "seconds")
+        table = Table("round", "sites", "mAP", "CF1", "OF1", "epsilon", "gate entropy", "MiB sent", "seconds")
         for row in self._rows:
             table.add_row(*row.values())
         waiting = (
@@ -74,6 +76,7 @@ def _cells(event: Mapping[str, Any]) -> dict[str, str]:
     def number(key: str, form: str) -> str:
         return format(event[key], form) if key in event else "–"
 
+    spent = sorted({f"{said['epsilon']:.2f}" for said in event.get("privacy", {}).values()}, key=float)
     sent = sum(event["bytes_sent"].values()) / 2**20
     return {
         "round": str(event["round"]),
@@ -81,6 +84,7 @@ def _cells(event: Mapping[str, Any]) -> dict[str, str]:
         "mAP": number("mAP", ".2f"),
         "CF1": number("CF1", ".2f"),
         "OF1": number("OF1", ".2f"),
+        "epsilon": "–".join(dict.fromkeys((spent[0], spent[-1]))) if spent else "–",
         "gate": number("gate_entropy", ".3f"),
         "mib": f"{sent:.2f}",
         "seconds": f"{event['seconds']:.1f}",

@@ -10,19 +10,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from fedmpt_core.config import JobConfig, SiteConfig
-from fedmpt_core.config_file import job_from_dict, site_from_dict
+from fedmpt_core.config import JobConfig
+from fedmpt_core.config_file import job_from_dict, site_from_dict, without_none
+from fedmpt_core.privacy.site_ledger import create_ledger
+from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare.artifacts import EVENTS, MODEL, RESULT
-from fedmpt_flare.site import SITE_FILE
+from fedmpt_flare.site import SIMULATED_JOB, SITE_FILE
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 
 LOG = "fedmpt.log"
+LEDGERS = "ledgers"
 _POLL_SECONDS = 0.1
 
 
@@ -102,6 +105,9 @@ class Simulation:
         for name in (RESULT, MODEL):
             if run and (run / name).exists():
                 shutil.copy(run / name, self._out / name)
+        for ledger in sorted(workspace.glob(f"{LEDGERS}/*/*.ledger.jsonl")):
+            (self._out / LEDGERS).mkdir(exist_ok=True)
+            shutil.copy(ledger, self._out / LEDGERS / f"{ledger.parent.name}.ledger.jsonl")
         for trainer_log in sorted(workspace.glob("**/trainer.log")):
             with self.log.open("ab") as log:
                 log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())
@@ -120,7 +126,7 @@ def _told_apart(began: float, marks: dict[str, float], ended: float) -> dict[str
 
 
 def _run_folder(workspace: Path) -> Path | None:
-    return next((p.parent for p in workspace.glob(f"*/server/simulate_job/{EVENTS}")), None)
+    return next((p.parent for p in workspace.glob(f"*/server/{SIMULATED_JOB}/{EVENTS}")), None)
 
 
 def _events(workspace: Path, process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
@@ -147,8 +153,17 @@ def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace
     local = workspace / job.name / "local"
     local.mkdir(parents=True)
     (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(CLASS_ALLOW_LIST)}))
-    plain = {name: asdict(site) for name, site in sites.items()}
+    plain = {name: without_none(asdict(_rehearsed(name, site, workspace))) for name, site in sites.items()}
     (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
+
+
+def _rehearsed(name: str, site: SiteConfig, workspace: Path) -> SiteConfig:
+    """With a new ledger for this run alone where the site names none; unsigned, since a simulation has no keys."""
+    if site.privacy is None or site.privacy.ledger:
+        return site
+    policy = replace(site.privacy, ledger=str(workspace / LEDGERS / name))
+    create_ledger(policy, name, kit=None)
+    return replace(site, privacy=policy)
 
 
 def _main(spec_path: Path) -> None:

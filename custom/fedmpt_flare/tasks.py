@@ -23,8 +23,13 @@ JOB_DIGEST = "fedmpt_job_digest"
 VECTOR = "vector"
 FIELDS = "fields"
 
-# A reply code outside FLARE's own set drops this site from the phase and leaves the job running (FLARE aborts the whole
-# job on UNSAFE_JOB, TASK_UNKNOWN and RUN_MISMATCH only).
+# fields
+WEIGHT = "weight"
+PRIVACY = "privacy"  # of a `train` reply: epsilon and delta of the job so far, head of the site's ledger
+HEADS = "heads"  # of a `train` task: by site, the head that the server saw last
+
+# A reply code outside FLARE's own set drops this site from the phase and leaves the job running (FLARE aborts the
+# whole job on UNSAFE_JOB, TASK_UNKNOWN and RUN_MISMATCH only).
 SITE_REFUSED = "FEDMPT_SITE_REFUSED"
 SITE_FAILED = "FEDMPT_SITE_FAILED"
 REASON = "fedmpt_reason"

@@ -16,11 +16,16 @@ _POLL_SECONDS = 0.2
 
 
 class TrainerError(Exception):
-    """The trainer refused or failed; `expected` when its sentence is meant for people."""
+    """The trainer refused or failed.
 
-    def __init__(self, text: str, *, expected: bool) -> None:
+    Attributes:
+        expected: whether its sentence is meant for people.
+        public: whether whoever submitted the job may read it.
+    """
+
+    def __init__(self, text: str, *, expected: bool, public: bool = False) -> None:
         super().__init__(text)
-        self.expected = expected
+        self.expected, self.public = expected, public
 
 
 class Trainer:
@@ -79,7 +84,7 @@ class Trainer:
                 raise TrainerError(self._death(), expected=False)
             answer, data = reply
             if not answer.pop("ok"):
-                raise TrainerError(answer["text"], expected=answer["expected"])
+                raise TrainerError(answer["text"], expected=answer["expected"], public=answer["public"])
             return answer, data
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import IO, Any
 
 from fedmpt_flare.frames import read_frame, write_frame
@@ -20,18 +21,30 @@ def main() -> None:
     os.dup2(2, 1)
     orders: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, orders), daemon=True).start()
-    worker = _Worker(replies)
+    worker: _Worker | None = None
     while True:
         fields, block = orders.get()
         try:
+            worker = worker or _Worker(replies)
             answer, data = worker.answer(fields, block)
             write_frame(replies, {"ok": True, **answer}, data)
         except BrokenPipeError:
             return
         except Exception as error:
             traceback.print_exc()
-            expected = isinstance(error, ValueError | FloatingPointError)
-            write_frame(replies, {"ok": False, "expected": expected, "kind": type(error).__name__, "text": str(error)})
+            write_frame(replies, {"ok": False, **_told(error), "text": str(error)})
+
+
+def _told(error: Exception) -> dict[str, bool]:
+    """Whether the sentence is meant for people, and whether the submitter of the job may read it."""
+    expected = isinstance(error, ValueError | FloatingPointError)
+    if not expected:
+        return {"expected": False, "public": False}
+    from fedmpt_core.privacy.accounting import AccountingError
+    from fedmpt_core.privacy.budget import PrivacyRefused
+    from fedmpt_core.privacy.self_test import SelfTestFailed
+
+    return {"expected": True, "public": isinstance(error, PrivacyRefused | SelfTestFailed | AccountingError)}
 
 
 def _listen(stream: IO[bytes], orders: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:
@@ -61,9 +74,9 @@ class _Worker:
                 return self._prepare(order)
             case "train":
                 state = self._prepared.layout.decode(block)
-                update = self._session.train(state, order["round"])
-                fields = {"steps": len(update.steps), "records": self._session.records()}
-                return fields, self._prepared.layout.encode(update.vector)
+                update = self._session.train(state, order["round"], order["attempt"], known_head=order["known_head"])
+                fields = {"steps": update.steps, "weight": self._session.weight(), "privacy": update.privacy}
+                return fields, update.block
             case "validate":
                 state = self._prepared.layout.decode(block)
                 return {"figures": self._session.evaluate(state, zero_shot=order["zero_shot"])}, b""
@@ -72,7 +85,8 @@ class _Worker:
 
     def _prepare(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         job, site = self._job_from_dict(order["job"]), self._site_from_dict(order["site"])
-        self._session = self._module.SiteSession(job, site, order["name"])
+        kit = Path(order["kit"]) if order["kit"] else None
+        self._session = self._module.SiteSession(job, site, order["name"], run_id=order["run_id"], kit=kit)
         self._prepared = ready = self._session.prepare()
         fields = {
             "layout": ready.layout.to_json(),

@@ -22,6 +22,7 @@ from fedmpt_core.aggregation import apply, average
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import job_from_dict
 from fedmpt_core.layout import LayoutError, ParameterLayout
+from fedmpt_core.privacy.ledger import Head, LedgerError
 from fedmpt_core.result import RunRecord, mean_figures
 from fedmpt_flare import tasks
 from fedmpt_flare.artifacts import RunFolder
@@ -52,6 +53,7 @@ class FedMPTWorkflow(Controller):
         self._folder = RunFolder(run_folder(fl_ctx))
         self._record = RunRecord.start(self._config)
         self._failed_attempts = 0
+        self._privacy: dict[str, dict[str, Any]] = {}
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole job; an exception here ends it as failed."""
@@ -78,7 +80,7 @@ class FedMPTWorkflow(Controller):
     def _run(self, abort: Signal, fl_ctx: FLContext) -> None:
         federation, training = self._config.federation, self._config.training
         sites, layout, state = self._join(abort, fl_ctx)
-        evaluating = [s for s, fields in sites.items() if fields["evaluates"]]
+        evaluating = [s for s, f in sites.items() if f["evaluates"] and federation.evaluate_every]
         self._evaluate(0, state, layout, evaluating, time.monotonic(), {}, abort, fl_ctx)
         done = attempt = 0
         while done < training.rounds:
@@ -95,7 +97,7 @@ class FedMPTWorkflow(Controller):
             state = apply(state, average(updates, weights))
             done, attempt = done + 1, 0
             self._folder.write_model(layout, state)
-            if done % federation.evaluate_every == 0 or done == training.rounds:
+            if done == training.rounds or done % (federation.evaluate_every or training.rounds) == 0:
                 self._evaluate(done, state, layout, evaluating, start, updates, abort, fl_ctx)
             else:
                 self._round_done(done, start, layout, updates, {}, fl_ctx)
@@ -138,18 +140,33 @@ class FedMPTWorkflow(Controller):
     ) -> tuple[dict[str, Any], dict[str, float]]:
         headers = {tasks.ROUND: number, tasks.ATTEMPT: attempt}
         self._folder.event("training", round=number, sites=sites)
-        data = tasks.message(vector=layout.encode(state), headers=headers)
+        heads = {site: p["head"] for site, p in self._privacy.items()}
+        data = tasks.message(fields={tasks.HEADS: heads}, vector=layout.encode(state), headers=headers)
         answers = self._phase(tasks.TRAIN, data, sites, self._config.federation.round_timeout, abort, fl_ctx)
         updates, weights = {}, {}
         for site, answer in answers.items():
             try:
                 updates[site] = layout.decode(answer[tasks.VECTOR])
-                weights[site] = float(answer[tasks.FIELDS]["weight"])
-            except (LayoutError, KeyError, TypeError) as error:
+                weights[site] = float(answer[tasks.FIELDS][tasks.WEIGHT])
+                self._note_privacy(site, answer[tasks.FIELDS])
+            except (LayoutError, LedgerError, KeyError, TypeError, ValueError) as error:
                 updates.pop(site, None)
+                weights.pop(site, None)
                 self.log_warning(fl_ctx, f"round {number}: the answer of {site} is not used: {error}")
         self._need(len(updates), f"round {number}")
         return updates, weights
+
+    def _note_privacy(self, site: str, fields: Mapping[str, Any]) -> None:
+        """Keep what a site says of its budget, the head of its ledger above all. Raises when it says nothing."""
+        if not self._config.privacy.private:
+            return
+        said = fields[tasks.PRIVACY]
+        head = Head.from_dict(said["head"])
+        self._privacy[site] = {
+            "epsilon": float(said["epsilon"]),
+            "delta": float(said["delta"]),
+            "head": head.to_dict(),
+        }
 
     def _evaluate(
         self,
@@ -182,7 +199,9 @@ class FedMPTWorkflow(Controller):
         fl_ctx: FLContext,
     ) -> None:
         sent = dict.fromkeys(sorted(updates), 32 + 4 * layout.size)
-        self._record = self._record.with_round(number, time.monotonic() - start, sent, figures)
+        self._record = self._record.with_round(
+            number, time.monotonic() - start, sent, figures, {s: self._privacy[s] for s in sent if s in self._privacy}
+        )
         self._folder.write_record(self._record)
         self._folder.event("round", **self._record.rounds[-1])
         self.log_info(fl_ctx, f"round {number}: sites={len(sent)} mAP={figures.get('mAP')}")

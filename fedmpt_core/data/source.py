@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from fedmpt_core.config import DataConfig, JobConfig
+from fedmpt_core.config import JobConfig
 from fedmpt_core.data import manifest, partition, voc
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.scenes import SceneConfig, scenes
+from fedmpt_core.site_config import DataConfig
 
 Split = Literal["train", "val", "test"]
 

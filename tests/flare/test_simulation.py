@@ -12,21 +12,15 @@ import psutil
 import pytest
 import torch
 
-from fedmpt_core.config import (
-    BackboneConfig,
-    DataConfig,
-    FederationConfig,
-    JobConfig,
-    ModelConfig,
-    SiteConfig,
-    TrainingConfig,
-)
+from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_file import ManifestRow
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.result import load_model
+from fedmpt_core.site_config import DataConfig, SiteConfig
 from fedmpt_flare.simulation import Simulation, SimulationFailed
 from tests.reference import federate
+from tests.settings import POLICY, UNPROTECTED
 
 pytestmark = [pytest.mark.flare, pytest.mark.xdist_group("flare")]
 CLASSES = ("bus", "dog", "banana", "clock")
@@ -54,6 +48,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SiteConfig]:
         found[folder.name] = SiteConfig(
             DataConfig(path=str(folder / "manifest.csv"), evaluate=s == 0),
             cache_dir=str(root / "cache"),
+            privacy=POLICY,
             device="cpu",
             threads=1,
         )
@@ -68,6 +63,7 @@ def job(name: str, rounds: int = 2, **federation: Any) -> JobConfig:
         backbone=BackboneConfig(image_size=96),
         model=ModelConfig(conditions=("color", "pose")),
         training=TrainingConfig(rounds=rounds, local_steps=2, batch_size=5, optimizer="adam", learning_rate=0.01),
+        privacy=UNPROTECTED,
         federation=FederationConfig(join_timeout=300, round_timeout=120, **federation),
     )
 

@@ -8,17 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmpt_core.config import (
-    BackboneConfig,
-    DataConfig,
-    FederationConfig,
-    JobConfig,
-    LossConfig,
-    ModelConfig,
-    SiteConfig,
-    TrainingConfig,
-)
+from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, LossConfig, ModelConfig, TrainingConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict, load_job, load_site, load_sites
+from fedmpt_core.site_config import DataConfig, SiteConfig
 
 JOB = 'name = "small"\nclasses = ["cat", "dog"]\n'
 SITES = """
@@ -27,7 +19,7 @@ source = "scenes"
 test = 5
 [sites.site-1]
 [sites.site-2.data]
-evaluate = false
+evaluate = true
 """
 
 
@@ -41,7 +33,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     job = load_job(write(tmp_path, "job.toml", JOB))
     assert (job.model.condition_tokens, job.model.class_tokens, job.model.adapter_width) == (4, 4, 32)
     assert (job.loss.gamma_negative, job.loss.gamma_positive, job.loss.margin) == (2, 1, 0.05)
-    assert (job.training.optimizer, job.training.learning_rate, job.training.batch_size) == ("sgd", 0.001, 32)
+    assert (job.training.optimizer, job.training.learning_rate) == ("sgd", 0.001)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +169,7 @@ def test_sites_inherit_defaults_and_take_their_position_as_share(tmp_path: Path)
     assert list(sites) == ["site-1", "site-2"]
     assert [s.data.share for s in sites.values()] == [1, 2]
     assert [s.data.shares for s in sites.values()] == [2, 2]
-    assert [s.data.evaluate for s in sites.values()] == [True, False]
+    assert [s.data.evaluate for s in sites.values()] == [False, True]
     assert [s.data.test for s in sites.values()] == [5, 5]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmpt_core.config import JobConfig, LossConfig, TrainingConfig
+from fedmpt_core.config import JobConfig, LossConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config_file import load_job, load_sites
 from fedmpt_core.data import voc
 from fedmpt_core.data.scenes import CLASSES
@@ -32,6 +32,7 @@ def test_the_template_shows_the_defaults() -> None:
     assert (job.training, job.loss) == (TrainingConfig(), LossConfig())
     assert job.model == JobConfig("x", ("a", "b")).model
     assert job.federation == JobConfig("x", ("a", "b")).federation
+    assert job.privacy == PrivacyConfig()
 
 
 def test_flare_s_own_idiom_exports_the_same_job(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from PIL import Image
 
 from fedmpt_core import preflight, session
 from fedmpt_core.backbone.base import Backbone
-from fedmpt_core.config import BackboneConfig, DataConfig, JobConfig, ModelConfig, SiteConfig, TrainingConfig
+from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_file import ManifestRow
 from fedmpt_core.session import SiteSession, pick_device
+from fedmpt_core.site_config import DataConfig, SiteConfig
 from tests.fakes import FakeBackbone
+from tests.settings import POLICY, UNPROTECTED
 
 CLASSES = ("cat", "dog", "bus")
 JOB = JobConfig(
@@ -21,6 +23,7 @@ JOB = JobConfig(
     CLASSES,
     model=ModelConfig(conditions=("color", "pose")),
     training=TrainingConfig(rounds=2, local_steps=3, batch_size=4, learning_rate=0.05),
+    privacy=UNPROTECTED,
 )
 
 
@@ -44,7 +47,8 @@ def pictures(folder: Path, *, train: int = 8, val: int = 6, test: int = 6) -> Si
             labels = (CLASSES[i % 3], CLASSES[(i + 1) % 3]) if i % 2 else (CLASSES[i % 3],)
             rows.append(ManifestRow(name, labels, split))
     write_manifest(rows, folder / "manifest.csv")
-    return SiteConfig(DataConfig(path=str(folder / "manifest.csv")), cache_dir=str(folder / "cache"), device="cpu")
+    data = DataConfig(path=str(folder / "manifest.csv"), evaluate=True)
+    return SiteConfig(data, privacy=POLICY, cache_dir=str(folder / "cache"), device="cpu")
 
 
 def test_a_round_moves_the_parameters_and_repeats_exactly(tmp_path: Path) -> None:
@@ -58,7 +62,11 @@ def test_a_round_moves_the_parameters_and_repeats_exactly(tmp_path: Path) -> Non
     assert np.array_equal(*updates)
     assert ready.evaluates
     assert ready.is_stand_in
-    assert one.records() == 8
+    assert one.weight() == 1.0
+    by_records = dataclasses.replace(JOB, federation=FederationConfig(weighting="records"))
+    heavy = SiteSession(by_records, site, "site-1")
+    assert heavy.prepare().evaluates
+    assert heavy.weight() == 8.0
 
 
 def test_sites_start_equal_but_see_their_records_in_their_own_order(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from nvflare.apis.signal import Signal
 
-from fedmpt_core.config import DataConfig, JobConfig, SiteConfig
+from fedmpt_core.config import JobConfig
+from fedmpt_core.site_config import DataConfig, SiteConfig
 from fedmpt_flare.trainer import Trainer, TrainerError
 
 JOB = JobConfig("t", ("cat", "dog"))

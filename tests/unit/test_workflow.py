@@ -17,6 +17,7 @@ from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.result import load_model
 from fedmpt_flare import tasks
 from fedmpt_flare.workflow import FedMPTWorkflow
+from tests.settings import UNPROTECTED
 
 LAYOUT = ParameterLayout(("head.scale",), ((3,),))
 INITIAL = np.array([1, 2, 3], np.float32)
@@ -86,7 +87,11 @@ class ScriptedWorkflow(FedMPTWorkflow):
 
 def job(rounds: int = 2, **federation: Any) -> JobConfig:
     return JobConfig(
-        "w", ("cat", "dog"), training=TrainingConfig(rounds=rounds), federation=FederationConfig(**federation)
+        "w",
+        ("cat", "dog"),
+        training=TrainingConfig(rounds=rounds),
+        privacy=UNPROTECTED,
+        federation=FederationConfig(**federation),
     )
 
 

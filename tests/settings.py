@@ -1,0 +1,10 @@
+"""Settings that tests share: jobs and sites without differential privacy, and a policy that allows a job with it."""
+
+from fedmpt_core.config import PrivacyConfig
+from fedmpt_core.site_config import SitePrivacyConfig
+
+UNPROTECTED = PrivacyConfig(mechanism="none")
+"""A job's `privacy`: plain training, which repeats exactly."""
+
+POLICY = SitePrivacyConfig("pictures", units=10, epsilon=50.0, delta=1e-5, allow_unprotected=True)
+"""A site's `privacy`: everything within reason."""
