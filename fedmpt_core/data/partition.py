@@ -12,8 +12,6 @@ set it was made of. Groups are not kept together.
 import warnings
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from fedmpt_core.data.pictures import Dataset
@@ -41,6 +39,9 @@ def by_labels(dataset: Dataset, sites: int, seed: int) -> tuple[np.ndarray, ...]
         - fewer different label sets than sites -> the largest parts are halved until every site has records.
         - records with the same labels -> same site, unless that part had to be halved.
     """
+    from sklearn.cluster import KMeans  # takes seconds to import, and most sites split nothing
+    from sklearn.exceptions import ConvergenceWarning
+
     _check(dataset, sites, seed)
     vectors = _softmax(dataset.targets)
     clusters = min(sites, len(np.unique(dataset.targets, axis=0)))

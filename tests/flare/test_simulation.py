@@ -12,10 +12,12 @@ import psutil
 import pytest
 import torch
 
-from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
+from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_file import ManifestRow
 from fedmpt_core.data.scenes import SceneConfig, scenes
+from fedmpt_core.privacy.budget import resolved
+from fedmpt_core.privacy.ledger import read_ledger
 from fedmpt_core.result import load_model
 from fedmpt_core.site_config import DataConfig, SiteConfig
 from fedmpt_flare.simulation import Simulation, SimulationFailed
@@ -165,3 +167,31 @@ def test_an_exported_job_is_configuration_only(tmp_path: Path, gpus: int) -> Non
 def _trainers() -> list[psutil.Process]:
     me = psutil.Process()
     return [p for p in me.children(recursive=True) if "fedmpt_flare.trainer_main" in " ".join(p.cmdline())]
+
+
+def test_private_sites_keep_ledgers_and_one_with_a_low_cap_stays_out(
+    sites: dict[str, SiteConfig], tmp_path: Path
+) -> None:
+    plain = job("private", rounds=2)
+    training = dataclasses.replace(plain.training, batch_size=None)
+    agreed = resolved(
+        dataclasses.replace(plain, training=training, privacy=PrivacyConfig(epsilon=5.0, sample_rate=0.5))
+    )
+    poor = dataclasses.replace(sites["site-3"], privacy=dataclasses.replace(POLICY, epsilon=1.0))
+    events = run(Simulation(agreed, {**sites, "site-3": poor}, tmp_path / "out"))
+    dropped = [e for e in events if e["event"] == "dropped"]
+    assert [e["site"] for e in dropped] == ["site-3"]
+    assert "0.000 is spent and the cap is 1" in dropped[0]["reason"]
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["outcome"] == "completed"
+    spent = [r["privacy"] for r in record["rounds"]]
+    assert [sorted(p) for p in spent] == [[], ["site-1", "site-2"], ["site-1", "site-2"]]
+    assert 0 < spent[1]["site-1"]["epsilon"] < spent[2]["site-1"]["epsilon"] <= 5.0
+    for site in ("site-1", "site-2"):
+        entries = read_ledger(tmp_path / "out" / "ledgers" / f"{site}.ledger.jsonl")
+        assert [e.kind for e in entries] == ["genesis", "reserve", "commit", "reserve", "commit"]
+        assert [e.round for e in entries[1:]] == [1, 1, 2, 2]
+        assert len({e.job for e in entries[1:]}) == 1
+        assert spent[2][site]["head"] == {"seq": 4, "hash": entries[4].hash, "sig": ""}
+        assert spent[1][site]["head"]["hash"] == entries[2].hash
+    assert len(read_ledger(tmp_path / "out" / "ledgers" / "site-3.ledger.jsonl")) == 1

@@ -1,4 +1,4 @@
-"""A site's session under differential privacy: charged before it trains, noted before it answers, refused beforehand."""
+"""A private session: charged before it trains, noted before it answers, refused before any work is spent."""
 
 import dataclasses
 import hashlib

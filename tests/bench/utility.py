@@ -1,0 +1,91 @@
+"""What privacy costs on the demo job: `python -m tests.bench.utility --seeds 3` prints a Markdown table.
+
+The demo's federation as a plain loop at several epsilons, which change the noise alone, and once as it was tuned for
+plain training (all parameters, Adam). The seed changes pictures, pairs and initial weights; the noise is secret and
+so differs between runs of one seed.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from fedmpt_core.config import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config_file import load_job, load_sites
+from fedmpt_core.privacy.budget import resolved
+from tests.bench.ablation import DEMO, spread
+from tests.reference import federate
+
+ROWS = ("plain training", "epsilon 8", "epsilon 3", "epsilon 1")
+
+
+def variant(row: str, seed: int) -> JobConfig:
+    """The demo job at an epsilon, or without differential privacy as it was tuned for that."""
+    job = load_job(DEMO / "job.toml", seed=seed)
+    if row == "plain training":
+        model: ModelConfig = dataclasses.replace(job.model, trained="all", bias=None)
+        training = TrainingConfig(
+            rounds=job.training.rounds,
+            local_steps=12,
+            batch_size=48,
+            optimizer="adam",
+            learning_rate=0.01,
+            weight_decay=0.0,
+            schedule="constant",
+        )
+        return dataclasses.replace(job, model=model, training=training, privacy=PrivacyConfig(mechanism="none"))
+    privacy = dataclasses.replace(job.privacy, epsilon=float(row.split()[1]))
+    return resolved(dataclasses.replace(job, privacy=privacy))
+
+
+def one(row: str, seed: int, cache: str) -> dict[str, float]:
+    """Final figures of one run."""
+    sites = load_sites(DEMO / "site.toml")
+    open_to_all = {
+        n: dataclasses.replace(s, privacy=s.privacy and dataclasses.replace(s.privacy, allow_unprotected=True))
+        for n, s in sites.items()
+    }
+    job = variant(row, seed)
+    rounds = [figures for _, figures in federate(job, open_to_all, cache)]
+    return {
+        "noise": job.privacy.noise_multiplier or 0.0,
+        "spent": max(rounds[-1]["epsilon"].values(), default=float("inf")),
+        "zero_shot": rounds[0]["zero_shot"]["mAP"],
+        "start": rounds[0]["mAP"],
+        **{k: rounds[-1][k] for k in ("mAP", "CF1", "OF1")},
+    }
+
+
+def main() -> None:
+    """Run the rows and print the table; every run is one line of JSON in `--out`, so a broken-off table resumes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cache", default=str(Path.home() / ".cache" / "fedmpt" / "features"))
+    parser.add_argument("--out", default="runs/utility.jsonl")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    for seed in range(arguments.seeds):
+        for name in ROWS:
+            if any(d["row"] == name and d["seed"] == seed for d in done):
+                continue
+            row = {"row": name, "seed": seed, **one(name, seed, arguments.cache)}
+            done.append(row)
+            with out.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+    keys = ("zero_shot", "start", "mAP", "CF1", "OF1")
+    print("| | noise multiplier | epsilon spent | zero-shot mAP | mAP before training | final mAP | CF1 | OF1 |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in ROWS:
+        rows = [d for d in done if d["row"] == name]
+        if rows:
+            head = f"| {name} | {rows[0]['noise']:g} | {rows[0]['spent']:.2f} | "
+            print(head + " | ".join(spread([r[k] for r in rows]) for k in keys) + " |")
+
+
+if __name__ == "__main__":
+    main()
