@@ -1,0 +1,399 @@
+"""Epsilon of a history of DP-SGD steps: Poisson-subsampled Gaussian mechanisms, every iterate released.
+
+Reported is the privacy loss distribution of dp-accounting (PLD; Doroshenko et al. 2022, arXiv 2207.04380): an upper
+bound that composes mechanisms, never epsilons. The neighbours differ by adding or removing one record, or one unit
+where the unit is larger. Opacus' PRV accountant (Gopi et al. 2021, arXiv 2106.02848) is the cross-check. It must never
+report less than was spent: what cannot be computed is an `AccountingError`, not a number.
+
+dp-accounting is imported where it is used and torch only by `cross_checked`: a FLARE parent process holds this module.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+AGREEMENT = 0.02  # PRV adds its own error bound of 0.01 and rounds delta; honest runs are 0.010 to 0.015 apart
+LARGEST = 200.0  # chosen: beyond it nothing is protected, and both accountants need gigabytes
+SMALLEST_NOISE = 1e-3
+ROUNDING = 1e-15  # of delta, kept back for each step and 100 more: ten times the worst against the closed form
+TOLERANCE = 5e-4  # how much of epsilon the grid may cost
+MOST_POINTS = 1_000_000  # grid points of one step's distribution; a coarser grid is looser, never lower
+PRV_MOST_POINTS = 10_000_000
+MOST_STEPS = 1_000_000  # sampled ones; PLD asked for 9 GB for 100 million
+MOST_UNITS = 10**9  # ten-thousandths of a noise multiplier that `calibrate` tries
+ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024)  # whole orders only: the fractional ones may not converge
+
+Kind = tuple[float, float, int]
+
+
+class AccountingError(ValueError):
+    """The accountants disagree or cannot answer; nothing may be trained."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Equal DP-SGD steps.
+
+    Attributes:
+        sample_rate: probability of each record to be in a step's batch, in (0, 1].
+        noise_multiplier: standard deviation of the noise over the clip norm, above 0.
+        count: how many steps, at least 0.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    count: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for impossible values."""
+        _check_rate(self.sample_rate)
+        if not (_is_real(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ValueError(f"noise_multiplier={self.noise_multiplier!r} must be a finite number above 0")
+        _check_count("count", self.count, 0)
+
+
+@dataclass(frozen=True)
+class Epsilons:
+    """Epsilon of one history at one delta.
+
+    Attributes:
+        pld: the reported one; add or remove one record.
+        prv: the cross-check, same neighbours.
+        rdp: by Renyi divergences, same neighbours; looser.
+        replace_one: upper bound where a record is replaced by another.
+    """
+
+    pld: float
+    prv: float
+    rdp: float
+    replace_one: float
+
+
+def epsilon(history: Iterable[Steps], delta: float) -> float:
+    """Epsilon spent by a history, for adding or removing one record.
+
+    Args:
+        history: in any order; equal (sample_rate, noise_multiplier) are added up first.
+        delta: in (0, 1).
+
+    Returns:
+        An upper bound, at least 0, and about 0.0005 above the exact value.
+
+    Raises:
+        ValueError: delta outside its range.
+        AccountingError: the expected privacy loss is above 200, a noise multiplier is below 0.001 (that of all steps
+            together where sample_rate is 1), more than 1,000,000 steps are sampled, delta is below 1e-13 times the
+            steps and 100 more, or dp-accounting fails.
+
+    Guarantees: the grid rounds towards more loss, and a part of delta is kept back for floating point. More steps never
+        lower it by more than 0.0005, the freedom of the grid.
+
+    Edge cases: no step at all -> 0.0; sample_rate 1 -> one Gaussian mechanism with 1/noise^2 added up, which is exact.
+    """
+    _check_delta(delta)
+    return _epsilon(_merged(history), float(delta), False)
+
+
+def cross_checked(history: Iterable[Steps], delta: float) -> Epsilons:
+    """Epsilon by three accountants, and for replacing a record.
+
+    `replace_one` composes the pair (1-q) N(0) + q N(1) and (1-q) N(0) + q N(-1), dp-accounting's REPLACE_ONE, where
+    N(x) is the noise around x. No two clipped gradients x, x' (norm <= 1) are told apart better in a step: given the
+    rest of the batch (the divergence is jointly convex) they show as (1-q) N(0) + q N(x) and (1-q) N(0) + q N(x'). An
+    event of probability a under N(0) has at most Phi(Phi^-1(a) + 1/noise) under N(x) and at least
+    Phi(Phi^-1(a) - 1/noise) under N(x') (Neyman and Pearson), and for N(1), N(-1) one half-line reaches all three.
+    Dominating pairs compose (Zhu et al. 2022, arXiv 2106.08567). At sample_rate 1 it is twice the sensitivity.
+
+    Args:
+        history: as in `epsilon`.
+        delta: in (0, 1).
+
+    Returns:
+        All four; 0.0 without steps.
+
+    Raises:
+        ValueError: delta outside its range.
+        AccountingError: an accountant cannot answer, or PLD and PRV are more than 0.02 apart.
+    """
+    _check_delta(delta)
+    kinds, delta = _merged(history), float(delta)
+    if not kinds:
+        return Epsilons(0.0, 0.0, 0.0, 0.0)
+    pld = _epsilon(kinds, delta, False)
+    prv = _prv(kinds, delta, pld)
+    if not abs(pld - prv) <= AGREEMENT:
+        raise AccountingError(
+            f"the accountants disagree on {_in_words(kinds)} at delta={delta:g}: {_name('dp-accounting')} (PLD) says "
+            f"epsilon {pld:.4f}, {_name('opacus')} (PRV) {prv:.4f}, at most {AGREEMENT} apart is allowed: "
+            "do not train, and report these numbers"
+        )
+    return Epsilons(pld, prv, _rdp(kinds, delta), _epsilon(kinds, delta, True))
+
+
+def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """The least noise that keeps a run within a budget.
+
+    Args:
+        epsilon: the most that may be spent, in (0, 200].
+        delta: in (0, 1).
+        sample_rate: in (0, 1].
+        steps: at least 1.
+
+    Returns:
+        The smallest noise multiplier of 4 decimals (5 digits from 10 on) whose `epsilon(...)` is at most `epsilon`.
+
+    Raises:
+        ValueError: an argument outside its range.
+        AccountingError: no noise multiplier up to 100,000 suffices, or `epsilon` cannot answer.
+    """
+    if not (_is_real(epsilon) and 0 < epsilon <= LARGEST):
+        raise ValueError(f"epsilon={epsilon!r} must be a number in (0, {LARGEST:g}]")
+    _check_delta(delta)
+    _check_rate(sample_rate)
+    _check_count("steps", steps, 1)
+
+    def spends(units: int) -> float:
+        return _epsilon(_merged([Steps(sample_rate, units / 10_000, steps)]), float(delta), False)
+
+    def excess(units: int) -> float:
+        try:
+            spent = spends(units)
+        except AccountingError:
+            return math.inf
+        return math.log(spent / epsilon) if spent else -math.inf
+
+    units = _least_units(excess)
+    if units is None:
+        spends(MOST_UNITS)  # has its own sentence where steps or delta are what cannot be accounted for
+        raise AccountingError(
+            f"no noise_multiplier up to {MOST_UNITS // 10_000:,} keeps {steps} steps at sample_rate={sample_rate} "
+            f"within epsilon={epsilon} at delta={delta}: allow more epsilon, or take fewer steps or smaller batches"
+        )
+    return units / 10_000
+
+
+def check_delta(delta: float, records: int) -> None:
+    """Refuse a delta that lets a mechanism publish a record outright.
+
+    Args:
+        delta: of the guarantee.
+        records: the public number of records (or units) of the data set, at least 1.
+
+    Raises:
+        ValueError: unless 0 < delta < 1/records.
+    """
+    _check_count("records", records, 1)
+    if not (_is_real(delta) and 0 < delta < 1 / records):
+        raise ValueError(f"delta={delta!r} must be above 0 and below 1/{records}: choose 1e-5 or {records}^-1.1")
+
+
+def privacy_profile(history: Iterable[Steps], epsilons: Sequence[float]) -> list[float]:
+    """Delta at each of the given epsilons, for adding or removing one record.
+
+    Args:
+        history: as in `epsilon`.
+        epsilons: finite, at least 0.
+
+    Returns:
+        Upper bounds in [0, 1], one for each epsilon; 0.0 without steps.
+
+    Raises:
+        ValueError: an epsilon outside its range.
+        AccountingError: as in `epsilon`.
+    """
+    for value in epsilons:
+        if not (_is_real(value) and value >= 0):
+            raise ValueError(f"epsilon={value!r} must be a finite number, at least 0")
+    kinds = _merged(history)
+    if not kinds:
+        return [0.0] * len(epsilons)
+    loss = _loss(kinds, 100 * _rounding(kinds), False)
+    return [min(1.0, float(loss.get_delta_for_epsilon(float(e))) + _rounding(kinds)) for e in epsilons]
+
+
+def _is_real(value: float) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _check_rate(rate: float) -> None:
+    if not (_is_real(rate) and 0 < rate <= 1):
+        raise ValueError(f"sample_rate={rate!r} must be a probability in (0, 1]")
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
+        raise ValueError(f"{name}={count!r} must be a whole number, at least {least}")
+
+
+def _check_delta(delta: float) -> None:
+    if not (_is_real(delta) and 0 < delta < 1):
+        raise ValueError(f"delta={delta!r} must be in (0, 1)")
+
+
+def _merged(history: Iterable[Steps]) -> tuple[Kind, ...]:
+    """(sample rate, noise, count) without repeats, sorted; all unsampled steps as one."""
+    counts: dict[tuple[float, float], int] = {}
+    precision = 0.0
+    for steps in history:
+        if steps.sample_rate == 1:
+            precision += steps.count * (1 / steps.noise_multiplier) * (1 / steps.noise_multiplier)
+        elif steps.count:
+            kind = float(steps.sample_rate), float(steps.noise_multiplier)
+            counts[kind] = counts.get(kind, 0) + int(steps.count)
+    whole = [(1.0, 1 / math.sqrt(precision), 1)] if precision else []
+    return tuple(sorted([(q, noise, count) for (q, noise), count in counts.items()] + whole))
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(kinds: tuple[Kind, ...], delta: float, replace: bool) -> float:
+    if not kinds:
+        return 0.0
+    kept = _rounding(kinds)
+    if 100 * kept > delta:
+        raise AccountingError(
+            f"delta={delta:g} is below {100 * kept:.2g}, the least that floating point allows after {_in_words(kinds)}"
+        )
+    value = float(_loss(kinds, delta, replace).get_epsilon_for_delta(delta - kept))
+    if not math.isfinite(value):
+        raise AccountingError(f"{_name('dp-accounting')} finds no epsilon for {_in_words(kinds)} at delta={delta:g}")
+    return value
+
+
+def _rounding(kinds: tuple[Kind, ...]) -> float:
+    """What floating point may hide of delta: a Fourier transform is raised to the power of the steps."""
+    return ROUNDING * (100 + sum(count for _, _, count in kinds))
+
+
+def _loss(kinds: tuple[Kind, ...], delta: float, replace: bool) -> "PrivacyLossDistribution":
+    """The composed privacy loss, on a grid as fine as `TOLERANCE` asks for."""
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+    from dp_accounting.privacy_accountant import NeighboringRelation
+
+    interval = _interval(kinds, delta)
+    neighbours = NeighboringRelation.REPLACE_ONE if replace else NeighboringRelation.ADD_OR_REMOVE_ONE
+
+    def composed(q: float, noise: float, count: int) -> "PrivacyLossDistribution":
+        one = from_gaussian_mechanism(
+            noise, value_discretization_interval=interval, sampling_prob=q, neighboring_relation=neighbours
+        )
+        return one.self_compose(count)
+
+    try:
+        return reduce(lambda total, some: total.compose(some), (composed(*kind) for kind in kinds))
+    except (ValueError, ArithmeticError, MemoryError) as error:
+        raise AccountingError(f"{_name('dp-accounting')} fails on {_in_words(kinds)}: {error}") from error
+
+
+def _interval(kinds: tuple[Kind, ...], delta: float) -> float:
+    """Grid of the privacy loss for an error of about `TOLERANCE`.
+
+    A grid of width h adds h^2/6 to the variance of a step's loss. A sum of T steps that spreads by s has epsilon near
+    mean + z s, so epsilon grows by z T h^2 / (12 s) (within 10 % of what was measured).
+    """
+    counts = [count for _, _, count in kinds]
+    if sum(counts) > MOST_STEPS:
+        raise AccountingError(f"{sum(counts)} steps are more than the {MOST_STEPS} that can be accounted for")
+    if (least := min(noise for _, noise, _ in kinds)) < SMALLEST_NOISE:
+        raise AccountingError(f"noise_multiplier={least:.3g} of {_in_words(kinds)} is below {SMALLEST_NOISE}: use more")
+    means, variances, reaches = zip(*(_moments(q, noise) for q, noise, _ in kinds), strict=True)
+    mean, spread = float(np.dot(means, counts)), math.sqrt(np.dot(variances, counts))
+    z = math.sqrt(-2 * math.log(delta)) + 1
+    if not mean <= LARGEST:
+        raise AccountingError(
+            f"{_in_words(kinds)} have an expected loss of {mean:.3g}, {LARGEST:g} is the most: add noise"
+        )
+    fine = math.sqrt(12 * max(spread, 1e-6) * TOLERANCE / (z * sum(counts)))
+    return max(min(fine, max(1e-3, max(reaches) / 1e5)), max(reaches) / MOST_POINTS)
+
+
+@lru_cache(maxsize=256)
+def _moments(q: float, noise: float) -> tuple[float, float, float]:
+    """Mean and variance of a step's privacy loss when the record is there, and the largest loss that matters.
+
+    By the trapezoid rule over ten standard deviations of the noise.
+    """
+    x = np.linspace(-10 * noise, 1 + 10 * noise, 20_001)
+    with np.errstate(under="ignore", over="ignore"):
+        density = (1 - q) * np.exp(-((x / noise) ** 2) / 2) + q * np.exp(-(((x - 1) / noise) ** 2) / 2)
+    density /= density.sum()
+    rest = math.log1p(-q) if q < 1 else -math.inf
+    loss = np.logaddexp(rest, math.log(q) + (x - 0.5) / noise**2)
+    mean = float(density @ loss)
+    return mean, float(density @ (loss - mean) ** 2), float(loss[-1])
+
+
+def _prv(kinds: tuple[Kind, ...], delta: float, pld: float) -> float:
+    """Opacus' PRV. Its mesh is 0.01 over a root of the steps, so its size is known before memory is asked for."""
+    steps = sum(count for _, _, count in kinds)
+    points = 200 * (1.3 * pld + 3) * math.sqrt(steps * math.log(12_000 / delta) / 2)
+    if points > PRV_MOST_POINTS:
+        raise AccountingError(
+            f"PRV would need {points:.1g} points for {_in_words(kinds)} (epsilon {pld:.1f}), which cannot be "
+            "cross-checked: use more noise or fewer steps"
+        )
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(noise, q, count) for q, noise, count in kinds]
+    try:
+        # PRV takes log(1 - q), which is -inf as it should be at q = 1, and warns of its own RDP orders
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(accountant.get_epsilon(delta))
+    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise AccountingError(
+            f"{_name('opacus')} (PRV) fails on {_in_words(kinds)}, where {_name('dp-accounting')} (PLD) says epsilon "
+            f"{pld:.4f}: {error}"
+        ) from error
+
+
+def _rdp(kinds: tuple[Kind, ...], delta: float) -> float:
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(ORDERS)
+    for q, noise, count in kinds:
+        accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(noise)), count)
+    return float(accountant.get_epsilon(delta))
+
+
+def _in_words(kinds: tuple[Kind, ...]) -> str:
+    shown = [f"{count} steps at sample_rate={q:g}, noise_multiplier={noise:g}" for q, noise, count in kinds[:4]]
+    return ", ".join(shown) + (f" and {len(kinds) - 4} kinds more" if len(kinds) > 4 else "")
+
+
+def _name(package: str) -> str:
+    return f"{package} {version(package)}"
+
+
+def _least_units(excess: Callable[[int], float]) -> int | None:
+    """The smallest whole number where the falling `excess` is not above 0; to five digits, None when there is none.
+
+    Regula falsi with halved weights (Illinois) on the logarithm, over which that of epsilon is nearly straight.
+    """
+    low, above, high = 0, math.inf, 10_000
+    while (below := excess(high)) > 0:
+        low, above, high = high, below, high * 4
+        if high > MOST_UNITS:
+            return None
+    last = 0
+    while high - low > max(1, high // 100_000):
+        share = above / (above - below) if math.isfinite(above - below) else 0.5
+        start = math.log(low or 1)
+        middle = min(max(round(math.exp(start + share * (math.log(high) - start))), low + 1), high - 1)
+        found = excess(middle)
+        if found > 0:
+            low, above, below, last = middle, found, below / 2 if last > 0 else below, 1
+        else:
+            high, below, above, last = middle, found, above / 2 if last < 0 else above, -1
+    return high
