@@ -225,8 +225,10 @@ class PrivacyConfig:
             job within `epsilon`, worked out when the job is read.
         max_grad_norm: bound on the L2 norm of one unit's gradient, (0, 1e6].
         group_norms: bounds by group of parameters (`contexts`, `adapters`, `gate`, `head`) instead of the single one.
-        engine: `exact` adds noise to the gradients of the parameters; `feature_space` to those of the text features,
-            and pulls the noisy sum back through the text tower once. They differ where contexts are trained.
+        engine: `feature_space` adds noise to the gradients of the text features and pulls the noisy sum back through
+            the text tower once; `exact` adds it to the gradients of the contexts themselves, at the cost of a pass
+            through the text tower per record. They differ only where contexts are trained (docs/privacy.md says
+            which to take).
         micro_batch: most records whose gradients are held at once; does not change results, 1..65536.
     """
 
@@ -238,7 +240,7 @@ class PrivacyConfig:
     noise_multiplier: float | None = None
     max_grad_norm: float = 1.0
     group_norms: dict[str, float] = field(default_factory=dict)
-    engine: Literal["exact", "feature_space"] = "exact"
+    engine: Literal["exact", "feature_space"] = "feature_space"
     micro_batch: int = 64
 
     __pydantic_config__ = STRICT

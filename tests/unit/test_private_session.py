@@ -30,7 +30,7 @@ JOB = resolved(
         CLASSES,
         model=ModelConfig(conditions=("color", "pose"), adapter_width=4, gate_width=4),
         training=TrainingConfig(rounds=3, local_steps=2, learning_rate=0.05),
-        privacy=PrivacyConfig(epsilon=6.0, sample_rate=0.5),
+        privacy=PrivacyConfig(epsilon=6.0, sample_rate=0.5, engine="exact"),
         federation=FederationConfig(max_failed_rounds=1),
     )
 )

@@ -47,7 +47,9 @@ def setting(trained: str = "all", **privacy: Any) -> tuple[JobConfig, FedMPT, Ta
         CLASSES,
         model=ModelConfig(conditions=("color", "pose"), adapter_width=3, gate_width=3, trained=trained),  # type: ignore[arg-type]
         training=TrainingConfig(rounds=4, local_steps=3, learning_rate=0.5, weight_decay=0.0, momentum=0.0),
-        privacy=PrivacyConfig(**{"noise_multiplier": 1.0, "sample_rate": 0.5, "max_grad_norm": 0.3, **privacy}),
+        privacy=PrivacyConfig(
+            **{"noise_multiplier": 1.0, "sample_rate": 0.5, "max_grad_norm": 0.3, "engine": "exact", **privacy}
+        ),
     )
     model = FedMPT(FakeBackbone(), CLASSES, job.model.conditions, job.model, 0)
     values = torch.randn(RECORDS, 9, 16, generator=torch.Generator().manual_seed(0))
