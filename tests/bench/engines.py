@@ -24,13 +24,10 @@ from fedmpt_core.data.source import load_split
 from fedmpt_core.model import FedMPT
 from fedmpt_core.privacy.gradients import TEXT, GradientEngine
 from fedmpt_core.session import open_cache
+from tests.bench.step import CONDITIONS, NAMES
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo"
 CACHE = str(Path.home() / ".cache" / "fedmpt" / "features")
-CONDITIONS = ("color", "background", "scene type", "spatial layout", "pose")
-WORDS = tuple(
-    "cat dog bus car chair boat bird horse sheep cow train table sofa person bottle plant clock cup bed tv".split()
-)
 
 
 def ratio(model: FedMPT, patches: Tensor, targets: Tensor, probes: int) -> tuple[float, float]:
@@ -82,7 +79,7 @@ def stand_in() -> tuple[FedMPT, Tensor, Tensor]:
 
 def clip_tower(backbone: Backbone, classes: int, batch: int) -> tuple[FedMPT, Tensor, Tensor]:
     """ViT-B/16's text tower with random weights, and random patches."""
-    names = [f"{word} {i}" if i else word for i in range(classes // len(WORDS)) for word in WORDS]
+    names = [f"{word} {i}" if i else word for i in range(classes // len(NAMES)) for word in NAMES]
     config = ModelConfig(conditions=CONDITIONS, trained="contexts")
     model = FedMPT(backbone, names, CONDITIONS, config, 0)
     generator = torch.Generator().manual_seed(0)
