@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 CORE = sorted((ROOT / "fedmpt_core").rglob("*.py"))
 FLARE = sorted((ROOT / "custom" / "fedmpt_flare").rglob("*.py"))
 TORCH_ONLY = ("transport", "gating", "causal", "adapters", "losses", "prediction")
-SERVER_SIDE = ("workflow", "artifacts", "tasks", "site")
+WITHOUT_TORCH = ("workflow", "artifacts", "tasks", "site", "guards")
 
 
 def imports(path: Path) -> set[str]:
@@ -57,8 +57,26 @@ def test_the_core_prints_nothing_and_reads_no_environment(path: Path) -> None:
     assert not attributes & {"os.environ", "os.getenv", "torch.manual_seed", "np.random.seed", "random.seed"}
 
 
-def test_the_server_s_modules_need_no_torch() -> None:
-    """A server without torch can run the workflow: importing it leaves torch alone."""
-    code = "import sys, " + ", ".join(f"fedmpt_flare.{m}" for m in SERVER_SIDE) + "; print('torch' in sys.modules)"
+def test_server_and_guards_need_no_torch() -> None:
+    """A server without torch can run the workflow, and a site's parent process stays small."""
+    code = "import sys, " + ", ".join(f"fedmpt_flare.{m}" for m in WITHOUT_TORCH) + "; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_an_auditor_can_run_the_ledger_with_python_alone() -> None:
+    privacy = ROOT / "fedmpt_core" / "privacy"
+    for name in ("chain", "ledger"):
+        outside = top(privacy / f"{name}.py") - sys.stdlib_module_names - {"fedmpt_core"}
+        assert not outside
+        own = {n for n in imports(privacy / f"{name}.py") if n.startswith("fedmpt")}
+        assert own <= {"fedmpt_core.privacy.chain"}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: p.stem)
+def test_opacus_has_two_places_and_nobody_draws_noise_elsewhere(path: Path) -> None:
+    if "opacus" in top(path):
+        assert path.stem in ("noise", "accounting")
+    if path.parent.name == "privacy" and path.stem != "self_test":
+        names = {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Attribute)}
+        assert not {n for n in names if n.startswith(("np.random", "torch.rand", "torch.normal", "torch.Generator"))}
