@@ -1,7 +1,10 @@
 """A private session: charged before it trains, noted before it answers, refused before any work is spent."""
 
 import dataclasses
+import errno
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,51 @@ def test_a_cut_ledger_stops_the_site(site: SiteConfig) -> None:
     with pytest.raises(PrivacyRefused, match="lacks entry 2 that it reported earlier"):
         again.train(state, 2, known_head=head)
     assert len(ledger(site)) == 2
+
+
+def flipped(lines: list[bytes]) -> list[bytes]:
+    return [lines[0].replace(b'"pets"', b'"pits"'), *lines[1:]]
+
+
+def later(lines: list[bytes]) -> list[bytes]:
+    return [line.replace(b'"v":1', b'"v":2') for line in lines]
+
+
+def without_a_line(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], *lines[2:]]
+
+
+@pytest.mark.parametrize("damage", [flipped, later, without_a_line])
+def test_a_ledger_that_cannot_be_trusted_stops_the_site_and_stays_as_it_is(
+    site: SiteConfig, damage: Callable[[list[bytes]], list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SiteSession(JOB, site, "a")
+    one.train(one.prepare().initial, 1)
+    assert site.privacy
+    path = ledger_path(site.privacy)
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    before = path.read_bytes()
+    monkeypatch.setattr(session, "load_backbone", None)
+    with pytest.raises(LedgerError, match=r"pets\.ledger\.jsonl"):
+        SiteSession(JOB, site, "a")
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_stops_the_round_before_it_trains(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SiteSession(JOB, site, "a")
+    state = one.prepare().initial
+    assert site.privacy
+    before = ledger_path(site.privacy).read_bytes()
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(site_budget, "private_update", None)
+    with pytest.raises(LedgerError, match="No space left"):
+        one.train(state, 1)
+    monkeypatch.undo()
+    assert ledger_path(site.privacy).read_bytes() == before
 
 
 @pytest.mark.parametrize(
