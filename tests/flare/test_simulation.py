@@ -13,48 +13,21 @@ import pytest
 import torch
 
 from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.data.manifest import write_manifest
-from fedmpt_core.data.manifest_file import ManifestRow
-from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.privacy.ledger import read_ledger
 from fedmpt_core.result import load_model
 from fedmpt_core.site_config import DataConfig, SiteConfig
 from fedmpt_flare.simulation import Simulation, SimulationFailed
+from tests.pictures import CLASSES, small_sites
 from tests.reference import federate
 from tests.settings import POLICY, UNPROTECTED
 
 pytestmark = [pytest.mark.flare, pytest.mark.xdist_group("flare")]
-CLASSES = ("bus", "dog", "banana", "clock")
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SiteConfig]:
-    """Three sites with a manifest of real files each; the first also judges."""
-    root = tmp_path_factory.mktemp("sites")
-    found = {}
-    for s in range(3):
-        folder = root / f"site-{s + 1}"
-        folder.mkdir()
-        rows = []
-        for split, count in (("train", 10), ("val", 6), ("test", 12)):
-            data = scenes(SceneConfig(s), site=0, sites=1, split="test", count=400)
-            index = [data.classes.index(c) for c in CLASSES]
-            chosen = [i for i in range(400) if data.targets[i, index].any()]
-            start = {"train": 0, "val": 10, "test": 16}[split]
-            for i in chosen[start : start + count]:
-                data.pictures[i].load().resize((112, 112)).save(folder / f"{i}.png")
-                labels = tuple(c for c, k in zip(CLASSES, index, strict=True) if data.targets[i, k])
-                rows.append(ManifestRow(f"{i}.png", labels, split))
-        write_manifest(rows, folder / "manifest.csv")
-        found[folder.name] = SiteConfig(
-            DataConfig(path=str(folder / "manifest.csv"), evaluate=s == 0),
-            cache_dir=str(root / "cache"),
-            privacy=POLICY,
-            device="cpu",
-            threads=1,
-        )
-    return found
+    return small_sites(tmp_path_factory.mktemp("sites"))
 
 
 def job(name: str, rounds: int = 2, **federation: Any) -> JobConfig:

@@ -75,3 +75,69 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     run = fedmpt("simulate", job, "--out", tmp_path / "out")
     assert run.returncode == 2
     assert "device='cuda:63'" in run.stderr
+
+
+def test_check_shows_what_every_site_would_spend(tmp_path: Path) -> None:
+    job = changed(tmp_path, **{"epsilon = 8.0": "epsilon = 3.0", "local_steps = 8": "local_steps = 2"})
+    run = fedmpt("check", job, "--json")
+    assert run.returncode == 0, run.stderr
+    shown = json.loads(run.stdout)
+    plan = shown["privacy"]
+    assert plan["steps"] == 10
+    assert 2.9 < plan["epsilons"]["pld"] <= 3.0
+    assert abs(plan["epsilons"]["pld"] - plan["epsilons"]["prv"]) <= 0.02
+    assert plan["epsilons"]["rdp"] > 3.0
+    assert {s: p["projection"]["cap"] for s, p in plan["sites"].items()} == dict.fromkeys(
+        ("site-1", "site-2", "site-3"), 8.0
+    )
+    ratios = plan["sites"]["site-1"]["signal_to_noise"]
+    assert set(ratios) == {"contexts", "contexts+gate", "adapters", "all"}
+    assert ratios["adapters"] > ratios["all"] > 0
+    assert shown["config"]["privacy"]["noise_multiplier"] > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "epsilon = 8.0",
+            "epsilon = 0.5",
+            "site-1: privacy budget: with this job, data set 'scenes' would reach epsilon",
+        ),
+        ("delta = 1e-5", "delta = 0.01", r"delta=0.01 must be below 1 / units = 0.0025"),
+        ("units = 400", "units = 400\nmin_sites = 3", "min_sites=2 of the job is below this site's min_sites=3"),
+        ("[defaults.privacy]", "[defaults.other]", "unknown key 'other'"),
+    ],
+)
+def test_a_site_s_policy_speaks_before_anything_starts(tmp_path: Path, old: str, new: str, says: str) -> None:
+    job = changed(tmp_path)
+    sites = tmp_path / "site.toml"
+    assert old in sites.read_text()
+    sites.write_text(sites.read_text().replace(old, new, 1))
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert says in " ".join(run.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ledger_is_started_once(tmp_path: Path) -> None:
+    site = tmp_path / "fedmpt_site.toml"
+    policy = '[privacy]\ndataset = "pets"\nunits = 100\nepsilon = 8.0\ndelta = 1e-5\nledger = "ledgers"\n'
+    site.write_text('[data]\npath = "manifest.csv"\n' + policy)
+    run = fedmpt("ledger", "create", site, "--name", "hospital-a", "--unsigned")
+    assert run.returncode == 0, run.stderr
+    assert "epsilon 0 of 8 spent" in run.stdout
+    path = tmp_path / "ledgers" / "pets.ledger.jsonl"
+    before = path.read_bytes()
+    for arguments, says in (
+        (["--unsigned"], "exists"),
+        ([], "give --kit DIR, or --unsigned"),
+        (["--kit", tmp_path], "client.crt"),
+    ):
+        again = fedmpt("ledger", "create", site, "--name", "hospital-a", *arguments)
+        assert again.returncode == 2
+        assert says in " ".join(again.stderr.split())
+    assert path.read_bytes() == before
+    site.write_text('[data]\npath = "manifest.csv"\n')
+    run = fedmpt("ledger", "create", site, "--name", "hospital-a", "--unsigned")
+    assert (run.returncode, "has no [privacy] table" in " ".join(run.stderr.split())) == (2, True)

@@ -1,0 +1,323 @@
+"""A federation as hospitals run it, on one machine: real kits, mutual TLS, one process each, guards at every site.
+
+The processes are started directly, since FLARE's `start.sh` hides them and starts them again. Whatever talks to the
+server as an administrator does so in a process of its own (`python -m tests.federation`), because FLARE's session
+leaves threads behind.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import tomli_w
+
+from fedmpt_core.config import JobConfig
+from fedmpt_core.config_file import without_none
+from fedmpt_core.privacy.site_ledger import create_ledger
+from fedmpt_core.site_config import SiteConfig
+from fedmpt_flare.site import SITE_FILE
+from fedmpt_flare.tasks import CLASS_ALLOW_LIST
+
+REPOSITORY = Path(__file__).parents[1]
+PROJECT, SERVER, ADMIN = "fedmpt", "fedmpt-server", "admin@fedmpt.test"
+LONGEST = 300  # seconds for anything to happen; reached only when something hangs
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the submitter of a job gets.
+
+    Attributes:
+        job_id: FLARE's name of the job.
+        meta: FLARE's record of the job; `status` and `job_deploy_detail` above all.
+        workspace: the server's folder of the job, with `result.json`; None when the job never ran.
+    """
+
+    job_id: str
+    meta: dict[str, Any]
+    workspace: Path | None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`result.json`."""
+        assert self.workspace is not None, f"the job left no folder: {self.meta}"
+        return json.loads((self.workspace / "result.json").read_text())
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The workflow's events, in order."""
+        assert self.workspace is not None, f"the job left no folder: {self.meta}"
+        return [json.loads(line) for line in (self.workspace / "events.jsonl").read_text().splitlines()]
+
+    def sentence_of(self, site: str) -> str:
+        """What a site's parent process said of the job when it was deployed."""
+        found = [d for d in self.meta["job_deploy_detail"] if d.startswith(f"{site}: ")]
+        assert len(found) == 1, self.meta
+        return found[0]
+
+
+class Federation:
+    """One server and some sites below a new folder; leaving the `with` block ends every process that it started."""
+
+    def __init__(self, root: Path, sites: Mapping[str, SiteConfig]) -> None:
+        """Provisions kits and writes each site's policy, guards and ledger; starts nothing.
+
+        Args:
+            root: new folder; kits, logs, jobs, ledgers and results all lie in it, and it is everybody's HOME.
+            sites: their settings; each policy gets a new, signed ledger below `root`.
+        """
+        self.root, self.sites = root.resolve(), list(sites)
+        self.policies: dict[str, SiteConfig] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._environment = {**os.environ, "HOME": str(self.root), "OMP_NUM_THREADS": "1"}
+        self._environment["NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"] = "10"
+        self._provision()
+        for name, site in sites.items():
+            self._guard(name)
+            if site.privacy:
+                policy = replace(site.privacy, ledger=str(self.root / "ledgers" / name))
+                create_ledger(policy, name, self.kit(name))
+                site = replace(site, privacy=policy)
+            self.set_site(name, site)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def local(self, who: str) -> Path:
+        """The participant's own configuration folder."""
+        return self._home(who) / "local"
+
+    def kit(self, who: str) -> Path:
+        """The participant's key and certificate."""
+        return self._home(who) / "startup"
+
+    def set_site(self, name: str, site: SiteConfig) -> None:
+        """Write a site's settings, as its operator would; the next job finds them."""
+        self.policies[name] = site
+        (self.local(name) / SITE_FILE).write_text(tomli_w.dumps(without_none(asdict(site))), encoding="utf-8")
+
+    def set_policy(self, name: str, **changes: Any) -> None:
+        """Change fields of a site's privacy policy."""
+        site = self.policies[name]
+        assert site.privacy is not None
+        self.set_site(name, replace(site, privacy=replace(site.privacy, **changes)))
+
+    def allow_at_server(self, class_path: str, source: str) -> None:
+        """Put a module of one class beside the server's own, as whoever runs the server can do. Before `start`."""
+        self._install(SERVER, class_path, source)
+        self._edit_resources(SERVER, lambda r: r["class_allow_list"].append(class_path))
+
+    def filter_before_guard(self, site: str, class_path: str, source: str) -> None:
+        """Let a faulty filter of the site's own change answers before the guard sees them, from the next job on."""
+        self._install(site, class_path, source)
+        path = self.local(site) / "privacy.json"
+        privacy = json.loads(path.read_text())
+        privacy["scopes"][0]["task_result_filters"].insert(0, {"path": class_path})
+        path.write_text(json.dumps(privacy))
+
+    def start(self) -> None:
+        """Start everybody; returns when every site is registered at the server."""
+        for who in (SERVER, *self.sites):
+            role = "server" if who == SERVER else "client"
+            command = [sys.executable, "-u", "-m", f"nvflare.private.fed.app.{role}.{role}_train"]
+            command += ["-m", str(self._home(who)), "-s", f"fed_{role}.json", "--set", "secure_train=true"]
+            command += [f"org={_org(who)}", "config_folder=config"] + ([] if who == SERVER else [f"uid={who}"])
+            (self._home(who) / "transfer").mkdir(exist_ok=True)
+            with (self._home(who) / "console.log").open("ab") as log:
+                process = subprocess.Popen(
+                    command,
+                    cwd=self._home(who),
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            self._processes.append(process)
+        self._administer("wait", str(len(self.sites)))
+
+    def stop(self) -> None:
+        """End every process, kindly first; none is left when this returns."""
+        if any(process.poll() is None for process in self._processes):
+            with suppress(subprocess.SubprocessError):
+                self._administer("shutdown", timeout=60)
+        _, alive = psutil.wait_procs(self.processes(), timeout=20)
+        while alive:
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=20)
+            alive = self.processes()
+        for process in self._processes:
+            process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run for this federation; trainers and job processes too, which FLARE puts into other sessions."""
+        return [p for p in psutil.process_iter() if _home_of(p) == str(self.root)]
+
+    def export(self, job: JobConfig) -> Path:
+        """The job's folder, as its submitter exports it."""
+        folder = self.root / "exported"
+        code = (
+            "import sys, json; from fedmpt_core.config_file import job_from_dict\n"
+            "from fedmpt_flare.recipe import FedMPTRecipe\n"
+            "FedMPTRecipe(job_from_dict(json.loads(sys.argv[1]))).export(sys.argv[2])"
+        )
+        _run([sys.executable, "-W", "ignore", "-c", code, json.dumps(job.to_dict()), str(folder)], self._environment)
+        return folder / job.name
+
+    def run_job(self, folder: Path) -> Outcome:
+        """Submit, wait for the end, download."""
+        said = json.loads(self._administer("job", str(folder)).splitlines()[-1])
+        workspace = Path(said["workspace"]) if said["workspace"] else None
+        return Outcome(said["meta"]["job_id"], said["meta"], workspace)
+
+    def _home(self, who: str) -> Path:
+        return self.root / "kits" / PROJECT / "prod_00" / who
+
+    def _provision(self) -> None:
+        impl = "nvflare.lighter.impl"
+        server = {"name": SERVER, "type": "server", "org": _org(SERVER), "fed_learn_port": _free_port()}
+        server |= {"default_host": "localhost", "host_names": ["localhost", "127.0.0.1"]}
+        project = {
+            "api_version": 3,
+            "name": PROJECT,
+            "description": "all on one machine",
+            "participants": [
+                server,
+                *({"name": name, "type": "client", "org": _org(name)} for name in self.sites),
+                {"name": ADMIN, "type": "admin", "org": _org(SERVER), "role": "project_admin"},
+            ],
+            "builders": [
+                {"path": f"{impl}.workspace.WorkspaceBuilder"},
+                {
+                    "path": f"{impl}.static_file.StaticFileBuilder",
+                    "args": {"config_folder": "config", "scheme": "tcp"},
+                },
+                {"path": f"{impl}.cert.CertBuilder"},
+                {"path": f"{impl}.signature.SignatureBuilder"},
+            ],
+        }
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / "project.yml"
+        path.write_text(json.dumps(project), encoding="utf-8")  # JSON is YAML
+        command = [sys.executable, "-W", "ignore", "-m", "nvflare.cli", "provision", "--force"]
+        _run([*command, "-p", str(path), "-w", str(self.root / "kits")], self._environment)
+
+        def storage(resources: dict[str, Any]) -> None:
+            # FLARE's own choice is one folder for all federations of a machine
+            resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(self.root / "snapshots")
+            manager = next(c for c in resources["components"] if c["id"] == "job_manager")
+            manager["args"]["uri_root"] = str(self.root / "jobs")
+
+        self._edit_resources(SERVER, storage)
+
+    def _guard(self, site: str) -> None:
+        """What a site that trusts no job writes into its `local/` folder."""
+
+        def guarded(resources: dict[str, Any]) -> None:
+            resources["app_validator"] = {"path": "fedmpt_flare.guards.BudgetGate"}
+            resources["components"] = [c for c in resources["components"] if c["id"] != "site_log_streamer"]
+
+        self._edit_resources(site, guarded)
+        scope = {"name": "fedmpt", "task_result_filters": [{"path": "fedmpt_flare.guards.EgressGuard"}]}
+        (self.local(site) / "privacy.json").write_text(json.dumps({"scopes": [scope], "default_scope": "fedmpt"}))
+        authorization = json.loads((self.local(site) / "authorization.json.default").read_text())
+        # nobody may bring code or look into the site's files; running jobs is what the guards decide
+        nothing = {"byoc": "none", "shell_commands": "none"}
+        authorization["permissions"]["project_admin"] = {"submit_job": "any", "operate": "any", "view": "any"} | nothing
+        (self.local(site) / "authorization.json").write_text(json.dumps(authorization))
+
+    def _install(self, who: str, class_path: str, source: str) -> None:
+        custom = self.local(who) / "custom"
+        custom.mkdir(exist_ok=True)
+        (custom / f"{class_path.rpartition('.')[0]}.py").write_text(source, encoding="utf-8")
+
+    def _edit_resources(self, who: str, edit: Callable[[dict[str, Any]], None]) -> None:
+        path = self.local(who) / "resources.json"
+        source = path if path.exists() else self.local(who) / "resources.json.default"
+        resources = json.loads(source.read_text())
+        if source != path:
+            resources |= {"class_allow_list": list(CLASS_ALLOW_LIST), "allow_log_streaming": False}
+        edit(resources)
+        path.write_text(json.dumps(resources, indent=2))
+
+    def _administer(self, *arguments: str, timeout: float = 2 * LONGEST) -> str:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.federation", str(self._home(ADMIN)), *arguments]
+        return _run(command, self._environment, timeout=timeout)
+
+
+def _org(who: str) -> str:
+    return who.replace("-", "_")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _home_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("HOME")
+    except (psutil.Error, OSError):
+        return None
+
+
+def _run(command: Iterable[str], environment: Mapping[str, str], *, timeout: float = LONGEST) -> str:
+    done = subprocess.run(
+        list(command), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def _wait_for_sites(session: Any, count: int) -> None:
+    deadline = time.monotonic() + LONGEST
+    while len(session.get_system_info().client_info) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{count} sites did not register")
+        time.sleep(_POLL_SECONDS)
+
+
+def _administrate(kit: str, order: str, *arguments: str) -> None:
+    from nvflare.fuel.flare_api.api_spec import TargetType
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    session = new_secure_session(username=ADMIN, startup_kit_location=kit, timeout=LONGEST)
+    try:
+        match order:
+            case "wait":
+                _wait_for_sites(session, int(arguments[0]))
+            case "shutdown":
+                session.shutdown(TargetType.ALL)
+            case "job":
+                job_id = session.submit_job(arguments[0])
+                session.monitor_job(job_id, timeout=LONGEST, poll_interval=_POLL_SECONDS)
+                workspace = None
+                with suppress(Exception):  # a job that never ran has nothing to download
+                    workspace = str(Path(session.download_job_result(job_id)) / "workspace")
+                print(json.dumps({"meta": session.get_job_meta(job_id), "workspace": workspace}, default=str))
+    finally:
+        session.close()
+
+
+if __name__ == "__main__":
+    _administrate(*sys.argv[1:])
