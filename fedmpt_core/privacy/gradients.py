@@ -78,18 +78,26 @@ class GradientEngine:
         if self._text is None:
             raise ValueError("fill before encode: the prompts are not encoded")
         text = self._text.detach()
-        sums = {name: p.new_zeros(count, *p.shape) for name, p in self._head.items()}
-        if self._contexts:
-            sums[TEXT] = text.new_zeros(count, *text.shape)
+        sums: dict[str, Tensor] = {}
         records = torch.zeros(count, dtype=torch.int64, device=text.device)
         for patches, targets, units in parts:
-            for name, rows in self._per_record(dict(self._head), text, patches, targets).items():
-                sums[name].index_add_(0, units, rows)
+            found = self._per_record(dict(self._head), text, patches, targets)
+            if not sums and torch.equal(units, torch.arange(count, device=units.device)):
+                sums = found  # a record for each unit in order: nothing to sum, so no copy
+            else:
+                sums = sums or {name: rows.new_zeros(count, *rows.shape[1:]) for name, rows in found.items()}
+                for name, rows in found.items():
+                    sums[name].index_add_(0, units, rows)
             records += torch.bincount(units, minlength=count)
+        if not count:
+            sums = {name: p.new_zeros(0, *p.shape) for name, p in self._head.items()}
+            if self._contexts:
+                sums[TEXT] = text.new_zeros(0, *text.shape)
         if not bool((records > 0).all()):
             raise ValueError("a unit has no record: give each at least one")
         for name, total in sums.items():
-            total /= records.reshape(-1, *[1] * (total.ndim - 1))
+            if bool((records > 1).any()):
+                total /= records.reshape(-1, *[1] * (total.ndim - 1))
             if name != TEXT or self._feature_space:
                 _fill(self.private[name], total)
         if self._contexts and not self._feature_space:

@@ -122,15 +122,19 @@ class PrivateOptimizer(DPOptimizer):
         for name, parameter in self._tensors.items():
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=samples[name].device)
-        finite = torch.stack([_finite_rows(s) for s in samples.values()]).all(0)
-        self.not_finite += int((~finite).sum())
+        wide = {name: s.flatten(1).double() for name, s in samples.items()}
+        lengths = {name: torch.linalg.vector_norm(rows, dim=1) for name, rows in wide.items()}
+        finite = torch.stack([torch.isfinite(length) for length in lengths.values()]).all(0)
+        broken = int((~finite).sum())
+        self.not_finite += broken
         for group in self._groups:
-            norms = torch.stack([_row_norms(samples[n]) for n in group.names]).square().sum(0).sqrt()
+            norms = torch.stack([lengths[n] for n in group.names]).square().sum(0).sqrt()
             factor = torch.where(finite, (group.max_grad_norm / norms).clamp(max=1.0), 0.0)
             factor = torch.where(norms == 0, 0.0, factor)
             for name in group.names:
-                rows = torch.where(_over(finite, samples[name]), samples[name], 0).double()
-                self._tensors[name].summed_grad += torch.tensordot(factor, rows, dims=1)
+                rows = torch.where(finite[:, None], wide[name], 0) if broken else wide[name]  # zero times NaN is NaN
+                total = self._tensors[name].summed_grad
+                total += (factor @ rows).reshape(total.shape)
 
     def add_noise(self) -> None:
         """Puts the noisy sum into `grad` of every private parameter."""
@@ -168,16 +172,3 @@ class PrivateOptimizer(DPOptimizer):
                 f"{name} has no per-record gradient: its gradient may not be released, so this step is refused"
             )
         return sample
-
-
-def _row_norms(sample: Tensor) -> Tensor:
-    """(U, ...) -> (U,) float64."""
-    return torch.linalg.vector_norm(sample.flatten(1), dim=1, dtype=torch.float64)
-
-
-def _finite_rows(sample: Tensor) -> Tensor:
-    return torch.isfinite(_row_norms(sample))
-
-
-def _over(rows: Tensor, sample: Tensor) -> Tensor:
-    return rows.reshape(-1, *[1] * (sample.ndim - 1))

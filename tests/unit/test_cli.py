@@ -104,8 +104,8 @@ def test_check_shows_what_every_site_would_spend(tmp_path: Path) -> None:
             "epsilon = 0.5",
             "site-1: privacy budget: with this job, data set 'scenes' would reach epsilon",
         ),
-        ("delta = 1e-5", "delta = 0.01", r"delta=0.01 must be below 1 / units = 0.0025"),
-        ("units = 400", "units = 400\nmin_sites = 3", "min_sites=2 of the job is below this site's min_sites=3"),
+        ("delta = 1e-5", "delta = 0.01", r"delta=0.01 must be below 1 / units = 0.002"),
+        ("units = 500", "units = 500\nmin_sites = 3", "min_sites=2 of the job is below this site's min_sites=3"),
         ("[defaults.privacy]", "[defaults.other]", "unknown key 'other'"),
     ],
 )
