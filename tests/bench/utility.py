@@ -12,43 +12,27 @@ from pathlib import Path
 
 import torch
 
-from fedmpt_core.config import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.config_file import load_job, load_sites
+from fedmpt_core.config import JobConfig
+from fedmpt_core.config_file import load_job
 from fedmpt_core.privacy.budget import resolved
-from tests.bench.ablation import DEMO, spread
+from tests.bench.ablation import DEMO, open_sites, plain_job, spread
 from tests.reference import federate
 
 ROWS = ("plain training", "epsilon 8", "epsilon 3", "epsilon 1")
 
 
 def variant(row: str, seed: int) -> JobConfig:
-    """The demo job at an epsilon, or without differential privacy as it was tuned for that."""
-    job = load_job(DEMO / "job.toml", seed=seed)
+    """The demo job at an epsilon, or as it is tuned for plain training."""
     if row == "plain training":
-        model: ModelConfig = dataclasses.replace(job.model, trained="all", bias=None)
-        training = TrainingConfig(
-            rounds=job.training.rounds,
-            local_steps=12,
-            batch_size=48,
-            optimizer="adam",
-            learning_rate=0.01,
-            weight_decay=0.0,
-            schedule="constant",
-        )
-        return dataclasses.replace(job, model=model, training=training, privacy=PrivacyConfig(mechanism="none"))
-    privacy = dataclasses.replace(job.privacy, epsilon=float(row.split()[1]))
-    return resolved(dataclasses.replace(job, privacy=privacy))
+        return plain_job(seed)
+    job = load_job(DEMO / "job.toml", seed=seed)
+    return resolved(dataclasses.replace(job, privacy=dataclasses.replace(job.privacy, epsilon=float(row.split()[1]))))
 
 
 def one(row: str, seed: int, cache: str) -> dict[str, float]:
     """Final figures of one run."""
-    sites = load_sites(DEMO / "site.toml")
-    open_to_all = {
-        n: dataclasses.replace(s, privacy=s.privacy and dataclasses.replace(s.privacy, allow_unprotected=True))
-        for n, s in sites.items()
-    }
     job = variant(row, seed)
-    rounds = [figures for _, figures in federate(job, open_to_all, cache)]
+    rounds = [figures for _, figures in federate(job, open_sites(), cache)]
     return {
         "noise": job.privacy.noise_multiplier or 0.0,
         "spent": max(rounds[-1]["epsilon"].values(), default=float("inf")),
