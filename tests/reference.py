@@ -21,7 +21,7 @@ def federate(
     """Yield (global parameters, figures of the evaluating sites' first) for round 0 and after every round."""
     with tempfile.TemporaryDirectory() as folder:
         sessions = {
-            n: SiteSession(job, _with_ledger(n, dataclasses.replace(s, cache_dir=cache), Path(folder)), n)
+            n: SiteSession(job, with_ledger(n, dataclasses.replace(s, cache_dir=cache), Path(folder)), n)
             for n, s in sites.items()
         }
         ready = {name: session.prepare() for name, session in sessions.items()}
@@ -36,7 +36,8 @@ def federate(
             yield state, {**(judge.evaluate(state) or {}), "epsilon": spent}
 
 
-def _with_ledger(name: str, site: SiteConfig, folder: Path) -> SiteConfig:
+def with_ledger(name: str, site: SiteConfig, folder: Path) -> SiteConfig:
+    """The site with a new unsigned ledger below `folder`, unless it names one or has no policy."""
     if site.privacy is None or site.privacy.ledger:
         return site
     policy = dataclasses.replace(site.privacy, ledger=str(folder / name))

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 from fedmpt_core.config_file import load_job, load_sites
+from fedmpt_core.privacy.budget import resolved
 from tests.bench.measure import Row, in_own_process, peak_mib
+from tests.reference import with_ledger
 
 JOB = Path(__file__).parents[2] / "jobs" / "demo"
 
@@ -53,9 +55,9 @@ def one_site(cache: str) -> None:
     """What a site's trainer does, in this process."""
     from fedmpt_core.session import SiteSession
 
-    job = load_job(JOB / "job.toml")
-    site = next(iter(load_sites(JOB / "site.toml").values()))
-    session = SiteSession(job, dataclasses.replace(site, cache_dir=cache), "site-1")
+    job = resolved(load_job(JOB / "job.toml"))
+    site = dataclasses.replace(load_sites(JOB / "site.toml")["site-1"], cache_dir=cache)
+    session = SiteSession(job, with_ledger("site-1", site, Path(cache)), "site-1")
     state = session.prepare().initial
     session.train(state, 1)
     session.evaluate(state)
