@@ -27,5 +27,7 @@ def write_tensorboard(record: Mapping[str, Any], folder: Path) -> None:
                     writer.add_scalar(f"global/{key}", value, row["round"])
             for n, weight in enumerate(row.get("gate", [])):
                 writer.add_scalar(f"gate/{n}", weight, row["round"])
+            for site, said in row.get("privacy", {}).items():
+                writer.add_scalar(f"epsilon/{site}", said["epsilon"], row["round"])
             writer.add_scalar("round/seconds", row["seconds"], row["round"])
             writer.add_scalar("round/bytes_sent", sum(row["bytes_sent"].values()), row["round"])

@@ -103,7 +103,8 @@ def simulate(
     seconds = {"preparing": round(prepared - began, 1), **run.seconds}
     (folder / "timing.json").write_text(json.dumps(seconds) + "\n")
     record = load_record(folder)
-    draw_curves(record, folder / "curves.png")
+    if any("mAP" in row for row in record["rounds"]):  # a job may ask for no figures
+        draw_curves(record, folder / "curves.png")
     if tensorboard:
         write_tensorboard(record, tensorboard)
     if as_json:
