@@ -9,29 +9,15 @@ Types, unknown keys and non-finite numbers are refused by pydantic (strict, extr
 `config_file`.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, Literal
 
+from fedmpt_core.schema import STRICT, canonical_digest, check_range, check_unique
+from fedmpt_core.secagg.policy import LEAST_COHORT
+from fedmpt_core.secagg_config import SecAggConfig
+
 SCHEMA_VERSION = 1
-STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-
-
-def check_range(owner: object, name: str, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raises ValueError unless the field is in [low, high], or (low, high]."""
-    value = getattr(owner, name)
-    if not (low < value if open_low else low <= value) or value > high:
-        bracket = "(" if open_low else "["
-        raise ValueError(f"{name}={value} is out of range: allowed is {bracket}{low:g}, {high:g}]")
-
-
-def _unique(owner: object, name: str) -> None:
-    values = getattr(owner, name)
-    twice = sorted({v for v in values if list(values).count(v) > 1})
-    if twice:
-        raise ValueError(f"{name} lists {', '.join(map(repr, twice))} more than once: list each once")
 
 
 @dataclass(frozen=True)
@@ -125,8 +111,8 @@ class ModelConfig:
         """Raises ValueError when a field is out of range."""
         if not self.conditions or any(not c.strip() for c in self.conditions):
             raise ValueError(f"conditions={list(self.conditions)}: give at least one condition, none of them empty")
-        _unique(self, "conditions")
-        _unique(self, "components")
+        check_unique(self, "conditions")
+        check_unique(self, "components")
         for name in ("condition_tokens", "class_tokens"):
             check_range(self, name, 0, 32)
         for name in ("adapter_width", "gate_width"):
@@ -271,7 +257,8 @@ class FederationConfig:
     """How the sites work together.
 
     Attributes:
-        min_sites: a round with fewer updates fails; below it the job ends, 1..1000.
+        min_sites: a round with fewer updates fails; below it the job ends, 1..1000. At least 3 with secure aggregation,
+            whose threshold is often higher: two thirds of the sites that start a round, and one.
         weighting: `equal`, or `records`: by the number of units that each site declares in its policy, or, without
             differential privacy, by its true number of records.
         join_timeout: seconds for a site to start, check its data and compute missing patch features, 1..604800.
@@ -282,7 +269,7 @@ class FederationConfig:
         gpus: GPUs that each site's job process asks FLARE for; 0 runs on what the site's device setting says, 0..64.
     """
 
-    min_sites: int = 2
+    min_sites: int = 3
     weighting: Literal["equal", "records"] = "equal"
     join_timeout: int = 3600
     round_timeout: int = 3600
@@ -303,13 +290,35 @@ class FederationConfig:
 
 
 @dataclass(frozen=True)
+class ResumeConfig:
+    """The broken-off run that this job continues.
+
+    Attributes:
+        job: its name: FLARE's job id, or `run_id` of a simulation's result.
+        round: its last complete round, of which the server keeps a checkpoint, 1..100000.
+    """
+
+    job: str
+    round: int
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a field is impossible; the name becomes part of a path."""
+        if not 1 <= len(self.job) <= 64 or not all(c.isascii() and (c.isalnum() or c in "_-") for c in self.job):
+            raise ValueError(f"job={self.job!r}: use the job id of the run to continue")
+        check_range(self, "round", 1, 100_000)
+
+
+@dataclass(frozen=True)
 class JobConfig:
-    """One agreed job: classes, model, training, privacy, federation.
+    """One agreed job: classes, model, training, privacy, secure aggregation, federation.
 
     Attributes:
         name: letters, digits, `_`, `-`; at most 64.
         classes: the labels, in the order of every score vector; 2..2000.
         seed: fixes initial weights, batch order and the embedded pictures; 0..2^32-1.
+        resume: which run to continue; None starts anew.
         schema: version of this schema.
     """
 
@@ -321,7 +330,9 @@ class JobConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    secagg: SecAggConfig = field(default_factory=SecAggConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    resume: ResumeConfig | None = None
     schema: int = SCHEMA_VERSION
 
     __pydantic_config__ = STRICT
@@ -337,13 +348,41 @@ class JobConfig:
         if any(not c.strip() or c != c.strip() or "|" in c or ";" in c for c in self.classes):
             bad = next(c for c in self.classes if not c.strip() or c != c.strip() or "|" in c or ";" in c)
             raise ValueError(f"classes holds {bad!r}: a label may not be empty, hold '|' or ';', or start or end blank")
-        _unique(self, "classes")
+        check_unique(self, "classes")
         check_range(self, "seed", 0, 2**32 - 1)
         if self.privacy.private and self.training.batch_size is not None:
             raise ValueError(
                 f"training.batch_size={self.training.batch_size} has no meaning under differential privacy, where "
                 f"every record takes part with probability privacy.sample_rate={self.privacy.sample_rate}: remove it"
             )
+        if self.secagg.masked:
+            self._check_masked()
+        if self.resume and self.resume.round >= self.training.rounds:
+            raise ValueError(
+                f"resume.round={self.resume.round}: the job has {self.training.rounds} rounds, nothing is left to do"
+            )
+
+    def _check_masked(self) -> None:
+        sites, secagg = self.federation.min_sites, self.secagg
+        if not LEAST_COHORT <= sites <= secagg.max_sites:
+            raise ValueError(
+                f"federation.min_sites={sites}: secure aggregation hides a site among at least {LEAST_COHORT} and at "
+                f"most secagg.max_sites={secagg.max_sites}; secagg.mechanism = 'none' shows updates to the server"
+            )
+        if self.federation.weighting == "records" and secagg.max_weight is None:
+            raise ValueError(
+                "federation.weighting='records' needs secagg.max_weight, the largest site's number of units"
+            )
+        if secagg.metrics and self.privacy.private:
+            raise ValueError(
+                f"secagg.metrics={list(secagg.metrics)}: figures of training are not covered by differential privacy: "
+                "remove them"
+            )
+
+    @property
+    def first_round(self) -> int:
+        """Number of the first round to train."""
+        return self.resume.round + 1 if self.resume else 1
 
     @property
     def steps_per_round(self) -> int:
@@ -357,9 +396,3 @@ class JobConfig:
     def digest(self) -> str:
         """SHA-256 hex of the canonical JSON of every field."""
         return canonical_digest(self.to_dict())
-
-
-def canonical_digest(value: Any) -> str:
-    """SHA-256 hex of `value` as JSON with sorted keys, no blanks, ASCII only."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

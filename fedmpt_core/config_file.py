@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedmpt_core.conditions.presets import load_conditions
 from fedmpt_core.config import JobConfig
-from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.site_config import ServerConfig, SiteConfig
 
 T = TypeVar("T")
 
@@ -78,6 +78,14 @@ def load_site(path: str | Path, name: str) -> SiteConfig:
     if "sites" in values:
         return load_sites(path)[name] if name in load_sites(path) else _no_site(path, name)
     return _absolute(_build(SiteConfig, values, str(path)), path.parent)
+
+
+def load_server(path: str | Path) -> ServerConfig:
+    """Read a server's own settings. Raises ConfigError."""
+    path = Path(path)
+    server = _build(ServerConfig, _read(path), str(path))
+    place = str((path.parent / Path(server.checkpoints).expanduser()).absolute()) if server.checkpoints else ""
+    return dataclasses.replace(server, checkpoints=place)
 
 
 def load_sites(path: str | Path) -> dict[str, SiteConfig]:
@@ -151,7 +159,8 @@ def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
 
     data = dataclasses.replace(site.data, path=place(site.data.path), root=place(site.data.root))
     privacy = site.privacy and dataclasses.replace(site.privacy, ledger=place(site.privacy.ledger))
-    return dataclasses.replace(site, data=data, privacy=privacy, cache_dir=place(site.cache_dir))
+    secagg = dataclasses.replace(site.secagg, roster=place(site.secagg.roster), state=place(site.secagg.state))
+    return dataclasses.replace(site, data=data, privacy=privacy, secagg=secagg, cache_dir=place(site.cache_dir))
 
 
 def _build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:

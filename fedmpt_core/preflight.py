@@ -10,13 +10,14 @@ from math import sqrt
 
 import numpy as np
 
+from fedmpt_core.admission import check_site
 from fedmpt_core.backbone.load import load_backbone
 from fedmpt_core.config import JobConfig
 from fedmpt_core.data.pictures import Picture
 from fedmpt_core.data.source import load_split
 from fedmpt_core.model import TRAINED, FedMPT
 from fedmpt_core.privacy.accounting import Epsilons, cross_checked
-from fedmpt_core.privacy.budget import PrivacyRefused, Projection, check_policy, planned_steps, project, steps_of
+from fedmpt_core.privacy.budget import PrivacyRefused, Projection, planned_steps, project, steps_of
 from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.site_budget import units_of
 from fedmpt_core.privacy.site_ledger import read_site_ledger
@@ -147,7 +148,7 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
     plans: dict[str, SitePrivacy] = {}
     for name, site in sites.items():
         try:
-            check_policy(job, site.privacy)
+            check_site(job, site, has_kit=None)
             if site.privacy is None or not job.privacy.private:
                 continue
             entries = read_site_ledger(site.privacy, None) if site.privacy.ledger else ()

@@ -35,9 +35,14 @@ class RunRecord:
         sites: by site, what it said when it joined (device, versions, whether it evaluates).
         rounds: one dict per round from 0: `round`, `seconds`, `bytes_sent` by site, `sites`, `privacy` by site
             (epsilon of the job so far at `delta`, and the `head` of the site's ledger; empty without differential
-            privacy), and, where it was evaluated, the figures of `evaluation.evaluate` averaged over the evaluating
+            privacy), `secagg` (cohort, threshold, attempt, transcript and seconds by phase; empty without masks), and,
+            where it was evaluated, the figures of `evaluation.evaluate` averaged over the evaluating
             sites; at round 0 also `zero_shot`, the same figures of the plain prompt on the untouched towers.
         server: hardware and platform of the server.
+        run_id: name of the run, as ledgers and checkpoints have it.
+        aggregation: `masked`: the server has seen sums only; or `unmasked`: it has seen every site's updates.
+        identities: `start-up kits`, or `insecure`: made up for a simulation.
+        resumed: the run that this one continues and its last round; None when it began anew.
         schema: version of this record.
     """
 
@@ -51,13 +56,27 @@ class RunRecord:
     sites: dict[str, dict[str, Any]] | None = None
     rounds: tuple[dict[str, Any], ...] = ()
     server: dict[str, Any] | None = None
+    run_id: str = ""
+    aggregation: str = ""
+    identities: str = ""
+    resumed: dict[str, Any] | None = None
     schema: int = RESULT_SCHEMA
 
     @staticmethod
-    def start(job: JobConfig) -> "RunRecord":
+    def start(job: JobConfig, run_id: str) -> "RunRecord":
         """The record of a run that has just begun."""
         server = {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
-        return RunRecord(job.to_dict(), job.digest(), "running", _now(), server=server)
+        return RunRecord(
+            job.to_dict(),
+            job.digest(),
+            "running",
+            _now(),
+            server=server,
+            run_id=run_id,
+            aggregation="masked" if job.secagg.masked else "unmasked",
+            identities="insecure" if job.secagg.insecure_identities else "start-up kits",
+            resumed=asdict(job.resume) if job.resume else None,
+        )
 
     def joined(self, fields: Mapping[str, Mapping[str, Any]]) -> "RunRecord":
         """With what the sites said of themselves; they agree on backbone and layout."""
@@ -73,6 +92,7 @@ class RunRecord:
         sent: Mapping[str, int],
         figures: Mapping[str, Any],
         privacy: Mapping[str, Mapping[str, Any]] | None = None,
+        secagg: Mapping[str, Any] | None = None,
     ) -> "RunRecord":
         """With one more round."""
         row = {
@@ -81,9 +101,14 @@ class RunRecord:
             "sites": sorted(sent),
             "bytes_sent": dict(sent),
             "privacy": {site: dict(said) for site, said in (privacy or {}).items()},
+            "secagg": dict(secagg or {}),
             **figures,
         }
         return replace(self, rounds=(*self.rounds, row))
+
+    def continuing(self, earlier: "RunRecord") -> "RunRecord":
+        """With the rounds of the run that this one continues."""
+        return replace(self, rounds=earlier.rounds)
 
     def ended_as(self, outcome: str) -> "RunRecord":
         """With its end."""
@@ -115,10 +140,10 @@ def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-def save_model(layout: ParameterLayout, state: np.ndarray) -> bytes:
-    """The trained parameters as a safetensors file, the layout in its metadata."""
+def save_model(layout: ParameterLayout, state: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The trained parameters as a safetensors file, the layout in its metadata, and what else is given."""
     tensors = {name: np.ascontiguousarray(t) for name, t in layout.split(state).items()}
-    return save(tensors, metadata={"layout": layout.to_json()})
+    return save(tensors, metadata={**(metadata or {}), "layout": layout.to_json()})
 
 
 def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmpt_core.admission import check_site
 from fedmpt_core.backbone.load import load_backbone
 from fedmpt_core.config import JobConfig
 from fedmpt_core.data.feature_cache import FeatureCache, PatchFeatures
@@ -26,7 +27,6 @@ from fedmpt_core.data.source import load_split
 from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.model import FedMPT, zero_shot_model
-from fedmpt_core.privacy.budget import check_policy
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.privacy.site_budget import SiteBudget, units_of
 from fedmpt_core.site_config import SiteConfig
@@ -82,12 +82,15 @@ class SiteUpdate:
         steps: optimiser steps done.
         privacy: `epsilon` of the job so far, its `delta`, and the ledger's `head`; empty without differential
             privacy.
+        metrics: figures of training: the mean `loss` over the steps; empty under differential privacy, which does not
+            look at it.
     """
 
     vector: np.ndarray
     block: bytes
     steps: int
     privacy: dict[str, Any]
+    metrics: dict[str, float]
 
 
 class SiteSession:
@@ -110,7 +113,7 @@ class SiteSession:
             ValueError: the ledger, device, weights, conditions or class names cannot be used.
         """
         self.job, self.site, self.name = job, site, name
-        check_policy(job, site.privacy)
+        check_site(job, site, has_kit=kit is not None)
         self._budget = SiteBudget.open(job, site, name, run_id, kit) if job.privacy.private else None
         if site.threads:
             torch.set_num_threads(site.threads)
@@ -194,7 +197,7 @@ class SiteSession:
             )
             block = self.model.layout().encode(update.vector)
             privacy = self._budget.commit(reservation, block)
-            return SiteUpdate(update.vector, block, len(update.steps), privacy)
+            return SiteUpdate(update.vector, block, len(update.steps), privacy, {})
         update = local_update(
             self.model,
             features,
@@ -206,7 +209,9 @@ class SiteSession:
             generator=np.random.default_rng([self.job.seed, round_number, _stable_number(self.name)]),
             on_step=on_step,
         )
-        return SiteUpdate(update.vector, self.model.layout().encode(update.vector), len(update.steps), {})
+        losses = [step.loss for step in update.steps if step.loss is not None]
+        metrics = {"loss": float(np.mean(losses))} if losses else {}
+        return SiteUpdate(update.vector, self.model.layout().encode(update.vector), len(update.steps), {}, metrics)
 
     def weight(self) -> float:
         """This site's weight in the average: 1, or its number of units when the job weighs by records.

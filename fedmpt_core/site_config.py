@@ -1,12 +1,14 @@
 """What one site has and allows: its pictures, its machine and its privacy policy. Read at the site, never sent.
+The server's own settings are here too.
 
 Same strictness as `config`; reading and writing files is `config_file`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from fedmpt_core.config import STRICT, check_range
+from fedmpt_core.schema import STRICT, check_range
+from fedmpt_core.secagg_config import SiteSecAggConfig
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class SiteConfig:
     Attributes:
         data: the site's pictures.
         privacy: the site's policy; a site without one trains in no job.
+        secagg: what the site demands of secure aggregation.
         cache_dir: folder of the patch-feature cache, as private as the pictures; empty means the user's cache folder.
         cache_max_gib: bound on that folder, (0, 100000].
         device: `auto` (a GPU where there is one), `cpu`, or a torch device such as `cuda:1`.
@@ -125,6 +128,7 @@ class SiteConfig:
 
     data: DataConfig
     privacy: SitePrivacyConfig | None = None
+    secagg: SiteSecAggConfig = field(default_factory=SiteSecAggConfig)
     cache_dir: str = ""
     cache_max_gib: float = 20.0
     device: str = "auto"
@@ -138,3 +142,16 @@ class SiteConfig:
         check_range(self, "threads", 0, 1024)
         if self.device not in ("auto", "cpu", "mps") and not self.device.startswith("cuda"):
             raise ValueError(f"device={self.device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the server's own file `local/fedmpt_server.toml` may say.
+
+    Attributes:
+        checkpoints: folder for a checkpoint of every run; empty means `fedmpt_checkpoints` in the server's workspace.
+    """
+
+    checkpoints: str = ""
+
+    __pydantic_config__ = STRICT

@@ -21,6 +21,6 @@ if __name__ == "__main__":
     path = Path(sys.argv[1])
     job, sites = load_job(path), load_sites(path.parent / "site.toml")
     workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
-    prepare_workspace(job, sites, workspace)
+    prepare_workspace(job, sites, workspace, keep=workspace)
     env = SimEnv(clients=list(sites), num_threads=len(sites), workspace_root=str(workspace))
     FedMPTRecipe(job).execute(env)

@@ -6,16 +6,16 @@ from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_file import ManifestRow
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.site_config import DataConfig, SiteConfig
-from tests.settings import POLICY
+from tests.settings import OPEN, POLICY
 
 CLASSES = ("bus", "dog", "banana", "clock")
 SPLITS = {"train": range(10), "val": range(10, 16), "test": range(16, 28)}
 
 
-def small_sites(root: Path) -> dict[str, SiteConfig]:
-    """Three sites with ten training pictures each; the first also judges. All share one feature cache."""
+def small_sites(root: Path, count: int = 3) -> dict[str, SiteConfig]:
+    """Sites with ten training pictures each; the first also judges. All share one feature cache."""
     found = {}
-    for s in range(3):
+    for s in range(count):
         folder = root / f"site-{s + 1}"
         folder.mkdir()
         rows = []
@@ -32,6 +32,7 @@ def small_sites(root: Path) -> dict[str, SiteConfig]:
             DataConfig(path=str(folder / "manifest.csv"), evaluate=s == 0),
             cache_dir=str(root / "cache"),
             privacy=POLICY,
+            secagg=OPEN,
             device="cpu",
             threads=1,
         )

@@ -33,7 +33,9 @@ def federate(
             weights = {name: session.weight() for name, session in sessions.items()}
             state = apply(state, average({n: u.vector for n, u in updates.items()}, weights))
             spent = {n: u.privacy["epsilon"] for n, u in updates.items() if u.privacy}
-            yield state, {**(judge.evaluate(state) or {}), "epsilon": spent}
+            losses = [u.metrics["loss"] for u in updates.values() if u.metrics]
+            loss = {"loss": float(np.mean(losses))} if losses else {}
+            yield state, {**(judge.evaluate(state) or {}), "epsilon": spent, **loss}
 
 
 def with_ledger(name: str, site: SiteConfig, folder: Path) -> SiteConfig:

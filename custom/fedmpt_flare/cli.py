@@ -16,6 +16,7 @@ from fedmpt_core.config_file import ConfigError, load_job, load_site, load_sites
 from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
+from fedmpt_flare.roster_cli import roster
 from fedmpt_flare.site import default_cache
 
 app = typer.Typer(
@@ -72,11 +73,33 @@ def simulate(
         Path | None,
         typer.Option("--tensorboard", metavar="DIR", help="Also write the rounds' figures for TensorBoard."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="DIR", help="Continue the run that was broken off in this folder."),
+    ] = None,
+    insecure_identities: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-identities",
+            help="Let the simulated sites, which have no keys, make up their identity, as secagg.insecure_identities.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole federation on this machine, in NVIDIA FLARE's simulator."""
     config, site_configs = _load(job, sites, seed)
-    folder = (out or Path("runs") / config.name).absolute()
+    if insecure_identities:
+        config = dataclasses.replace(config, secagg=dataclasses.replace(config.secagg, insecure_identities=True))
+    if config.secagg.masked and not config.secagg.insecure_identities:
+        raise ConfigError(
+            f"{job}: simulated sites have no keys to prove who they are: add --insecure-identities to rehearse with "
+            "identities that they make up"
+        )
+    if resume:
+        config = _resumed(config, resume)
+    folder = (out or resume or Path("runs") / config.name).absolute()
+    if resume and folder != resume.absolute():
+        raise ConfigError(f"--out {out}: a continued run goes on in its own folder, {resume}: leave --out away")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder}: is not a folder")
     from fedmpt_core import preflight
@@ -123,6 +146,11 @@ def export(
 ) -> None:
     """Write a FLARE job folder for `nvflare job submit`: configuration only, no code."""
     config, _ = _load(job, None, seed, needs_sites=False)
+    if config.secagg.insecure_identities:
+        raise ConfigError(
+            f"{job}: secagg.insecure_identities = true is for simulations, every site with a start-up kit refuses it: "
+            "remove it"
+        )
     from fedmpt_core import preflight
 
     preflight.check_model(config)
@@ -179,6 +207,7 @@ def prepare(
     console.say(f"Wrote {out}: {len(rows)} pictures, classes {', '.join(voc.CLASSES)}")
 
 
+app.add_typer(roster, name="roster")
 ledger = typer.Typer(help="A site's privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 
@@ -224,6 +253,16 @@ def _load(
         )
     cached = {n: dataclasses.replace(s, cache_dir=s.cache_dir or str(default_cache())) for n, s in found.items()}
     return config, cached
+
+
+def _resumed(config: JobConfig, folder: Path) -> JobConfig:
+    from fedmpt_core.checkpoint import newest_checkpoint
+    from fedmpt_flare.simulation import CHECKPOINTS
+
+    kept = newest_checkpoint(folder / CHECKPOINTS)
+    continued = dataclasses.replace(config, resume=kept.resuming())
+    kept.check(continued)
+    return continued
 
 
 def main() -> None:

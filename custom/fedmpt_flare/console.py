@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedmpt_core.admission import floors_of
 from fedmpt_core.config import JobConfig
 from fedmpt_flare.rounds_table import RoundsTable
 
@@ -137,14 +138,21 @@ class RunView:
                     style="bold green" if final > zero else "bold red",
                 )
             )
-        if record["config"]["privacy"]["mechanism"] == "none":
-            lines.append(Text("Without differential privacy: updates can tell things about pictures", style="bold red"))
-        elif record["rounds"]:
+        if record["config"]["privacy"]["mechanism"] != "none" and record["rounds"]:
             lines.append(_spent(record))
+        lines.append(_protection(record))
         lines.append(Text("Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()), style="dim"))
         names = [
             n
-            for n in ("result.json", "model.safetensors", "curves.png", "timing.json", "fedmpt.log", "ledgers")
+            for n in (
+                "result.json",
+                "model.safetensors",
+                "curves.png",
+                "timing.json",
+                "fedmpt.log",
+                "ledgers",
+                "checkpoints",
+            )
             if (folder / n).exists()
         ]
         lines.append(Text(f"Wrote {', '.join(names)} to {folder}"))
@@ -179,6 +187,7 @@ def _show_size(size: Any, job: JobConfig, console: Console = _out) -> None:
 
 
 def _show_privacy(job: JobConfig, plan: Any, console: Console = _out) -> None:
+    console.print(_aggregation(job), soft_wrap=True)
     privacy = job.privacy
     if plan is None:
         console.print("[bold red]No differential privacy:[/] updates can tell things about pictures")
@@ -209,6 +218,42 @@ def _show_privacy(job: JobConfig, plan: Any, console: Console = _out) -> None:
         noise.add_row(escape(name), *(f"[bold]{r}[/]" if c == job.model.trained else r for c, r in ratios.items()))
     console.print(table)
     console.print(noise)
+
+
+def _aggregation(job: JobConfig) -> Text:
+    secagg = job.secagg
+    if not secagg.masked:
+        return Text("No secure aggregation: ", style="bold red") + Text(
+            "the server sees every site's updates", style=""
+        )
+    least = floors_of(job).threshold(job.federation.min_sites)
+    made_up = ", identities made up for a simulation" if secagg.insecure_identities else ""
+    return Text(
+        f"Secure aggregation: the server sees sums of at least {least} masked updates, {secagg.colluders} of them by "
+        f"colluders; numbers up to {secagg.value_range:g} in steps of 2^-{secagg.fraction_bits}{made_up}"
+    )
+
+
+def _protection(record: Mapping[str, Any]) -> Text:
+    """One line on what protected the sites in a run."""
+    privacy, masked = record["config"]["privacy"], record["aggregation"] == "masked"
+    spent = [said["epsilon"] for row in record["rounds"] for said in row["privacy"].values()]
+    sums = [len(row["sites"]) for row in record["rounds"] if row["secagg"]]
+    parts = []
+    if privacy["mechanism"] == "none":
+        parts.append("no differential privacy (updates can tell things about pictures)")
+    elif spent:
+        parts.append(
+            f"differential privacy (every site at most epsilon {max(spent):.3f}, delta {privacy['delta']:g}, per "
+            f"{privacy['unit']})"
+        )
+    if not masked:
+        parts.append("no secure aggregation (the server saw every site's updates)")
+    elif sums:
+        parts.append(f"secure aggregation (the server saw only sums of {min(sums)} or more masked updates)")
+    made_up = "; identities were made up for the simulation" if record["identities"] == "insecure" and masked else ""
+    bare = privacy["mechanism"] == "none" or not masked
+    return Text(f"Protection: {' and '.join(parts)}{made_up}", style="bold red" if bare else "bold")
 
 
 def _spent(record: Mapping[str, Any]) -> Table:

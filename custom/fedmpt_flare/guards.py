@@ -24,16 +24,19 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.fuel.utils.log_utils import get_obj_logger
 from nvflare.lighter.tool_consts import NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE
 
+from fedmpt_core.admission import check_site
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict, load_site
+from fedmpt_core.latch_file import latch_path, read_latch
 from fedmpt_core.layout import LayoutError, ParameterLayout
 from fedmpt_core.privacy.accounting import AccountingError, Steps, epsilon
-from fedmpt_core.privacy.budget import PrivacyRefused, check_policy, history, project
+from fedmpt_core.privacy.budget import PrivacyRefused, history, project
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.privacy.site_ledger import read_site_ledger
+from fedmpt_core.secagg.messages import kind_of
 from fedmpt_core.site_config import SiteConfig, SitePrivacyConfig
 from fedmpt_flare import tasks
-from fedmpt_flare.site import SITE_FILE, site_config, start_up_kit
+from fedmpt_flare.site import SITE_FILE, run_id, site_config, start_up_kit
 
 EXECUTOR = tasks.CLASS_ALLOW_LIST[0]
 CLIENT_CONFIG = Path("config", JobConstants.CLIENT_JOB_CONFIG)
@@ -49,6 +52,13 @@ FIGURES += ("classes_without_positives", "gate_entropy")
 MAX_TEXT = 256  # chosen: characters of a name, a version, a device
 MAX_REASON = 2000  # chosen: characters of a refusal
 CLOSE = 1e-9  # the same accountant in another process
+PROTOCOL_KINDS = {
+    tasks.ADVERTISE: "ADV1",
+    tasks.CONFIRM: "CFM1",
+    tasks.TRAIN: "MSK1",
+    tasks.CONSISTENCY: "CNS1",
+    tasks.UNMASK: "UNM1",
+}
 
 
 class BudgetGate(AppValidator):
@@ -82,16 +92,18 @@ class BudgetGate(AppValidator):
         workspace, site_name = app.parents[1], app.name.removeprefix(WorkspaceConstants.APP_PREFIX)
         kit = workspace / WorkspaceConstants.STARTUP_FOLDER_NAME
         site = load_site(workspace / WorkspaceConstants.SITE_FOLDER_NAME / SITE_FILE, site_name)
-        policy = _policy(job, site)
+        has_kit = (kit / "client.key").exists()
+        policy = check_site(job, site, has_kit=has_kit)
         if job.privacy.private:
-            entries = read_site_ledger(policy, kit if (kit / "client.key").exists() else None)
+            entries = read_site_ledger(policy, kit if has_kit else None)
             project(job, policy, entries, app.parent.name)
 
 
 class EgressGuard(Filter):
     """Lets an answer leave the site only when every part of it is one that the protocol names.
 
-    Under differential privacy an update must be one that the site's ledger holds as released by this job. Which round
+    In a masked job an update leaves only inside a message that the site's own record of the run names. Under
+    differential privacy the update in it must be one that the site's ledger holds as released by this job. Which round
     it was does not matter: whoever has seen it once learns nothing when it comes again.
     """
 
@@ -148,52 +160,76 @@ def _job(values: Any) -> JobConfig:
         raise PrivacyRefused(f"the job's configuration is refused: {error}") from None
 
 
-def _policy(job: JobConfig, site: SiteConfig) -> SitePrivacyConfig:
-    """The site's policy, which allows the job. Raises PrivacyRefused."""
-    check_policy(job, site.privacy)
-    if site.privacy is None:
-        raise PrivacyRefused("this site has no privacy policy")
-    return site.privacy
-
-
 def _checked(task: Any, answer: Shareable, fl_ctx: FLContext) -> Shareable:
     code = answer.get_return_code()
     if code != ReturnCode.OK:
-        return _bare_refusal(code, answer.get_header(tasks.REASON))
+        return _bare_refusal(code, answer.get_header(tasks.REASON), answer.get_header(tasks.ABORT), fl_ctx)
     if set(answer.get(ReservedHeaderKey.HEADERS) or {}) - {ReservedHeaderKey.RC}:
         raise PrivacyRefused("it has a header of its own")
     parts = {k: v for k, v in answer.items() if k != ReservedHeaderKey.HEADERS}
-    if set(parts) != {tasks.FIELDS} | (set() if task == tasks.VALIDATE else {tasks.VECTOR}):
-        raise PrivacyRefused("it has other parts than the protocol names")
-    fields, vector = parts[tasks.FIELDS], parts.get(tasks.VECTOR)
-    if type(fields) is not dict or (tasks.VECTOR in parts and type(vector) is not bytes):
-        raise PrivacyRefused("its parts are not of the kinds that the protocol names")
     # The deployed file is what the gate has seen; the running executor was built from it.
     job = deployed_job(Path(str(fl_ctx.get_prop(FLContextKey.APP_ROOT))))
+    if set(parts) != {tasks.FIELDS} | _carried(task, masked=job.secagg.masked):
+        raise PrivacyRefused("it has other parts than the protocol names")
+    fields, vector, said = parts[tasks.FIELDS], parts.get(tasks.VECTOR), parts.get(tasks.PROTOCOL)
+    if type(fields) is not dict or any(type(v) is not bytes for k, v in parts.items() if k != tasks.FIELDS):
+        raise PrivacyRefused("its parts are not of the kinds that the protocol names")
     site = site_config(fl_ctx)
-    policy = _policy(job, site)
+    policy = check_site(job, site, has_kit=start_up_kit(fl_ctx) is not None)
+    release = _said_release(task, said, site, fl_ctx) if type(said) is bytes else None
     match task:
         case tasks.JOIN:
             _check_join(fields, vector, site)
-        case tasks.TRAIN if job.privacy.private:
-            _check_private_update(fields, vector, job, policy, fl_ctx)
         case tasks.TRAIN:
-            _check_unprotected_update(fields)
+            if release is None and type(vector) is bytes:
+                release = hashlib.sha256(vector).hexdigest()
+                _check_weight(fields, job, policy)
+            _check_update(fields, str(release), job, policy, fl_ctx)
         case tasks.VALIDATE:
             _check_figures(fields, job, site)
-        case _:
-            raise PrivacyRefused("the protocol has no such task")
-    return tasks.message(fields=fields, vector=vector)
+        case _ if fields:
+            raise PrivacyRefused("it has fields beside its message")
+    return tasks.message(fields=fields, vector=vector, protocol=said)
 
 
-def _bare_refusal(code: str | None, reason: Any) -> Shareable:
+def _carried(task: Any, *, masked: bool) -> set[str]:
+    """What an answer must hold beside its fields. Raises PrivacyRefused for a task that the job does not have."""
+    if task in PROTOCOL_KINDS and masked:
+        return {tasks.PROTOCOL}
+    carried = {tasks.JOIN: {tasks.VECTOR}, tasks.TRAIN: {tasks.VECTOR}, tasks.VALIDATE: set()}
+    if task not in carried:
+        raise PrivacyRefused("the job has no such task")
+    return carried[task]
+
+
+def _said_release(task: Any, said: bytes, site: SiteConfig, fl_ctx: FLContext) -> str:
+    """Digest of the update inside the newest masked vector, if `said` is a message of the site's own making."""
+    latch = read_latch(latch_path(site, run_id(fl_ctx)))
+    if latch is None or not latch.has_said(said) or kind_of(said) != PROTOCOL_KINDS[task]:
+        raise PrivacyRefused("its message is not one that this site's record of the run names")
+    return latch.release
+
+
+def _bare_refusal(code: str | None, reason: Any, abort: Any, fl_ctx: FLContext) -> Shareable:
     """Our two codes with their sentence, or that the task was aborted; FLARE's others could end everybody's job."""
     if code == ReturnCode.TASK_ABORTED:
         return make_reply(code)
     if code not in (tasks.SITE_REFUSED, tasks.SITE_FAILED):
         return tasks.refusal(tasks.SITE_FAILED, "the task failed at the site; its log says why")
     readable = isinstance(reason, str) and len(reason) <= MAX_REASON
-    return tasks.refusal(code, reason if readable else "the reason is in the site's log")
+    return tasks.refusal(
+        code, reason if readable else "the reason is in the site's log", _own_abort(abort, fl_ctx) if abort else b""
+    )
+
+
+def _own_abort(abort: Any, fl_ctx: FLContext) -> bytes:
+    """The signed reason for leaving if it is one of the site's own making, else nothing."""
+    try:
+        latch = read_latch(latch_path(site_config(fl_ctx), run_id(fl_ctx)))
+        own = type(abort) is bytes and latch is not None and latch.has_said(abort) and kind_of(abort) == "ABR1"
+    except ValueError:
+        own = False
+    return abort if own else b""
 
 
 def _check_join(fields: dict[str, Any], vector: Any, site: SiteConfig) -> None:
@@ -211,27 +247,34 @@ def _check_join(fields: dict[str, Any], vector: Any, site: SiteConfig) -> None:
         raise PrivacyRefused("its vector is not of its layout") from None
 
 
-def _check_private_update(
-    fields: dict[str, Any], vector: Any, job: JobConfig, policy: SitePrivacyConfig, fl_ctx: FLContext
+def _check_weight(fields: dict[str, Any], job: JobConfig, policy: SitePrivacyConfig) -> None:
+    """The weight of an unmasked update; under differential privacy it must be the declared one."""
+    weight = fields.get(tasks.WEIGHT)
+    declared = 1.0 if job.federation.weighting == "equal" else float(policy.units)
+    if not _number(weight) or (job.privacy.private and weight != declared):
+        raise PrivacyRefused("its fields are not the declared weight and the state of the budget")
+
+
+def _check_update(
+    fields: dict[str, Any], release: str, job: JobConfig, policy: SitePrivacyConfig, fl_ctx: FLContext
 ) -> None:
-    entries, job_id = read_site_ledger(policy, start_up_kit(fl_ctx)), str(fl_ctx.get_job_id())
-    release = hashlib.sha256(vector).hexdigest()
+    names = {tasks.PRIVACY} if job.secagg.masked else {tasks.PRIVACY, tasks.WEIGHT}
+    said = fields.get(tasks.PRIVACY)
+    if set(fields) != names or not isinstance(said, dict):
+        raise PrivacyRefused("its fields are not the declared weight and the state of the budget")
+    if not job.privacy.private:
+        if said:
+            raise PrivacyRefused("its fields are not those of an update without a budget")
+        return
+    entries, job_id = read_site_ledger(policy, start_up_kit(fl_ctx)), run_id(fl_ctx)
     if not any(e.kind == "commit" and e.job == job_id and e.release == release for e in entries):
         raise PrivacyRefused("its vector is not a release of this job in the site's ledger")
-    weight = 1.0 if job.federation.weighting == "equal" else float(policy.units)
-    said = fields.get(tasks.PRIVACY)
-    if set(fields) != {tasks.WEIGHT, tasks.PRIVACY} or not isinstance(said, dict) or fields[tasks.WEIGHT] != weight:
-        raise PrivacyRefused("its fields are not the declared weight and the state of the budget")
-    spent = epsilon(history(entries, job_id), job.privacy.delta)
+    own = (job_id, job.resume.job) if job.resume else (job_id,)
+    spent = epsilon(history(entries, *own), job.privacy.delta)
     heads = [Head(e.seq, e.hash, e.sig).to_dict() for e in entries]
     honest = said.keys() == {"epsilon", "delta", "head"} and said["delta"] == job.privacy.delta
     if not honest or said["head"] not in heads or not math.isclose(said["epsilon"], spent, rel_tol=CLOSE):
         raise PrivacyRefused("what it says of the budget is not what the site's ledger says")
-
-
-def _check_unprotected_update(fields: dict[str, Any]) -> None:
-    if set(fields) != {tasks.WEIGHT, tasks.PRIVACY} or fields[tasks.PRIVACY] != {} or not _number(fields[tasks.WEIGHT]):
-        raise PrivacyRefused("its fields are not a weight alone")
 
 
 def _check_figures(fields: dict[str, Any], job: JobConfig, site: SiteConfig) -> None:

@@ -7,7 +7,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-_PHASES = {"joining": "sites are starting", "training": "training", "evaluating": "evaluating"}
+from fedmpt_flare import tasks
+
+_PHASES = {
+    tasks.JOIN: "sites are starting",
+    tasks.ADVERTISE: "sites exchange keys",
+    tasks.CONFIRM: "sites check each other's keys",
+    tasks.TRAIN: "training",
+    tasks.CONSISTENCY: "sites agree on who is in the sum",
+    tasks.UNMASK: "opening the sum",
+    tasks.VALIDATE: "evaluating",
+}
 _PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {epsilon:>9}  {gate:>6}  {mib:>6}  {seconds:>7}"
 
 
@@ -18,6 +28,7 @@ class RoundsTable:
         """Empty, for a job of that many rounds."""
         self._rounds, self._rows = rounds, list[dict[str, str]]()
         self._status, self._notes, self._answered, self._asked = "starting", list[str](), 0, 0
+        self._where = ""
 
     def heading(self) -> str:
         """Column heads of the plain lines."""
@@ -35,10 +46,11 @@ class RoundsTable:
                 row = _cells(event)
                 self._rows.append(row)
                 return _PLAIN.format(**row)
-            case "joining" | "training" | "evaluating" as phase:
+            case "training" | "evaluating":
+                self._where = f"round {event['round']}: "
+            case "phase":
                 self._answered, self._asked = 0, len(event["sites"])
-                where = f"round {event['round']}: " if "round" in event else ""
-                self._status = f"{where}{_PHASES[phase]}"
+                self._status = f"{self._where}{_PHASES[event['phase']]}"
             case "answered":
                 self._answered += 1
             case "dropped":
@@ -78,9 +90,10 @@ def _cells(event: Mapping[str, Any]) -> dict[str, str]:
 
     spent = sorted({f"{said['epsilon']:.2f}" for said in event.get("privacy", {}).values()}, key=float)
     sent = sum(event["bytes_sent"].values()) / 2**20
+    cohort = event.get("secagg", {}).get("cohort", [])
     return {
         "round": str(event["round"]),
-        "sites": str(len(event["sites"])) if event["sites"] else "–",
+        "sites": f"{len(event['sites'])}/{len(cohort)}" if cohort else str(len(event["sites"]) or "–"),
         "mAP": number("mAP", ".2f"),
         "CF1": number("CF1", ".2f"),
         "OF1": number("OF1", ".2f"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,14 +19,14 @@ import tomli_w
 
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import job_from_dict, site_from_dict, without_none
-from fedmpt_core.privacy.site_ledger import create_ledger
+from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare.artifacts import EVENTS, MODEL, RESULT
-from fedmpt_flare.site import SIMULATED_JOB, SITE_FILE
+from fedmpt_flare.site import RUN_FILE, SERVER_FILE, SIMULATED_JOB, SITE_FILE
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 
 LOG = "fedmpt.log"
-LEDGERS = "ledgers"
+LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"
 _POLL_SECONDS = 0.1
 
 
@@ -34,7 +35,10 @@ class SimulationFailed(Exception):
 
 
 class Simulation:
-    """One simulated run into an output folder."""
+    """One simulated run into an output folder.
+
+    Ledgers and checkpoints are kept in that folder from the start, so that a run that was killed can be continued.
+    """
 
     def __init__(self, job: JobConfig, sites: dict[str, SiteConfig], out: Path) -> None:
         """Prepares nothing yet.
@@ -42,7 +46,8 @@ class Simulation:
         Args:
             job: the agreed job.
             sites: settings of each simulated site.
-            out: folder for results; made if missing.
+            out: folder for results; made if missing. A job that continues a run goes on with the ledgers and the
+                checkpoint in it, any other begins both anew.
         """
         self._job, self._sites, self._out = job, sites, out
         self.log = out / LOG
@@ -55,8 +60,11 @@ class Simulation:
             SimulationFailed: the run failed, or left no completed record.
         """
         self._out.mkdir(parents=True, exist_ok=True)
-        for name in (RESULT, MODEL):
-            (self._out / name).unlink(missing_ok=True)
+        if self._job.resume is None:
+            for name in (RESULT, MODEL):
+                (self._out / name).unlink(missing_ok=True)
+            for name in (LEDGERS, CHECKPOINTS):
+                shutil.rmtree(self._out / name, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
         try:
             yield from self._follow(workspace)
@@ -67,7 +75,13 @@ class Simulation:
     def _follow(self, workspace: Path) -> Iterator[dict[str, Any]]:
         spec = workspace / "spec.json"
         spec.write_text(
-            json.dumps({"job": self._job.to_dict(), "sites": {n: asdict(s) for n, s in self._sites.items()}})
+            json.dumps(
+                {
+                    "job": self._job.to_dict(),
+                    "sites": {n: asdict(s) for n, s in self._sites.items()},
+                    "keep": str(self._out.absolute()),
+                }
+            )
         )
         with self.log.open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - our own module, no shell
@@ -105,9 +119,6 @@ class Simulation:
         for name in (RESULT, MODEL):
             if run and (run / name).exists():
                 shutil.copy(run / name, self._out / name)
-        for ledger in sorted(workspace.glob(f"{LEDGERS}/*/*.ledger.jsonl")):
-            (self._out / LEDGERS).mkdir(exist_ok=True)
-            shutil.copy(ledger, self._out / LEDGERS / f"{ledger.parent.name}.ledger.jsonl")
         for trainer_log in sorted(workspace.glob("**/trainer.log")):
             with self.log.open("ab") as log:
                 log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())
@@ -148,21 +159,31 @@ def _events(workspace: Path, process: "subprocess.Popen[bytes]") -> Iterator[dic
         time.sleep(_POLL_SECONDS)
 
 
-def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace: Path) -> None:
-    """Write the policy files that a real site would have into the simulator's `local/` folder."""
+def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace: Path, keep: Path) -> None:
+    """Write the policy files that a real site would have into the simulator's `local/` folder.
+
+    Args:
+        job: the agreed job.
+        sites: settings of each simulated site.
+        workspace: of the simulator.
+        keep: folder for ledgers and checkpoints.
+    """
     local = workspace / job.name / "local"
     local.mkdir(parents=True)
     (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(CLASS_ALLOW_LIST)}))
-    plain = {name: without_none(asdict(_rehearsed(name, site, workspace))) for name, site in sites.items()}
+    plain = {name: without_none(asdict(_rehearsed(name, site, keep))) for name, site in sites.items()}
     (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
+    (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
+    (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
 
 
-def _rehearsed(name: str, site: SiteConfig, workspace: Path) -> SiteConfig:
-    """With a new ledger for this run alone where the site names none; unsigned, since a simulation has no keys."""
+def _rehearsed(name: str, site: SiteConfig, keep: Path) -> SiteConfig:
+    """With a ledger of its own where the site names none; unsigned, since a simulation has no keys."""
     if site.privacy is None or site.privacy.ledger:
         return site
-    policy = replace(site.privacy, ledger=str(workspace / LEDGERS / name))
-    create_ledger(policy, name, kit=None)
+    policy = replace(site.privacy, ledger=str(keep / LEDGERS / name))
+    if not ledger_path(policy).exists():
+        create_ledger(policy, name, kit=None)
     return replace(site, privacy=policy)
 
 
@@ -174,7 +195,7 @@ def _main(spec_path: Path) -> None:
     spec = json.loads(spec_path.read_text())
     job = job_from_dict(spec["job"])
     sites = {name: site_from_dict(values) for name, values in spec["sites"].items()}
-    prepare_workspace(job, sites, spec_path.parent)
+    prepare_workspace(job, sites, spec_path.parent, Path(spec["keep"]))
     # one thread per site: with fewer, FLARE ends a site's process between tasks and the trainer with it
     env = SimEnv(clients=list(sites), num_threads=len(sites), workspace_root=str(spec_path.parent))
     FedMPTRecipe(job).execute(env)

@@ -1,15 +1,17 @@
-"""The only reader of a site's `local/` folder."""
+"""The only reader of a site's or server's `local/` folder."""
 
-import uuid
 from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_context import FLContext
 
-from fedmpt_core.config_file import load_site
+from fedmpt_core.config_file import ConfigError, load_server, load_site
 from fedmpt_core.site_config import SiteConfig
 
 SITE_FILE = "fedmpt_site.toml"
+SERVER_FILE = "fedmpt_server.toml"
+RUN_FILE = "fedmpt_run_id"  # of a simulation, whose jobs all have one id
+CHECKPOINTS = "fedmpt_checkpoints"
 SIMULATED_JOB = "simulate_job"  # the id of every job in FLARE's simulator
 
 
@@ -33,17 +35,33 @@ def local_folder(fl_ctx: FLContext) -> Path:
 
 
 def run_id(fl_ctx: FLContext) -> str:
-    """The job's name in the site's ledger: FLARE's job id, or in the simulator, which gives all jobs one id, a new
-    one.
+    """The run's name in ledgers and in the protocol: FLARE's job id, or in the simulator what its `local/` folder says.
+
+    Raises:
+        ConfigError: a simulation that was not prepared by this program.
     """
     job_id = str(fl_ctx.get_job_id())
-    return f"simulation-{uuid.uuid4()}" if job_id == SIMULATED_JOB else job_id
+    if job_id != SIMULATED_JOB:
+        return job_id
+    try:
+        return (local_folder(fl_ctx) / RUN_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        raise ConfigError(
+            f"{local_folder(fl_ctx) / RUN_FILE} is missing: start simulations with `fedmpt simulate`"
+        ) from None
+
+
+def checkpoint_folder(fl_ctx: FLContext) -> Path:
+    """Where the server keeps checkpoints: what `local/fedmpt_server.toml` says, or a folder in its workspace."""
+    path = local_folder(fl_ctx) / SERVER_FILE
+    chosen = load_server(path).checkpoints if path.exists() else ""
+    return Path(chosen) if chosen else Path(_workspace(fl_ctx).get_root_dir()) / CHECKPOINTS
 
 
 def start_up_kit(fl_ctx: FLContext) -> Path | None:
-    """The folder with the site's key and certificate; None in the simulator, which has none."""
+    """The folder with key and certificate of this site or server; None in the simulator, which has none."""
     folder = Path(_workspace(fl_ctx).get_startup_kit_dir())
-    return folder if (folder / "client.key").exists() else None
+    return folder if any((folder / name).exists() for name in ("client.key", "server.key")) else None
 
 
 def run_folder(fl_ctx: FLContext) -> Path:

@@ -1,6 +1,7 @@
 """The whole vocabulary between server and sites: task names, message keys, reply codes, classes a site must allow.
 
-Every task and reply is a `Shareable` with a few plain headers and at most one vector of bytes (`fedmpt_core.layout`).
+Every task and reply is a `Shareable` with a few plain headers, a few plain fields, at most one vector of bytes
+(`fedmpt_core.layout`) and at most one message of the secure-aggregation protocol (`fedmpt_core.secagg.messages`).
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,13 @@ from typing import Any
 from nvflare.apis.shareable import Shareable, make_reply
 
 JOIN = "join"
+ADVERTISE = "secagg_advertise"
+CONFIRM = "secagg_confirm"
 TRAIN = "train"
+CONSISTENCY = "secagg_consistency"
+UNMASK = "secagg_unmask"
 VALIDATE = "validate"
-TASKS = (JOIN, TRAIN, VALIDATE)
+TASKS = (JOIN, ADVERTISE, CONFIRM, TRAIN, CONSISTENCY, UNMASK, VALIDATE)
 
 # Sites and server must list these two, and need list nothing else, to run our jobs.
 CLASS_ALLOW_LIST = ("fedmpt_flare.executor.FedMPTExecutor", "fedmpt_flare.workflow.FedMPTWorkflow")
@@ -22,6 +27,8 @@ ATTEMPT = "fedmpt_attempt"
 JOB_DIGEST = "fedmpt_job_digest"
 VECTOR = "vector"
 FIELDS = "fields"
+PROTOCOL = "protocol"
+FOR_YOU = "fedmpt_for_you"  # context property with a protocol message for one site; FLARE broadcasts one task to all
 
 # fields
 WEIGHT = "weight"
@@ -33,21 +40,27 @@ HEADS = "heads"  # of a `train` task: by site, the head that the server saw last
 SITE_REFUSED = "FEDMPT_SITE_REFUSED"
 SITE_FAILED = "FEDMPT_SITE_FAILED"
 REASON = "fedmpt_reason"
+ABORT = "fedmpt_abort"  # signed message of the protocol that says why a site left
 
 
 def message(
-    fields: Mapping[str, Any] | None = None, vector: bytes | None = None, headers: Mapping[str, Any] | None = None
+    fields: Mapping[str, Any] | None = None,
+    vector: bytes | None = None,
+    headers: Mapping[str, Any] | None = None,
+    protocol: bytes | None = None,
 ) -> Shareable:
     """A task or an OK reply."""
     shareable = Shareable()
     shareable[FIELDS] = dict(fields or {})
     if vector is not None:
         shareable[VECTOR] = vector
+    if protocol is not None:
+        shareable[PROTOCOL] = protocol
     for key, value in (headers or {}).items():
         shareable.set_header(key, value)
     return shareable
 
 
-def refusal(code: str, reason: str) -> Shareable:
+def refusal(code: str, reason: str, abort: bytes = b"") -> Shareable:
     """A reply that drops this site from the phase; `reason` is shown to whoever submitted the job."""
-    return make_reply(code, headers={REASON: reason})
+    return make_reply(code, headers={REASON: reason} | ({ABORT: abort} if abort else {}))

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,11 +22,12 @@ class TrainerError(Exception):
     Attributes:
         expected: whether its sentence is meant for people.
         public: whether whoever submitted the job may read it.
+        died: whether the process is gone, so that starting it again may help.
     """
 
-    def __init__(self, text: str, *, expected: bool, public: bool = False) -> None:
+    def __init__(self, text: str, *, expected: bool, public: bool = False, died: bool = False) -> None:
         super().__init__(text)
-        self.expected, self.public = expected, public
+        self.expected, self.public, self.died = expected, public, died
 
 
 class Trainer:
@@ -60,28 +62,35 @@ class Trainer:
         self._replies = SimpleQueue()
         threading.Thread(target=self._listen, args=(self._process, self._replies), daemon=True).start()
 
-    def ask(self, order: str, block: bytes = b"", *, abort: Signal, **fields: Any) -> tuple[dict[str, Any], bytes]:
+    def ask(
+        self, order: str, block: bytes = b"", *, abort: Signal, timeout: float, **fields: Any
+    ) -> tuple[dict[str, Any], bytes]:
         """Give an order and wait for the answer.
 
         Raises:
-            TrainerError: it refused, failed, died, or the job was aborted (then it is stopped).
+            TrainerError: it refused, failed or died; or the job was aborted or `timeout` seconds went by, and it was
+                stopped.
         """
         if not self.alive or self._process is None or self._process.stdin is None:
-            raise TrainerError("the trainer process is not running", expected=False)
+            raise TrainerError("the trainer process is not running", expected=False, died=True)
+        deadline = time.monotonic() + timeout
         try:
             write_frame(self._process.stdin, {"order": order, **fields}, block)
         except OSError:
-            raise TrainerError(self._death(), expected=False) from None
+            raise TrainerError(self._death(), expected=False, died=True) from None
         while True:
             if abort.triggered:
                 self.stop()
                 raise TrainerError("the job was aborted", expected=False)
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TrainerError(f"the trainer gave no answer to {order} in {timeout:g} s", expected=False)
             try:
                 reply = self._replies.get(timeout=_POLL_SECONDS)
             except Empty:
                 continue
             if reply is None:
-                raise TrainerError(self._death(), expected=False)
+                raise TrainerError(self._death(), expected=False, died=True)
             answer, data = reply
             if not answer.pop("ok"):
                 raise TrainerError(answer["text"], expected=answer["expected"], public=answer["public"])

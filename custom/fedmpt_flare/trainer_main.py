@@ -76,7 +76,7 @@ class _Worker:
                 state = self._prepared.layout.decode(block)
                 update = self._session.train(state, order["round"], order["attempt"], known_head=order["known_head"])
                 fields = {"steps": update.steps, "weight": self._session.weight(), "privacy": update.privacy}
-                return fields, update.block
+                return {**fields, "metrics": update.metrics}, update.block
             case "validate":
                 state = self._prepared.layout.decode(block)
                 return {"figures": self._session.evaluate(state, zero_shot=order["zero_shot"])}, b""

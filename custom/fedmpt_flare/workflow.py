@@ -1,7 +1,8 @@
 """The server's half: join, then rounds of training and evaluation. Needs neither torch nor the model's weights.
 
-A site that dies, hangs, refuses or errs leaves the phase; the round goes on while `min_sites` answered, otherwise the
-round (not the job) failed and is tried again. Every round's outcome is on disk before the next one starts.
+A site that dies, hangs, refuses or errs leaves the phase; the round goes on while enough sites answered, otherwise the
+round (not the job) failed and is tried again. Every round's outcome is on disk before the next one starts, also in a
+checkpoint outside the run's folder, from which another job can go on.
 """
 
 import threading
@@ -19,14 +20,17 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from fedmpt_core.aggregation import apply, average
+from fedmpt_core.checkpoint import Checkpoint, load_checkpoint
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import job_from_dict
-from fedmpt_core.layout import LayoutError, ParameterLayout
-from fedmpt_core.privacy.ledger import Head, LedgerError
+from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.result import RunRecord, mean_figures
+from fedmpt_core.secagg.server import RoundLost
 from fedmpt_flare import tasks
 from fedmpt_flare.artifacts import RunFolder
-from fedmpt_flare.site import run_folder
+from fedmpt_flare.secure_rounds import SecureRounds, Take
+from fedmpt_flare.site import checkpoint_folder, run_folder, run_id, start_up_kit
 
 
 class RoundFailed(Exception):
@@ -44,21 +48,24 @@ class FedMPTWorkflow(Controller):
 
     def __init__(self, job: dict[str, Any]) -> None:
         """Keeps the argument and does nothing else."""
-        super().__init__(task_check_period=0.1)
+        super().__init__(task_check_period=0.05)
         self.job = job
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Checks the job and opens the run's records."""
         self._config: JobConfig = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
         self._folder = RunFolder(run_folder(fl_ctx))
-        self._record = RunRecord.start(self._config)
+        self._run_id, self._checkpoints = run_id(fl_ctx), checkpoint_folder(fl_ctx)
+        self._record = RunRecord.start(self._config, self._run_id)
         self._failed_attempts = 0
         self._privacy: dict[str, dict[str, Any]] = {}
+        self._secure: SecureRounds | None = None
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole job; an exception here ends it as failed."""
+        self._context, self._abort = fl_ctx, abort_signal
         try:
-            self._run(abort_signal, fl_ctx)
+            self._run()
         except Exception as error:
             self._record = self._record.ended_as(f"failed: {error}")
             self._folder.write_record(self._record)
@@ -77,95 +84,123 @@ class FedMPTWorkflow(Controller):
         """A late answer is dropped."""
         self.log_warning(fl_ctx, f"late answer from {client.name} for {task_name}: dropped")
 
-    def _run(self, abort: Signal, fl_ctx: FLContext) -> None:
+    def _run(self) -> None:
         federation, training = self._config.federation, self._config.training
-        sites, layout, state = self._join(abort, fl_ctx)
+        # before any site is asked: a checkpoint that does not fit should cost nobody anything
+        resumed = self._resumed()
+        sites, layout, state = self._join()
+        if resumed:
+            if resumed.layout != layout:
+                raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
+            state, self._privacy = resumed.state, dict(resumed.privacy)
+            self._record = self._record.continuing(resumed.record)
         evaluating = [s for s, f in sites.items() if f["evaluates"] and federation.evaluate_every]
-        self._evaluate(0, state, layout, evaluating, time.monotonic(), {}, abort, fl_ctx)
-        done = attempt = 0
+        if not resumed:
+            self._evaluate(0, state, layout, evaluating, time.monotonic(), {}, {})
+        done, attempt = self._config.first_round - 1, 0
         while done < training.rounds:
             start = time.monotonic()
             try:
-                updates, weights = self._train(done + 1, attempt, state, layout, sorted(sites), abort, fl_ctx)
-            except RoundFailed as error:
+                mean, sent, facts = self._train(done + 1, attempt, state, layout, sorted(sites))
+            except (RoundFailed, RoundLost) as error:
                 attempt += 1
                 self._failed_attempts += 1
                 self._folder.event("round_failed", round=done + 1, reason=str(error))
-                if abort.triggered or self._failed_attempts > federation.max_failed_rounds:
+                if self._abort.triggered or self._failed_attempts > federation.max_failed_rounds:
                     raise RuntimeError(f"round {done + 1} failed: {error}") from error
                 continue
-            state = apply(state, average(updates, weights))
+            state = apply(state, mean)
             done, attempt = done + 1, 0
             self._folder.write_model(layout, state)
             if done == training.rounds or done % (federation.evaluate_every or training.rounds) == 0:
-                self._evaluate(done, state, layout, evaluating, start, updates, abort, fl_ctx)
+                self._evaluate(done, state, layout, evaluating, start, sent, facts)
             else:
-                self._round_done(done, start, layout, updates, {}, fl_ctx)
+                self._round_done(done, start, sent, facts, {})
+            self._checkpoint(done, layout, state)
 
-    def _join(self, abort: Signal, fl_ctx: FLContext) -> tuple[dict[str, dict[str, Any]], ParameterLayout, Any]:
+    def _resumed(self) -> Checkpoint | None:
+        """The checkpoint to go on from, if the job says so. Raises CheckpointError when it does not fit."""
+        if self._config.resume is None:
+            return None
+        found = load_checkpoint(self._checkpoints, self._config.resume.job)
+        found.check(self._config)
+        return found
+
+    def _checkpoint(self, done: int, layout: ParameterLayout, state: Any) -> None:
+        kept = Checkpoint(self._run_id, self._config, done, layout, state, self._record, self._privacy)
+        kept.save(self._checkpoints)
+
+    def _join(self) -> tuple[dict[str, dict[str, Any]], ParameterLayout, Any]:
         """Who takes part, and with which layout and initial parameters.
 
         Sites must agree byte for byte on the initial parameters and on the frozen weights; one that differs from the
         majority is left out.
         """
-        engine: Any = fl_ctx.get_engine()
+        engine: Any = self._context.get_engine()
         invited = sorted(c.name for c in engine.get_clients())
         self._folder.event("joining", sites=invited)
         data = tasks.message(headers={tasks.JOB_DIGEST: self._config.digest()})
-        answers = self._phase(tasks.JOIN, data, invited, self._config.federation.join_timeout, abort, fl_ctx)
+        answers: dict[str, Shareable] = {}
+
+        def take(site: str, answer: Shareable) -> None:
+            answers[site] = answer
+
+        self._phase(tasks.JOIN, data, invited, self._config.federation.join_timeout, take)
+        self._need(len(answers), tasks.JOIN)
         keys = {s: (a[tasks.FIELDS]["backbone_digest"], a[tasks.VECTOR]) for s, a in answers.items()}
         common = Counter(keys.values()).most_common(1)[0][0]
         odd = sorted(s for s, key in keys.items() if key != common)
         if odd:
-            self.log_warning(fl_ctx, f"{', '.join(odd)} start from other weights than the rest and are left out")
+            self.log_warning(self._context, f"{', '.join(odd)} start from other weights than the rest and are left out")
             self._folder.event("left_out", sites=odd, reason="other backbone weights or initial parameters")
         fields = {s: answers[s][tasks.FIELDS] for s in sorted(answers) if s not in odd}
-        self._need(len(fields), "join")
+        self._need(len(fields), tasks.JOIN)
         layout = ParameterLayout.from_json(next(iter(fields.values()))["layout"])
         self._record = self._record.joined(fields)
         self._folder.event(
             "joined", sites=list(fields), backbone=self._record.backbone, stand_in=self._record.is_stand_in
         )
+        if self._config.secagg.masked:
+            kit = start_up_kit(self._context)
+            self._secure = SecureRounds(self._config, self._run_id, layout, common[0], kit, self._phase)
         return fields, layout, layout.decode(common[1])
 
     def _train(
-        self,
-        number: int,
-        attempt: int,
-        state: Any,
-        layout: ParameterLayout,
-        sites: list[str],
-        abort: Signal,
-        fl_ctx: FLContext,
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        headers = {tasks.ROUND: number, tasks.ATTEMPT: attempt}
+        self, number: int, attempt: int, state: Any, layout: ParameterLayout, sites: list[str]
+    ) -> tuple[Any, dict[str, int], dict[str, Any]]:
+        """The mean update of a round, bytes sent by site, and what the record says of the masks."""
         self._folder.event("training", round=number, sites=sites)
-        heads = {site: p["head"] for site, p in self._privacy.items()}
-        data = tasks.message(fields={tasks.HEADS: heads}, vector=layout.encode(state), headers=headers)
-        answers = self._phase(tasks.TRAIN, data, sites, self._config.federation.round_timeout, abort, fl_ctx)
-        updates, weights = {}, {}
-        for site, answer in answers.items():
-            try:
-                updates[site] = layout.decode(answer[tasks.VECTOR])
-                weights[site] = float(answer[tasks.FIELDS][tasks.WEIGHT])
-                self._note_privacy(site, answer[tasks.FIELDS])
-            except (LayoutError, LedgerError, KeyError, TypeError, ValueError) as error:
-                updates.pop(site, None)
-                weights.pop(site, None)
-                self.log_warning(fl_ctx, f"round {number}: the answer of {site} is not used: {error}")
-        self._need(len(updates), f"round {number}")
-        return updates, weights
+        data = tasks.message(
+            fields={tasks.HEADS: {site: p["head"] for site, p in self._privacy.items()}},
+            vector=layout.encode(state),
+            headers={tasks.ROUND: number, tasks.ATTEMPT: attempt},
+        )
+        timeout = self._config.federation.round_timeout
+        if self._secure:
+            found = self._secure.round(sites, data, state, timeout, self._note_privacy)
+            sent = {site: found.sent[site] for site in found.survivors}
+            return found.mean.mean, sent, found.facts | {"metrics": found.mean.metrics}
+        updates: dict[str, Any] = {}
+        weights: dict[str, float] = {}
 
-    def _note_privacy(self, site: str, fields: Mapping[str, Any]) -> None:
+        def take(site: str, answer: Shareable) -> None:
+            update, weight = layout.decode(answer[tasks.VECTOR]), float(answer[tasks.FIELDS][tasks.WEIGHT])
+            self._note_privacy(site, answer)
+            updates[site], weights[site] = update, weight
+
+        self._phase(tasks.TRAIN, data, sites, timeout, take)
+        self._need(len(updates), f"round {number}")
+        return average(updates, weights), dict.fromkeys(sorted(updates), 32 + 4 * layout.size), {}
+
+    def _note_privacy(self, site: str, answer: Shareable) -> None:
         """Keep what a site says of its budget, the head of its ledger above all. Raises when it says nothing."""
         if not self._config.privacy.private:
             return
-        said = fields[tasks.PRIVACY]
-        head = Head.from_dict(said["head"])
+        said = answer[tasks.FIELDS][tasks.PRIVACY]
         self._privacy[site] = {
             "epsilon": float(said["epsilon"]),
             "delta": float(said["delta"]),
-            "head": head.to_dict(),
+            "head": Head.from_dict(said["head"]).to_dict(),
         }
 
     def _evaluate(
@@ -175,36 +210,28 @@ class FedMPTWorkflow(Controller):
         layout: ParameterLayout,
         sites: list[str],
         start: float,
-        updates: Mapping[str, Any],
-        abort: Signal,
-        fl_ctx: FLContext,
+        sent: Mapping[str, int],
+        facts: Mapping[str, Any],
     ) -> None:
-        figures: dict[str, Any] = {}
+        reports: dict[str, Any] = {}
         if sites:
             self._folder.event("evaluating", round=number, sites=sites)
             data = tasks.message(vector=layout.encode(state), headers={tasks.ROUND: number})
-            answers = self._phase(
-                tasks.VALIDATE, data, sites, self._config.federation.round_timeout, abort, fl_ctx, at_least=0
-            )
-            figures = mean_figures([a[tasks.FIELDS]["figures"] for a in answers.values()])
-        self._round_done(number, start, layout, updates, figures, fl_ctx)
+
+            def take(site: str, answer: Shareable) -> None:
+                reports[site] = answer[tasks.FIELDS]["figures"]
+
+            self._phase(tasks.VALIDATE, data, sites, self._config.federation.round_timeout, take)
+        self._round_done(number, start, sent, facts, mean_figures([reports[s] for s in sorted(reports)]))
 
     def _round_done(
-        self,
-        number: int,
-        start: float,
-        layout: ParameterLayout,
-        updates: Mapping[str, Any],
-        figures: Mapping[str, Any],
-        fl_ctx: FLContext,
+        self, number: int, start: float, sent: Mapping[str, int], facts: Mapping[str, Any], figures: Mapping[str, Any]
     ) -> None:
-        sent = dict.fromkeys(sorted(updates), 32 + 4 * layout.size)
-        self._record = self._record.with_round(
-            number, time.monotonic() - start, sent, figures, {s: self._privacy[s] for s in sent if s in self._privacy}
-        )
+        privacy = {s: self._privacy[s] for s in sent if s in self._privacy}
+        self._record = self._record.with_round(number, time.monotonic() - start, sent, figures, privacy, facts)
         self._folder.write_record(self._record)
         self._folder.event("round", **self._record.rounds[-1])
-        self.log_info(fl_ctx, f"round {number}: sites={len(sent)} mAP={figures.get('mAP')}")
+        self.log_info(self._context, f"round {number}: sites={len(sent)} mAP={figures.get('mAP')}")
 
     def _phase(
         self,
@@ -212,39 +239,71 @@ class FedMPTWorkflow(Controller):
         data: Shareable,
         sites: list[str],
         timeout: int,
-        abort: Signal,
-        fl_ctx: FLContext,
+        take: Take,
         *,
-        at_least: int | None = None,
-    ) -> dict[str, Shareable]:
-        """Send one task to all `sites`, wait for each or the timeout, and return the OK answers by site."""
-        answers: dict[str, Shareable] = {}
+        private: Mapping[str, bytes] | None = None,
+    ) -> list[str]:
+        """Send one task to all `sites` and wait for each or the timeout.
+
+        Args:
+            name: of the task.
+            data: the task.
+            sites: who gets it.
+            timeout: seconds.
+            take: called with every OK answer; what it raises drops the site from the phase.
+            private: by site, a message that only this site gets.
+
+        Returns:
+            Names of the sites whose answer was taken.
+        """
+        taken: set[str] = set()
         lock = threading.Lock()
+        self._folder.event("phase", phase=name, sites=sites)
 
         # FLARE passes both by keyword, and an exception in here would end the phase.
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             site, answer = client_task.client.name, client_task.result
-            client_task.result = None  # one copy of each update is enough
-            if answer is None or answer.get_return_code() != ReturnCode.OK:
-                code = answer.get_return_code() if answer is not None else "nothing"
-                reason = answer.get_header(tasks.REASON, code) if answer is not None else code
-                self.log_warning(fl_ctx, f"{name}: {site} answered {code}: {reason}")
-                self._folder.event("dropped", site=site, phase=name, reason=str(reason))
-                return
-            with lock:
-                answers[site] = answer
-            self._folder.event("answered", site=site, phase=name)
+            client_task.result = None  # an update is kept nowhere
+            reason = _refused(answer)
+            if answer is not None and reason:
+                reason += self._blamed(site, answer)
+            elif answer is not None:
+                try:
+                    with lock:
+                        take(site, answer)
+                        taken.add(site)
+                except (ValueError, KeyError, TypeError) as error:
+                    reason = f"its answer is not used: {error}"
+            if reason:
+                self.log_warning(fl_ctx, f"{name}: {site}: {reason}")
+                self._folder.event("dropped", site=site, phase=name, reason=reason)
+            else:
+                self._folder.event("answered", site=site, phase=name)
 
-        task = Task(name, data, timeout=timeout, result_received_cb=received)
+        # A broadcast has one content for all; what one site alone may read travels beside it.
+        def before_sent(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            own = (private or {}).get(client_task.client.name, b"")
+            fl_ctx.set_prop(tasks.FOR_YOU, own, private=False, sticky=False)
+
+        task = Task(
+            name,
+            data,
+            timeout=timeout,
+            before_task_sent_cb=before_sent if private else None,
+            result_received_cb=received,
+        )
         # min_responses=0 waits for every site; error answers count as responses, so the OK ones are counted here
-        self.broadcast_and_wait(task, fl_ctx, targets=list(sites), min_responses=0, abort_signal=abort)
-        if abort.triggered:
+        self.broadcast_and_wait(task, self._context, targets=list(sites), min_responses=0, abort_signal=self._abort)
+        if self._abort.triggered:
             raise RoundFailed("the job was aborted")
-        for site in sorted(set(sites) - set(answers)):
-            self.log_warning(fl_ctx, f"{name}: no usable answer from {site}")
-        if at_least is None:
-            self._need(len(answers), name)
-        return answers
+        for site in sorted(set(sites) - taken):
+            self.log_warning(self._context, f"{name}: no usable answer from {site}")
+        return sorted(taken)
+
+    def _blamed(self, site: str, answer: Shareable) -> str:
+        abort = answer.get_header(tasks.ABORT)
+        culprit = self._secure.blame(site, abort) if self._secure and type(abort) is bytes else ""
+        return f" (it blames {culprit})" if culprit else ""
 
     def _need(self, answered: int, phase: str) -> None:
         if answered < self._config.federation.min_sites:
@@ -252,3 +311,11 @@ class FedMPTWorkflow(Controller):
                 f"{phase}: {answered} sites answered, min_sites={self._config.federation.min_sites}; "
                 "each site's log says why it did not"
             )
+
+
+def _refused(answer: Shareable | None) -> str:
+    """Why an answer is none; '' for an OK one."""
+    if answer is None:
+        return "it answered nothing"
+    code = answer.get_return_code()
+    return "" if code == ReturnCode.OK else str(answer.get_header(tasks.REASON, code))

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmpt_core.config import canonical_digest
+from fedmpt_core.schema import canonical_digest
 
 if TYPE_CHECKING:
     from fedmpt_core.backbone.base import Backbone

@@ -59,9 +59,17 @@ def resolved(job: JobConfig) -> JobConfig:
     return job
 
 
-def planned_steps(job: JobConfig) -> int:
-    """Noisy steps of a site in the whole job, failed attempts included."""
-    return job.steps_per_round * (job.training.rounds + job.federation.max_failed_rounds)
+def planned_steps(job: JobConfig, charged: int = 0) -> int:
+    """Noisy steps that a site must still expect, failed attempts included.
+
+    Args:
+        job: the agreed job.
+        charged: steps that the run which it continues has charged: attempts that were broken off are among the failed
+            ones that the job allows.
+    """
+    rounds, failures = job.training.rounds, job.federation.max_failed_rounds
+    left = rounds - job.first_round + 1
+    return max(job.steps_per_round * left, job.steps_per_round * (rounds + failures) - charged)
 
 
 def steps_of(job: JobConfig, count: int) -> Steps:
@@ -120,19 +128,25 @@ def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry],
     Args:
         job: passed `check_policy`.
         policy: the site's.
-        entries: the ledger so far. Rounds that this job has reserved already are part of its plan.
+        entries: the ledger so far. Rounds that this job has reserved already are part of its plan; rounds of the run
+            that it continues count towards its own epsilon.
         job_id: the job's name in the ledger.
 
     Raises:
         PrivacyRefused: the job's plan passes its own epsilon or the site's cap.
     """
     own = sum(s.count for s in history(entries, job_id))
-    plan = [steps_of(job, max(planned_steps(job), own))]
+    continued = history(entries, job.resume.job) if job.resume else []
+    plan = [steps_of(job, max(planned_steps(job, sum(s.count for s in continued)), own))]
     others = [s for e in entries if e.kind == "reserve" and e.job != job_id for s in history([e])]
-    found = Projection(epsilon(plan, job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon)
+    found = Projection(
+        epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
+    )
     if found.job > job.privacy.epsilon:
+        before = f" after the run '{job.resume.job}' that it continues" if job.resume else ""
         raise PrivacyRefused(
-            f"the job declares epsilon={job.privacy.epsilon:g} and plans {found.job:.3f} (delta {job.privacy.delta:g})"
+            f"the job declares epsilon={job.privacy.epsilon:g} and plans {found.job:.3f}{before} "
+            f"(delta {job.privacy.delta:g})"
         )
     if found.total > policy.epsilon:
         spent = epsilon(others, policy.delta)
@@ -143,12 +157,12 @@ def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry],
     return found
 
 
-def history(entries: Sequence[Entry], job_id: str | None = None) -> list[Steps]:
-    """The steps that a ledger's reservations charge; of one job, or of all."""
+def history(entries: Sequence[Entry], *job_ids: str) -> list[Steps]:
+    """The steps that a ledger's reservations charge; of some jobs, or of all."""
     return [
         Steps(float(e.details["sample_rate"]), float(e.details["noise_multiplier"]), int(e.details["steps"]))
         for e in entries
-        if e.kind == "reserve" and job_id in (None, e.job)
+        if e.kind == "reserve" and (not job_ids or e.job in job_ids)
     ]
 
 
@@ -165,6 +179,7 @@ class Budget:
         if site.privacy is None:
             raise PrivacyRefused("this site has no privacy policy")
         self._job, self._policy, self._ledger, self._id = job, site.privacy, ledger, job_id
+        self._own = (job_id, job.resume.job) if job.resume else (job_id,)  # what counts towards the job's epsilon
         self.projection = project(job, site.privacy, ledger.entries(), job_id)
 
     def reserve(self, round_number: int, attempt: int, details: Mapping[str, Any]) -> Entry:
@@ -185,7 +200,7 @@ class Budget:
             for name, spent, delta, cap in (
                 (
                     "the job's own epsilon",
-                    history(entries, self._id),
+                    history(entries, *self._own),
                     self._job.privacy.delta,
                     self._job.privacy.epsilon,
                 ),
@@ -225,7 +240,7 @@ class Budget:
 
     def spent(self) -> float:
         """Epsilon of the job so far at the job's delta."""
-        return epsilon(history(self._ledger.entries(), self._id), self._job.privacy.delta)
+        return epsilon(history(self._ledger.entries(), *self._own), self._job.privacy.delta)
 
     def head(self) -> Head:
         """The ledger's newest entry."""

@@ -80,6 +80,8 @@ class SiteBudget:
             "grid_bits": GRID_BITS,
             "rng": self._keystream.name,
             "rng_key_id": self._keystream.key_id,
+            "aggregation": "masked" if self._job.secagg.masked else "unmasked",
+            "identities": "insecure" if self._job.secagg.insecure_identities else "start-up kits",
             "config": self._job.digest(),
             "code": f"fedmpt {version('fedmpt')}",
         }

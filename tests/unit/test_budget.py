@@ -12,6 +12,7 @@ from fedmpt_core.privacy.budget import Budget, PrivacyRefused, check_policy, his
 from fedmpt_core.privacy.ledger import Head, Ledger
 from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path, open_ledger, read_site_ledger
 from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
+from tests.settings import UNMASKED
 
 POLICY = SitePrivacyConfig("chest", units=1000, epsilon=8.0, delta=1e-5)
 DETAILS = {"engine": "exact"}
@@ -23,6 +24,7 @@ def job(*, rounds: int = 4, steps: int = 5, retries: int = 0, min_sites: int = 2
         ("cat", "dog"),
         training=TrainingConfig(rounds=rounds, local_steps=steps),
         privacy=PrivacyConfig(**{"epsilon": 4.0, "sample_rate": 0.1, **privacy}),
+        secagg=UNMASKED,
         federation=FederationConfig(max_failed_rounds=retries, min_sites=min_sites),
     )
 

@@ -62,7 +62,7 @@ def test_the_schema_is_json_and_knows_every_key() -> None:
 
 
 def test_too_few_sites_are_refused(tmp_path: Path) -> None:
-    job = changed(tmp_path, **{"min_sites = 2": "min_sites = 9"})
+    job = changed(tmp_path, **{"min_sites = 3": "min_sites = 9"})
     run = fedmpt("simulate", job, "--out", tmp_path / "out")
     assert run.returncode == 2
     assert "names 3 sites, the job needs min_sites=9" in " ".join(run.stderr.split())
@@ -105,7 +105,7 @@ def test_check_shows_what_every_site_would_spend(tmp_path: Path) -> None:
             "site-1: privacy budget: with this job, data set 'scenes' would reach epsilon",
         ),
         ("delta = 1e-5", "delta = 0.01", r"delta=0.01 must be below 1 / units = 0.002"),
-        ("units = 500", "units = 500\nmin_sites = 3", "min_sites=2 of the job is below this site's min_sites=3"),
+        ("units = 500", "units = 500\nmin_sites = 4", "min_sites=3 of the job is below this site's min_sites=4"),
         ("[defaults.privacy]", "[defaults.other]", "unknown key 'other'"),
     ],
 )

@@ -27,15 +27,18 @@ from nvflare.apis.workspace import Workspace
 
 from fedmpt_core.config import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config_file import without_none
+from fedmpt_core.latch_file import latch_path, write_latch
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.privacy.accounting import Steps, epsilon
 from fedmpt_core.privacy.budget import Budget
 from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path, open_ledger
+from fedmpt_core.secagg.latch import Latch, digest_of
+from fedmpt_core.secagg_config import SecAggConfig, SiteSecAggConfig
 from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_flare import guards, tasks
 from fedmpt_flare.guards import BudgetGate, EgressGuard
 from fedmpt_flare.site import SITE_FILE
-from tests.settings import UNPROTECTED
+from tests.settings import OPEN, UNMASKED, UNPROTECTED
 
 JOB_ID, SITE = "0f9a1c42-job", "site-1"
 PRIVACY = PrivacyConfig(epsilon=8.0, delta=1e-5, sample_rate=0.5, noise_multiplier=1.5)
@@ -44,7 +47,8 @@ JOB = JobConfig(
     ("bus", "dog", "cat"),
     training=TrainingConfig(rounds=2, local_steps=2),
     privacy=PRIVACY,
-    federation=FederationConfig(max_failed_rounds=0),
+    secagg=UNMASKED,
+    federation=FederationConfig(min_sites=2, max_failed_rounds=0),
 )
 LAYOUT = ParameterLayout(("contexts",), ((2, 3),))
 UPDATE = LAYOUT.encode(np.arange(6, dtype=np.float32))
@@ -79,7 +83,7 @@ class Site:
         executor = {"path": guards.EXECUTOR, "args": {"job": {"config_type": "dict", **job.to_dict()}}}
         plain = {
             "format_version": 2,
-            "executors": [{"tasks": ["join", "train", "validate"], "executor": executor}],
+            "executors": [{"tasks": list(tasks.TASKS), "executor": executor}],
             "components": [],
             "task_data_filters": [],
             "task_result_filters": [],
@@ -148,7 +152,7 @@ def site(tmp_path: Path, kit: Path) -> Site:
     for file in kit.iterdir():
         (root / "startup" / file.name).write_bytes(file.read_bytes())
     policy = SitePrivacyConfig("pictures", units=10, epsilon=5.0, delta=1e-5, ledger=str(root / "ledgers"))
-    found = Site(root, SiteConfig(DataConfig(path="/nowhere/manifest.csv"), privacy=policy))
+    found = Site(root, SiteConfig(DataConfig(path="/nowhere/manifest.csv"), privacy=policy, secagg=OPEN))
     found.settle()
     create_ledger(policy, SITE, root / "startup")
     found.deploy()
@@ -526,3 +530,116 @@ def test_the_guards_need_no_torch() -> None:
     code = "import sys, fedmpt_flare.guards as g; g.BudgetGate(); print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+# ---- answers of a masked job -------------------------------------------------------------------------------------
+
+MASKED_JOB = replace(JOB, secagg=SecAggConfig(), federation=FederationConfig(max_failed_rounds=0))
+SAID = {
+    tasks.ADVERTISE: b"\xffADV1 keys",
+    tasks.CONFIRM: b"\xffCFM1 signature",
+    tasks.TRAIN: b"\xffMSK1 masked words",
+    tasks.CONSISTENCY: b"\xffCNS1 signature",
+    tasks.UNMASK: b"\xffUNM1 shares",
+}
+ABORT = b"\xffABR1 reason"
+
+
+@pytest.fixture
+def masked(site: Site) -> Site:
+    """A site with a roster, in the middle of a masked job; what it said is on record, the update is committed."""
+    site.settings = replace(site.settings, secagg=SiteSecAggConfig(roster="/somewhere/roster.json"))
+    site.settle()
+    site.deploy(MASKED_JOB)
+    latch = Latch(JOB_ID, 1, release=hashlib.sha256(UPDATE).hexdigest(), stage="masked")
+    latch = replace(latch, setup=tuple(digest_of(SAID[t]) for t in (tasks.ADVERTISE, tasks.CONFIRM)))
+    for message in (SAID[tasks.TRAIN], SAID[tasks.CONSISTENCY], SAID[tasks.UNMASK], ABORT):
+        latch = latch.saying(message)
+    write_latch(latch_path(site.settings, JOB_ID), latch)
+    return site
+
+
+def masked_answer(site: Site, task: str) -> Shareable:
+    fields = {tasks.PRIVACY: site.release(job=MASKED_JOB)} if task == tasks.TRAIN else {}
+    return tasks.message(fields=fields, protocol=SAID[task])
+
+
+@pytest.mark.parametrize("task", list(SAID))
+def test_messages_of_the_site_s_own_making_leave(masked: Site, task: str) -> None:
+    answer = masked_answer(masked, task)
+    assert masked.guard(task, answer) == answer
+
+
+@pytest.mark.parametrize("task", list(SAID))
+@pytest.mark.parametrize("change", ["bytes", "kind", "field", "vector", "no record", "damaged record"])
+def test_a_protocol_message_changed_in_one_place_is_held_back(masked: Site, task: str, change: str) -> None:
+    answer = masked_answer(masked, task)
+    path = latch_path(masked.settings, JOB_ID)
+    match change:
+        case "bytes":
+            answer[tasks.PROTOCOL] += b"!"
+        case "kind":
+            answer[tasks.PROTOCOL] = SAID[tasks.TRAIN if task != tasks.TRAIN else tasks.UNMASK]
+        case "field":
+            answer[tasks.FIELDS]["loss"] = 0.25
+        case "vector":
+            answer[tasks.VECTOR] = UPDATE
+        case "no record":
+            path.unlink()
+        case _:
+            path.write_text("{}")
+    held = masked.guard(task, answer)
+    assert held.get_return_code() == tasks.SITE_REFUSED
+    assert set(held) == {ReservedHeaderKey.HEADERS}
+    assert str(masked.root) not in reason(held)
+
+
+def test_a_plain_update_never_leaves_in_a_masked_job(masked: Site) -> None:
+    fields = {tasks.WEIGHT: 1.0, tasks.PRIVACY: masked.release(job=MASKED_JOB)}
+    assert "other parts" in reason(masked.guard(tasks.TRAIN, tasks.message(fields=fields, vector=UPDATE)))
+
+
+def test_a_masked_update_that_the_ledger_lacks_is_held_back(masked: Site) -> None:
+    fields = {tasks.PRIVACY: masked.release(LAYOUT.encode(np.ones(6, np.float32)), job=MASKED_JOB)}
+    held = masked.guard(tasks.TRAIN, tasks.message(fields=fields, protocol=SAID[tasks.TRAIN]))
+    assert "not a release of this job" in reason(held)
+
+
+def test_masks_have_no_place_in_a_job_without(site: Site) -> None:
+    for task, said in SAID.items():
+        assert site.guard(task, tasks.message(protocol=said)).get_return_code() == tasks.SITE_REFUSED
+
+
+def test_only_the_site_s_own_reason_for_leaving_goes_with_a_refusal(masked: Site) -> None:
+    for abort, kept in ((ABORT, ABORT), (ABORT + b"!", None), (SAID[tasks.TRAIN], None), ("text", None)):
+        held = masked.guard(tasks.UNMASK, tasks.refusal(tasks.SITE_REFUSED, "no", abort))  # type: ignore[arg-type]
+        assert held.get_header(tasks.ABORT) == kept
+        assert (set(held), held.get_header(tasks.REASON)) == ({ReservedHeaderKey.HEADERS}, "no")
+
+
+@pytest.mark.parametrize(
+    ("site_says", "job_says", "expected"),
+    [
+        ({}, {"secagg": UNMASKED}, "shows this site's updates to the server"),
+        ({"min_cohort": 4}, {}, "min_sites=3 and secagg.colluders=1 of the job are below this site's min_cohort=4"),
+        ({"colluders": 2}, {}, "below this site's min_cohort=3 and colluders=2"),
+        ({"roster": ""}, {}, "no roster"),
+        ({}, {"secagg": SecAggConfig(insecure_identities=True)}, "is for simulations"),
+        (
+            {},
+            {"secagg": SecAggConfig(metrics=("loss",)), "privacy": UNPROTECTED},
+            "sums figures of training that this site does not give: loss",
+        ),
+    ],
+)
+def test_a_job_below_the_site_s_floors_is_deployed_nowhere(
+    gate: BudgetGate, masked: Site, site_says: dict[str, Any], job_says: dict[str, Any], expected: str
+) -> None:
+    masked.settings = replace(masked.settings, secagg=replace(masked.settings.secagg, **site_says))
+    masked.settle(allow_unprotected=True)
+    masked.deploy(replace(MASKED_JOB, **job_says))
+    assert expected in gate.validate(str(masked.app))[0]
+
+
+def test_a_masked_job_within_the_floors_is_deployed(gate: BudgetGate, masked: Site) -> None:
+    assert gate.validate(str(masked.app)) == ("", {})

@@ -21,7 +21,7 @@ CONDITIONS = ("color", "pose")
 def run(folder: Path, **model: object) -> Path:
     job = JobConfig("p", ("cat", "dog", "bus"), model=ModelConfig(conditions=CONDITIONS, **model))  # type: ignore[arg-type]
     made = FedMPT(FakeBackbone(), job.classes, job.model.conditions, job.model, job.seed)
-    record = RunRecord.start(job).with_round(1, 1.0, {}, {"mAP": 1.0, "threshold": 0.3})
+    record = RunRecord.start(job, "run").with_round(1, 1.0, {}, {"mAP": 1.0, "threshold": 0.3})
     (folder / "result.json").write_text(json.dumps(record.to_dict()))
     state = made.vector() + 0.01
     (folder / "model.safetensors").write_bytes(save_model(made.layout(), state.astype(np.float32)))

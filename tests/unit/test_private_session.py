@@ -25,6 +25,7 @@ from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path, read_sit
 from fedmpt_core.session import SiteSession
 from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
 from tests.fakes import FakeBackbone
+from tests.settings import OPEN, UNMASKED
 
 CLASSES = ("cat", "dog", "bus")
 JOB = resolved(
@@ -34,6 +35,7 @@ JOB = resolved(
         model=ModelConfig(conditions=("color", "pose"), adapter_width=4, gate_width=4),
         training=TrainingConfig(rounds=3, local_steps=2, learning_rate=0.05),
         privacy=PrivacyConfig(epsilon=6.0, sample_rate=0.5, engine="exact"),
+        secagg=UNMASKED,
         federation=FederationConfig(max_failed_rounds=1),
     )
 )
@@ -60,7 +62,11 @@ def site(tmp_path: Path) -> SiteConfig:
     policy = SitePrivacyConfig("pets", units=10, epsilon=8.0, delta=1e-5, ledger=str(tmp_path / "ledgers"))
     create_ledger(policy, "a", None)
     return SiteConfig(
-        DataConfig(path=str(tmp_path / "manifest.csv")), privacy=policy, cache_dir=str(tmp_path / "cache"), device="cpu"
+        DataConfig(path=str(tmp_path / "manifest.csv")),
+        privacy=policy,
+        secagg=OPEN,
+        cache_dir=str(tmp_path / "cache"),
+        device="cpu",
     )
 
 

@@ -17,7 +17,9 @@ STATE = np.arange(7, dtype=np.float32)
 
 
 def run(folder: Path) -> Path:
-    record = RunRecord.start(JOB).with_round(0, 1.0, {}, {"mAP": 20.0, "CF1": 10.0, "OF1": 15.0, "gate": [0.5, 0.5]})
+    record = RunRecord.start(JOB, "run").with_round(
+        0, 1.0, {}, {"mAP": 20.0, "CF1": 10.0, "OF1": 15.0, "gate": [0.5, 0.5]}
+    )
     record = record.with_round(1, 2.0, {"a": 60}, {"mAP": 30.0, "CF1": 20.0, "OF1": 25.0, "gate": [0.2, 0.8]})
     (folder / "result.json").write_text(json.dumps(record.ended_as("completed").to_dict()))
     (folder / "model.safetensors").write_bytes(save_model(LAYOUT, STATE))

@@ -15,7 +15,7 @@ from fedmpt_core.data.manifest_file import ManifestRow
 from fedmpt_core.session import SiteSession, pick_device
 from fedmpt_core.site_config import DataConfig, SiteConfig
 from tests.fakes import FakeBackbone
-from tests.settings import POLICY, UNPROTECTED
+from tests.settings import OPEN, POLICY, UNMASKED, UNPROTECTED
 
 CLASSES = ("cat", "dog", "bus")
 JOB = JobConfig(
@@ -24,6 +24,7 @@ JOB = JobConfig(
     model=ModelConfig(conditions=("color", "pose")),
     training=TrainingConfig(rounds=2, local_steps=3, batch_size=4, learning_rate=0.05),
     privacy=UNPROTECTED,
+    secagg=UNMASKED,
 )
 
 
@@ -48,7 +49,7 @@ def pictures(folder: Path, *, train: int = 8, val: int = 6, test: int = 6) -> Si
             rows.append(ManifestRow(name, labels, split))
     write_manifest(rows, folder / "manifest.csv")
     data = DataConfig(path=str(folder / "manifest.csv"), evaluate=True)
-    return SiteConfig(data, privacy=POLICY, cache_dir=str(folder / "cache"), device="cpu")
+    return SiteConfig(data, privacy=POLICY, secagg=OPEN, cache_dir=str(folder / "cache"), device="cpu")
 
 
 def test_a_round_moves_the_parameters_and_repeats_exactly(tmp_path: Path) -> None:

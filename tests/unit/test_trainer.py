@@ -30,10 +30,10 @@ def trainer(tmp_path: Path) -> Iterator[Trainer]:
 def test_a_refusal_arrives_as_its_sentence(trainer: Trainer) -> None:
     plain = {"job": {**JOB.to_dict(), "surprise": 1}, "site": {}, "name": "site-1"}
     with pytest.raises(TrainerError, match="unknown key 'surprise'") as caught:
-        trainer.ask("prepare", abort=Signal(), **plain)
+        trainer.ask("prepare", abort=Signal(), timeout=100, **plain)
     assert caught.value.expected
     with pytest.raises(TrainerError, match="order='dance' is unknown"):
-        trainer.ask("dance", abort=Signal())
+        trainer.ask("dance", abort=Signal(), timeout=100)
     assert trainer.alive
 
 
@@ -41,17 +41,26 @@ def test_a_killed_trainer_is_an_exception_and_can_be_started_again(trainer: Trai
     assert trainer.pid
     os.kill(trainer.pid, signal.SIGKILL)
     with pytest.raises(TrainerError, match=r"exit code -9|not running"):
-        trainer.ask("prepare", abort=Signal())
+        trainer.ask("prepare", abort=Signal(), timeout=100)
     trainer.start()
     with pytest.raises(TrainerError, match="order='dance' is unknown"):
-        trainer.ask("dance", abort=Signal())
+        trainer.ask("dance", abort=Signal(), timeout=100)
 
 
 def test_an_aborted_job_stops_the_trainer(trainer: Trainer) -> None:
     abort = Signal()
     abort.trigger(True)
     with pytest.raises(TrainerError, match="aborted"):
-        trainer.ask("dance", abort=abort)
+        trainer.ask("dance", abort=abort, timeout=100)
+    assert not trainer.alive
+
+
+def test_a_trainer_that_gives_no_answer_in_time_is_stopped(trainer: Trainer) -> None:
+    assert trainer.pid
+    os.kill(trainer.pid, signal.SIGSTOP)
+    with pytest.raises(TrainerError, match=r"no answer to dance in 0.1 s") as caught:
+        trainer.ask("dance", abort=Signal(), timeout=0.1)
+    assert not caught.value.died
     assert not trainer.alive
 
 

@@ -17,7 +17,7 @@ from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.result import load_model
 from fedmpt_flare import tasks
 from fedmpt_flare.workflow import FedMPTWorkflow
-from tests.settings import UNPROTECTED
+from tests.settings import UNMASKED, UNPROTECTED
 
 LAYOUT = ParameterLayout(("head.scale",), ((3,),))
 INITIAL = np.array([1, 2, 3], np.float32)
@@ -62,7 +62,12 @@ class ScriptedWorkflow(FedMPTWorkflow):
         self.sites = {s.name: s for s in sites}
         engine = SimpleNamespace(
             get_clients=lambda: [SimpleNamespace(name=s.name) for s in sites],
-            get_workspace=lambda: SimpleNamespace(get_run_dir=lambda job_id: str(folder)),
+            get_workspace=lambda: SimpleNamespace(
+                get_run_dir=lambda job_id: str(folder),
+                get_root_dir=lambda: str(folder),
+                get_site_config_dir=lambda: str(folder),
+                get_startup_kit_dir=lambda: str(folder),
+            ),
         )
         self.context = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: "job")
         self.warnings: list[str] = []
@@ -91,7 +96,8 @@ def job(rounds: int = 2, **federation: Any) -> JobConfig:
         ("cat", "dog"),
         training=TrainingConfig(rounds=rounds),
         privacy=UNPROTECTED,
-        federation=FederationConfig(**federation),
+        secagg=UNMASKED,
+        federation=FederationConfig(**{"min_sites": 2, **federation}),
     )
 
 

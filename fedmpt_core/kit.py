@@ -1,0 +1,183 @@
+"""What a FLARE start-up kit (its `startup` folder) and a site's roster file hold, read from disk.
+
+FLARE keeps key, certificate and root certificate of a participant there, under names that its own configuration gives.
+No error holds what a file contains.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cryptography.x509.oid import NameOID
+
+from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity, certificate_of, root_sha256
+from fedmpt_core.secagg.roster import Card, Roster
+
+_CLIENT, _SERVER = "fed_client.json", "fed_server.json"
+
+
+def load_identity(folder: Path) -> SiteIdentity:
+    """The certificate and key of a site's kit.
+
+    Args:
+        folder: a client's `startup` folder; `client.key` and `client.crt` unless its `fed_client.json` says otherwise.
+
+    Raises:
+        SecAggError: BAD_CERT with the folder: a file is missing or is something else, or the kit is a server's.
+    """
+    if (folder / _SERVER).exists():
+        _refuse(f"{folder} is the start-up kit of a server: point to that of the site")
+    key, certificate = _file(folder, "ssl_private_key", "client.key"), _file(folder, "ssl_cert", "client.crt")
+    try:
+        return SiteIdentity.from_pem(_read(key), _read(certificate))
+    except SecAggError as error:
+        raise SecAggError(error.code, _in(folder, error)) from None
+
+
+def load_root(folder: Path) -> bytes:
+    """The root certificate in a site's or the server's kit.
+
+    Args:
+        folder: its `startup` folder; `rootCA.pem` unless its configuration says otherwise.
+
+    Returns:
+        PEM, one certificate.
+
+    Raises:
+        SecAggError: BAD_CERT with the path, the file is missing or is something else.
+    """
+    path = _file(folder, "ssl_root_cert", "rootCA.pem")
+    pem = _read(path)
+    try:
+        root_sha256(pem)
+    except SecAggError as error:
+        raise SecAggError(error.code, _in(path, error)) from None
+    return pem
+
+
+def card_of(folder: Path) -> Card:
+    """What a site's kit tells the others of it.
+
+    Raises:
+        SecAggError: BAD_CERT with the folder: the kit cannot be used, or others would not accept its certificate now.
+    """
+    identity, root = load_identity(folder), load_root(folder)
+    try:
+        leaf = ChainCheck(root).certificate(name=identity.name, chain=identity.chain, now=int(time.time()))
+    except SecAggError as error:
+        raise SecAggError(error.code, _in(folder, error)) from None
+    orgs = [str(a.value) for a in leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    expires = min(leaf.not_valid_after_utc, certificate_of(root).not_valid_after_utc).date()
+    return Card(identity.name, ", ".join(orgs), identity.fingerprint, root_sha256(root), expires)
+
+
+def check_kit(roster: Roster, card: Card) -> None:
+    """That a site's kit is the one in a roster. Raises SecAggError(ROSTER) that says how they differ."""
+    if card.root != roster.root:
+        _refuse(
+            f"the roster is of the root certificate {roster.root.hex()[:16]}..., the kit of {card.name} has "
+            f"{card.root.hex()[:16]}...: collect the roster of this federation",
+            Abort.ROSTER,
+        )
+    roster.id_of(card.name)
+    pinned = roster.members[card.name].fingerprint
+    if card.fingerprint != pinned:
+        _refuse(
+            f"the roster gives {card.name} the key {pinned.hex()[:16]}..., its kit has "
+            f"{card.fingerprint.hex()[:16]}...: if the kit was renewed, every site must collect the roster anew; if "
+            "not, somebody else made that entry",
+            Abort.ROSTER,
+        )
+
+
+def load_roster(path: Path) -> Roster:
+    """A site's roster. Raises SecAggError(ROSTER) with the path."""
+    try:
+        return Roster.from_json(_text(path, "write it with `fedmpt roster collect`"))
+    except SecAggError as error:
+        raise SecAggError(error.code, _in(path, error)) from None
+
+
+def load_card(path: Path) -> Card:
+    """A site's card. Raises SecAggError(ROSTER) with the path."""
+    try:
+        return Card.from_json(_text(path, "write it with `fedmpt roster show`"))
+    except SecAggError as error:
+        raise SecAggError(error.code, _in(path, error)) from None
+
+
+def write_roster(path: Path, roster: Roster) -> None:
+    """Replace a roster's file as a whole, readable by all. Raises SecAggError(STORAGE), the old file stays."""
+    _write(path, roster.to_json())
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Replace a card's file as a whole, readable by all. Raises SecAggError(STORAGE), the old file stays."""
+    _write(path, card.to_json())
+
+
+def _file(folder: Path, key: str, usual: str) -> Path:
+    """Where the kit's own configuration says that a file is."""
+    for name in (_CLIENT, _SERVER):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            values: Any = json.loads(_read(path))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, SecAggError):
+                raise
+            _refuse(f"{path} is not JSON: have the site provisioned anew")
+        if not isinstance(values, dict):
+            _refuse(f"{path} is not a JSON object: have the site provisioned anew")
+        servers = values.get("servers")
+        for part in (values.get("client"), *(servers if isinstance(servers, list) else ()), values):
+            if isinstance(part, dict) and key in part:
+                if not isinstance(part[key], str) or not part[key]:
+                    _refuse(f"{path} names no file by {key}: have the site provisioned anew")
+                return folder / part[key]
+    return folder / usual
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _refuse(f"{path} cannot be read ({error.strerror}): point to the `startup` folder of the site's kit")
+
+
+def _text(path: Path, remedy: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        _refuse(f"the file cannot be read ({error.strerror}): {remedy}", Abort.ROSTER)
+    except UnicodeDecodeError:
+        _refuse(f"the file is not UTF-8 text: {remedy}", Abort.ROSTER)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SecAggError(
+            Abort.STORAGE, f"{path} cannot be written ({error.strerror}): choose a folder that you may write to"
+        ) from None
+
+
+def _in(path: Path, error: SecAggError) -> str:
+    text = str(error)
+    return text if text.startswith(str(path)) else f"{path}: {text}"
+
+
+def _refuse(why: str, code: Abort = Abort.BAD_CERT) -> NoReturn:
+    raise SecAggError(code, why) from None

@@ -1,0 +1,154 @@
+"""Digests that bind every key, share and signature of FLARE-SA/1 to one job, roster, cohort, round and model.
+
+Members that disagree on anything hashed here derive different keys: their masks do not cancel and their shares do not
+open. Every field has a fixed length or a length before it, so no two different inputs hash the same bytes. The labels
+are frozen; a change of any is a new suite. Hash: SHA-256 (FIPS 180-4); integers are big-endian.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from fedmpt_core.secagg.errors import Abort, SecAggError
+
+SUITE = 1
+DIGEST_BYTES = 32
+
+
+def lp(data: bytes) -> bytes:
+    """`data` after its length, 4 bytes. Raises ValueError from 2^32 bytes on."""
+    return _unsigned(len(data), 4, "a length") + data
+
+
+def job_digest(terms: Mapping[str, Any]) -> bytes:
+    """Digest of all that the members of a job agree on, 32 bytes.
+
+    Args:
+        terms: what JSON can hold: None, bool, int, finite float, text, lists, and mappings with text as keys.
+
+    Raises:
+        ValueError: NaN, an infinity, or a key that is not text.
+        TypeError: any other value.
+    """
+    plain = _plain(terms)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return sha256(b"FLARE-SA/1/job\0" + lp(text.encode("ascii"))).digest()
+
+
+def roster_digest(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """Digest of who may take part, 32 bytes.
+
+    Args:
+        members: common name and SHA-256 (32 bytes) of the certificate's SubjectPublicKeyInfo, in any order.
+
+    Raises:
+        SecAggError: ROSTER, a name twice or a key digest of another length.
+    """
+    ordered = sorted(members, key=lambda member: member[0].encode())
+    for place, (name, spki) in enumerate(ordered):
+        if place and ordered[place - 1][0] == name:
+            raise SecAggError(Abort.ROSTER, f"the roster holds {name!r} twice: remove one of them")
+        if len(spki) != DIGEST_BYTES:
+            raise SecAggError(Abort.ROSTER, f"the key digest of {name!r} has {len(spki)} bytes, not {DIGEST_BYTES}")
+    return sha256(b"FLARE-SA/1/roster\0" + b"".join(lp(name.encode()) + spki for name, spki in ordered)).digest()
+
+
+def model_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Digest of the global parameters of a round, 32 bytes; the same on every machine.
+
+    Args:
+        tensors: by name, any shape; bool, integers or floats of any byte order and memory layout.
+
+    Raises:
+        ValueError: another dtype, whose bytes do not say what it holds, or 2^32 bytes or more in one tensor.
+    """
+    found = sha256(b"FLARE-SA/1/model\0")
+    for name in sorted(tensors, key=str.encode):
+        tensor = tensors[name]
+        if tensor.dtype.kind not in "biuf":
+            raise ValueError(f"tensor {name!r} is {tensor.dtype}: give bool, an integer or a float type of numpy")
+        dtype = tensor.dtype.newbyteorder("<")
+        size = b"".join(_unsigned(n, 4, f"a side of {name!r}") for n in tensor.shape)
+        raw = np.ascontiguousarray(tensor, dtype=dtype)
+        found.update(lp(name.encode()) + lp(dtype.str.encode()) + lp(size))
+        found.update(_unsigned(raw.nbytes, 4, f"the bytes of {name!r}"))
+        found.update(raw.reshape(-1).view(np.uint8).data)
+    return found.digest()
+
+
+def cohort_digest(job: bytes, roster: bytes, cohort: Sequence[int]) -> bytes:
+    """Digest of who takes part in a round, 32 bytes.
+
+    Args:
+        job: `job_digest`.
+        roster: `roster_digest`.
+        cohort: roster ids, 0..65535, strictly ascending.
+
+    Raises:
+        SecAggError: MALFORMED, the ids are not so.
+    """
+    ids = list(cohort)
+    if ids != sorted(set(ids)) or any(not 0 <= i < 1 << 16 for i in ids):
+        raise SecAggError(Abort.MALFORMED, f"the cohort {ids} is not of distinct ids 0..65535 in ascending order")
+    return sha256(
+        _digest(job, "job") + _digest(roster, "roster") + b"".join(i.to_bytes(2, "big") for i in ids)
+    ).digest()
+
+
+def context(job_id: str, round_number: int, attempt: int, cohort: bytes, model: bytes) -> bytes:
+    """What every key, share and signature of one attempt at one round is bound to (ctx), 32 bytes.
+
+    Args:
+        job_id: name of the run.
+        round_number: 0..2^32 - 1.
+        attempt: 0..65535, counts the retries of the round.
+        cohort: `cohort_digest`.
+        model: `model_digest`.
+
+    Raises:
+        ValueError: a number or a digest outside its range.
+    """
+    turn = _unsigned(round_number, 4, "round") + _unsigned(attempt, 2, "attempt")
+    rest = lp(_digest(cohort, "cohort")) + lp(_digest(model, "model"))
+    return sha256(b"FLARE-SA/1/ctx\0" + lp(job_id.encode()) + turn + rest).digest()
+
+
+def directory_digest(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Digest of the keys that all members of an epoch have seen (dd), 32 bytes.
+
+    Args:
+        entries: of each member, ascending by id, the body of its ADV1 message and the session that its certificate
+            signed.
+
+    Raises:
+        ValueError: more than 65535 entries.
+    """
+    count = _unsigned(len(entries), 2, "the number of entries")
+    return sha256(b"FLARE-SA/1/dir\0" + count + b"".join(lp(body) + lp(tbs) for body, tbs in entries)).digest()
+
+
+def _unsigned(value: int, size: int, what: str) -> bytes:
+    if not 0 <= value < 1 << 8 * size:
+        raise ValueError(f"{what} is {value}, it must be from 0 to {(1 << 8 * size) - 1}")
+    return value.to_bytes(size, "big")
+
+
+def _digest(value: bytes, what: str) -> bytes:
+    if len(value) != DIGEST_BYTES:
+        raise ValueError(f"the {what} digest has {len(value)} bytes, it must have {DIGEST_BYTES}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts. JSON writes the keys 1 and "1" alike, so only text is let through."""
+    if isinstance(value, Mapping):
+        other = [key for key in value if not isinstance(key, str)]
+        if other:
+            raise ValueError(f"the terms have the key {other[0]!r}, which is not text: name it in words")
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,176 @@
+"""Updates as integers modulo 2^32 and back: fixed point in two's complement, so that sums of masked words are exact.
+
+A vector is the update, then the weight, then figures of training if the job sums any. Under differential privacy the
+update has its noise already; rounding and cutting off what is too large are then post-processing and cost nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.masking import uniform_words
+
+WEIGHT_BITS = 20
+METRIC_RANGE = 1000.0
+_HALF = 2**31
+
+
+def headroom(max_sites: int, value_range: float, fraction_bits: int) -> int:
+    """Largest absolute sum of one coordinate over `max_sites` sites.
+
+    Raises:
+        SecAggError: OVERFLOW, it is not below 2^31, so a sum could run over and look like another number.
+    """
+    largest = max_sites * _limit(value_range, fraction_bits)
+    if largest >= _HALF:
+        fits = ((_HALF - 1) // max_sites) / 2**fraction_bits
+        raise SecAggError(
+            Abort.OVERFLOW,
+            f"max_sites={max_sites} times value_range={value_range:g} times 2^{fraction_bits} is not below 2^31: sums "
+            f"could run over; value_range={fits:.6g} is the largest that fits, or take fewer sites or bits",
+        )
+    if max_sites << WEIGHT_BITS >= _HALF:
+        raise SecAggError(Abort.OVERFLOW, f"max_sites={max_sites}: the sum of weights could run over 2^31")
+    return largest
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A site's vector.
+
+    Attributes:
+        words: (words,) uint32.
+        clamped: numbers that were cut off; a function of private data, so it stays at the site.
+    """
+
+    words: np.ndarray
+    clamped: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a sum says.
+
+    Attributes:
+        mean: (size,) float64 weighted mean of the updates.
+        weight: sum of the shares.
+        metrics: weighted means by name.
+    """
+
+    mean: np.ndarray
+    weight: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a job's updates travel.
+
+    Attributes:
+        size: numbers of an update, from 1.
+        max_sites: most sites in a sum.
+        value_range: largest absolute value of a number of an update.
+        fraction_bits: bits after the point.
+        rounding: `stochastic` (mean of many roundings is right) or `deterministic` (to the nearest).
+        metrics: names of the figures after the weight.
+    """
+
+    size: int
+    max_sites: int = 100
+    value_range: float = 16.0
+    fraction_bits: int = 20
+    rounding: Literal["stochastic", "deterministic"] = "stochastic"
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises SecAggError(OVERFLOW) when a sum could run over."""
+        headroom(self.max_sites, self.value_range, self.fraction_bits)
+        if self.metrics and self._metric_bits < 1:
+            raise SecAggError(Abort.OVERFLOW, f"max_sites={self.max_sites}: the sum of figures could run over 2^31")
+
+    @property
+    def words(self) -> int:
+        """Length of a vector."""
+        return self.size + 1 + len(self.metrics)
+
+    def encode(self, update: np.ndarray, share: float = 1.0, metrics: Mapping[str, float] | None = None) -> Encoded:
+        """A site's update as a vector.
+
+        Args:
+            update: (size,) finite floats; what is beyond `value_range` is cut off.
+            share: the site's weight over the largest one, (0, 1]; rounded to a multiple of 2^-20, at least one. The
+                rounded share scales update and figures, so the weighted mean of the rounded weights is exact.
+            metrics: exactly the figures that the job names, finite, within +-1000.
+
+        Raises:
+            SecAggError: OVERFLOW for a number that is not finite or out of its range, MALFORMED for another length or
+                other names.
+        """
+        given = dict(metrics or {})
+        if update.shape != (self.size,) or set(given) != set(self.metrics):
+            raise SecAggError(
+                Abort.MALFORMED,
+                f"an update of shape {update.shape} with figures {sorted(given)}: the job has ({self.size},) and "
+                f"{sorted(self.metrics)}",
+            )
+        if not 0 < share <= 1:  # also refuses NaN
+            raise SecAggError(Abort.OVERFLOW, f"share={share} is out of range: allowed is (0, 1]")
+        figures = np.array([given[name] for name in self.metrics], dtype=np.float64)
+        if not np.isfinite(update).all() or not np.isfinite(figures).all():
+            raise SecAggError(Abort.OVERFLOW, "the update or a figure holds NaN or infinity: nothing is sent")
+        if (np.abs(figures) > METRIC_RANGE).any():
+            raise SecAggError(Abort.OVERFLOW, f"a figure is beyond +-{METRIC_RANGE:g}: nothing is sent")
+        units = max(1, round(share * 2**WEIGHT_BITS))
+        values = np.clip(update.astype(np.float64), -self.value_range, self.value_range)
+        clamped = int(np.count_nonzero(values != update))
+        scale = units / 2**WEIGHT_BITS
+        numbers = np.empty(self.words, dtype=np.int64)
+        numbers[: self.size] = self._rounded(values * (scale * 2**self.fraction_bits))
+        numbers[self.size] = units
+        numbers[self.size + 1 :] = np.rint(figures * (scale * 2**self._metric_bits))
+        return Encoded(numbers.astype("<u4"), clamped)  # modulo 2^32
+
+    def decode(self, total: np.ndarray, sites: int) -> Decoded:
+        """The sum of `sites` vectors, (words,) uint32, as weighted means.
+
+        Raises:
+            SecAggError: MALFORMED for another length; OVERFLOW when the weights cannot be those of so many sites.
+        """
+        if total.shape != (self.words,) or total.dtype != np.dtype("<u4"):
+            raise SecAggError(Abort.MALFORMED, f"the sum has shape {total.shape}, the job has {self.words} words")
+        numbers = total.view("<i4").astype(np.float64)
+        weight = numbers[self.size] / 2**WEIGHT_BITS
+        if not 1 <= sites <= self.max_sites or not sites * 2**-WEIGHT_BITS <= weight <= sites:
+            raise SecAggError(
+                Abort.OVERFLOW, f"the weights of {sites} sites cannot add up to {weight:g}: the sum is not used"
+            )
+        figures = numbers[self.size + 1 :] / (2**self._metric_bits * weight)
+        return Decoded(
+            numbers[: self.size] / (2**self.fraction_bits * weight),
+            weight,
+            {name: float(value) for name, value in zip(self.metrics, figures, strict=True)},
+        )
+
+    def error_bound(self, shares: Sequence[float]) -> float:
+        """Most that rounding moves any number of the mean of updates within range, for sites of these shares."""
+        unit = 0.5 if self.rounding == "deterministic" else 1.0
+        weight = sum(max(1, round(share * 2**WEIGHT_BITS)) for share in shares) / 2**WEIGHT_BITS
+        return unit * len(shares) / (2**self.fraction_bits * weight)
+
+    @property
+    def _metric_bits(self) -> int:
+        return int(np.floor(np.log2((_HALF - 1) / (self.max_sites * METRIC_RANGE))))
+
+    def _rounded(self, scaled: np.ndarray) -> np.ndarray:
+        if self.rounding == "deterministic":
+            return np.rint(scaled)
+        # the limit is an integer number of steps or lies between two: rounding up from it must not pass headroom
+        limit = _limit(self.value_range, self.fraction_bits)
+        return np.clip(np.floor(scaled + uniform_words(len(scaled)) * 2.0**-32), -limit, limit)
+
+
+def _limit(value_range: float, fraction_bits: int) -> int:
+    return int(np.ceil(value_range * 2**fraction_bits))

@@ -1,0 +1,398 @@
+"""Who a member is: the certificate and key of its FLARE start-up kit, held against the federation's root and a roster.
+
+A certificate's key signs one session key per job (`Session`) with RSA-PSS and SHA-256 (RFC 8017); everything else is
+signed with that. FLARE lets a server have texts of its choice signed with the same key while a site registers; such a
+signature is no session's: ours begins with 0xff, names the protocol, and has a salt of exactly 32 bytes.
+
+Certificates are checked as X.509 wants it (RFC 5280), then for what FLARE writes into a site's. That alone does not
+stop the holder of the root key, who can mint any: a roster's pins do (`Trust`). Errors never hold key material.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+
+from fedmpt_core.secagg.context import lp
+from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.roster import MOST_NAME, Roster
+from fedmpt_core.secagg.wire import Reader
+
+SESSION_SECONDS = 24 * 3600  # chosen: longer than a round of any job, shorter than a stolen key is of use
+LONGEST_SESSION = SESSION_SECONDS + 600
+SALT_BYTES, MIN_BITS = 32, 2048
+_PADDING = PSS(MGF1(SHA256()), SALT_BYTES)
+_SESSION = b"\xffFLARE-SA/1/session\0"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a certificate's key signs: this Ed25519 key speaks for this site in this job, from and until these times.
+
+    Attributes:
+        job_id: name of the run, 1 to 256 printable bytes.
+        site: common name of the certificate, likewise.
+        certificate_sha256: of the certificate (DER), 32 bytes.
+        signing_key: Ed25519 public key, 32 bytes.
+        not_before: seconds since 1970, below 2^64.
+        not_after: likewise.
+
+    Raises:
+        SecAggError: MALFORMED, a field cannot be sent.
+    """
+
+    job_id: str
+    site: str
+    certificate_sha256: bytes
+    signing_key: bytes
+    not_before: int
+    not_after: int
+
+    def __post_init__(self) -> None:
+        for what, text in (("job", self.job_id), ("site", self.site)):
+            if not text.isprintable() or not 1 <= len(text.encode()) <= MOST_NAME:
+                _malformed(f"names a {what} that is not 1 to {MOST_NAME} printable bytes")
+        if len(self.certificate_sha256) != 32 or len(self.signing_key) != 32:
+            _malformed("holds a digest or a key of another length than 32")
+        if not all(0 <= time < 1 << 64 for time in (self.not_before, self.not_after)):
+            _malformed("has a time that is not from 0 to 2^64 - 1")
+
+    def encode(self) -> bytes:
+        """0xff and the protocol's name; job, site, certificate digest and key after their lengths; two times u64."""
+        parts = (self.job_id.encode(), self.site.encode(), self.certificate_sha256, self.signing_key)
+        times = self.not_before.to_bytes(8, "big") + self.not_after.to_bytes(8, "big")
+        return _SESSION + b"".join(map(lp, parts)) + times
+
+    @staticmethod
+    def decode(data: bytes) -> "Session":
+        """What `encode` wrote, and no other bytes. Raises SecAggError(MALFORMED)."""
+        if not data.startswith(_SESSION):
+            _malformed("does not begin like one of this protocol")
+        r = Reader(data, _SESSION[1:5].decode())
+        r.take(len(_SESSION) - 5)
+        job, site, certificate, key = r.sized(MOST_NAME), r.sized(MOST_NAME), r.sized(32), r.sized(32)
+        times = r.number(8), r.number(8)
+        r.end()
+        try:
+            names = job.decode(), site.decode()
+        except UnicodeDecodeError:
+            _malformed("names a job or a site that is no text")
+        return Session(*names, certificate, key, *times)
+
+
+@dataclass(frozen=True)
+class SiteIdentity:
+    """A member's own certificate and key, which neither `repr` nor pickles show.
+
+    Attributes:
+        name: common name of the certificate.
+        fingerprint: SHA-256 of the public key (DER, SubjectPublicKeyInfo), 32 bytes, as a roster has it.
+        certificate_sha256: of the certificate (DER), 32 bytes.
+        chain: PEM, the certificate first, then intermediates, never the root.
+        insecure: made up for a simulation.
+    """
+
+    name: str
+    fingerprint: bytes
+    certificate_sha256: bytes
+    chain: bytes
+    insecure: bool
+    _key: RSAPrivateKey = field(repr=False, compare=False)
+
+    @staticmethod
+    def from_pem(key_pem: bytes, certificate_pem: bytes) -> "SiteIdentity":
+        """Of a start-up kit's `client.key` and `client.crt`, RSA of 2048 bits or more; intermediates may follow.
+
+        Raises SecAggError(BAD_CERT) for anything else. Issuer and dates are for others to check (`ChainCheck`).
+        """
+        chain = _certificates(certificate_pem, "the start-up kit")
+        public = _public(chain[0], "the start-up kit")
+        try:
+            key = load_pem_private_key(key_pem, password=None)
+        except TypeError:
+            _refuse("the private key is encrypted: give the site an unencrypted key with mode 0600")
+        except (ValueError, UnsupportedAlgorithm):
+            _refuse("the private key is not a PEM key: take client.key of FLARE's start-up kit")
+        if not isinstance(key, RSAPrivateKey) or key.public_key().public_numbers() != public.public_numbers():
+            _refuse("the private key is not that of the certificate: take both from the same start-up kit")
+        return _identity(key, chain, insecure=False)
+
+    @staticmethod
+    def ephemeral(name: str) -> "SiteIdentity":
+        """A new key under a certificate of its own, valid two days: proves nothing, for simulations.
+
+        Raises SecAggError(BAD_CERT) for a name that does not fit into a certificate.
+        """
+        try:
+            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        except ValueError:
+            _refuse(f"{name!r} cannot be the name of a site: use 1 to 64 characters")
+        key, now = generate_private_key(public_exponent=65537, key_size=MIN_BITS), datetime.now(UTC)
+        builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=2))
+        return _identity(key, [builder.sign(key, SHA256())], insecure=True)
+
+    def sign(self, message: bytes) -> bytes:
+        """RSA-PSS, SHA-256, salt of 32 bytes (RFC 8017)."""
+        return self._key.sign(message, _PADDING, SHA256())
+
+    def __reduce__(self) -> NoReturn:
+        raise SecAggError(Abort.POLICY, "a site's key may not be copied or stored: load it again where it is needed")
+
+
+class ChainCheck:
+    """What a party without a roster, the server, can tell of an advert: name, session, signature, chain."""
+
+    def __init__(self, root_pem: bytes | None) -> None:
+        """With the federation's root certificate, else BAD_CERT; None in a simulation: certificates are self-signed."""
+        self._root = None if root_pem is None else _root(root_pem)
+
+    def certificate(self, *, name: str, chain: bytes, now: int) -> x509.Certificate:
+        """The site's certificate, the first of `chain` (PEM), when it is valid `now` (seconds since 1970).
+
+        Raises SecAggError(BAD_CERT) with the name otherwise.
+        """
+        leaf, *others = _certificates(chain, name)
+        _check_leaf(name, leaf, now)
+        if self._root is not None:
+            _check_issuer(name, leaf, others, self._root, now)
+            return leaf
+        try:
+            leaf.verify_directly_issued_by(leaf)
+        except (ValueError, TypeError, InvalidSignature):
+            _refuse(f"the certificate of {name} is not signed by itself, as it is in a simulation")
+        return leaf
+
+    def check(
+        self,
+        *,
+        name: str,
+        job_id: str,
+        session: bytes,
+        session_signature: bytes,
+        signing_key: bytes,
+        chain: bytes,
+        now: int,
+    ) -> x509.Certificate:
+        """That `signing_key` speaks for `name` in this job now.
+
+        Args:
+            name: the site.
+            job_id: name of the run.
+            session: what `Session.encode` wrote.
+            session_signature: RSA-PSS, SHA-256, salt of 32 bytes, under the certificate.
+            signing_key: Ed25519 public key, 32 bytes.
+            chain: PEM, the site's certificate first.
+            now: seconds since 1970.
+
+        Returns:
+            The site's certificate.
+
+        Raises:
+            SecAggError: BAD_CERT, BAD_SIG or MALFORMED, with the name.
+        """
+        try:
+            said = Session.decode(session)
+        except SecAggError as error:
+            _refuse(f"{name} sent a session that cannot be read: {error}", error.code)
+        if said.site != name:
+            _refuse(f"the session that {name} sent is for {said.site}", Abort.BAD_SIG)
+        if said.job_id != job_id:
+            _refuse(f"the session of {name} is for job {said.job_id}, this is {job_id}", Abort.BAD_SIG)
+        if not hmac.compare_digest(said.signing_key, signing_key):
+            _refuse(f"the session of {name} is for another key than the one it signs with", Abort.BAD_SIG)
+        _check_window(name, said, now)
+        leaf = self.certificate(name=name, chain=chain, now=now)
+        if not hmac.compare_digest(said.certificate_sha256, leaf.fingerprint(SHA256())):
+            _refuse(f"the session of {name} names another certificate than the one that came")
+        try:
+            _public(leaf, name).verify(session_signature, session, _PADDING, SHA256())
+        except InvalidSignature:
+            _refuse(f"the session of {name} is not signed with its certificate's key", Abort.BAD_SIG)
+        return leaf
+
+
+class Trust:
+    """What a member relies on: the federation's root and its own roster.
+
+    Attributes:
+        roster: the members.
+
+    Guarantees:
+        With a pinned roster, no holder of the root's, the server's or another member's key passes for a member.
+    """
+
+    def __init__(self, roster: Roster, root_pem: bytes | None) -> None:
+        """With the root certificate of a pinned roster; None with that of a simulation.
+
+        Raises SecAggError(ROSTER or BAD_CERT) when the two do not belong together.
+        """
+        if roster.pinned != (root_pem is not None):
+            _refuse("a roster of keys needs the root certificate, that of a simulation has none", Abort.ROSTER)
+        if root_pem is not None and not hmac.compare_digest(root_sha256(root_pem), roster.root):
+            _refuse(
+                f"the roster is of the root certificate {roster.root.hex()[:16]}..., this site's is "
+                f"{root_sha256(root_pem).hex()[:16]}...: collect the roster of this federation",
+                Abort.ROSTER,
+            )
+        self.roster = roster
+        self._chain = ChainCheck(root_pem)
+
+    def check(
+        self,
+        *,
+        name: str,
+        job_id: str,
+        session: bytes,
+        session_signature: bytes,
+        signing_key: bytes,
+        chain: bytes,
+        now: int,
+    ) -> None:
+        """`ChainCheck.check`, and that the certificate's key is the one in the roster (else ROSTER), with culprit."""
+        member, pinned = self.roster.id_of(name), self.roster.members[name].fingerprint
+        try:
+            leaf = self._chain.check(
+                name=name,
+                job_id=job_id,
+                session=session,
+                session_signature=session_signature,
+                signing_key=signing_key,
+                chain=chain,
+                now=now,
+            )
+        except SecAggError as error:
+            raise SecAggError(error.code, str(error), culprit=member) from None
+        found = _fingerprint(_public(leaf, name))
+        if self.roster.pinned and not hmac.compare_digest(found, pinned):
+            raise SecAggError(
+                Abort.ROSTER,
+                f"{name} has key {found.hex()[:16]}..., this site's roster has {pinned.hex()[:16]}...: ask it by "
+                "telephone whether its key was renewed, and collect the roster anew only then",
+                culprit=member,
+            )
+
+
+def certificate_of(pem: bytes) -> x509.Certificate:
+    """The first certificate of a PEM file. Raises SecAggError(BAD_CERT)."""
+    return _certificates(pem, "the start-up kit")[0]
+
+
+def root_sha256(pem: bytes) -> bytes:
+    """How a roster names a root certificate: SHA-256 of its DER, 32 bytes. Raises SecAggError(BAD_CERT)."""
+    return _root(pem).fingerprint(SHA256())
+
+
+def _identity(key: RSAPrivateKey, chain: list[x509.Certificate], *, insecure: bool) -> SiteIdentity:
+    leaf, *others = chain
+    names = _names(leaf)
+    if len(names) != 1:
+        _refuse(f"the certificate of the start-up kit has {len(names)} common names, a site's has one")
+    pem = b"".join(c.public_bytes(Encoding.PEM) for c in (leaf, *(c for c in others if c.issuer != c.subject)))
+    digests = _fingerprint(key.public_key()), leaf.fingerprint(SHA256())
+    return SiteIdentity(names[0], *digests, pem, insecure, key)
+
+
+def _check_window(name: str, said: Session, now: int) -> None:
+    if not said.not_before <= now <= said.not_after:
+        _refuse(
+            f"the session of {name} is for {said.not_before} to {said.not_after} and it is {now} (seconds since 1970): "
+            "compare the clocks of both sites"
+        )
+    if said.not_after - said.not_before > LONGEST_SESSION:
+        _refuse(f"the session of {name} lasts {said.not_after - said.not_before} s, at most {LONGEST_SESSION} may be")
+
+
+def _check_leaf(name: str, leaf: x509.Certificate, now: int) -> None:
+    if _names(leaf) != [name]:
+        _refuse(f"the certificate that {name} sent is for {_names(leaf)}, not for {name} alone")
+    begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    if not begin <= (today := datetime.fromtimestamp(now, UTC)) <= end:
+        _refuse(
+            f"the certificate of {name} is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d} and it is {today:%Y-%m-%d}: "
+            "have the site provisioned anew, or correct the clock"
+        )
+    # FLARE writes the role of people, and in distributed provisioning that of sites and servers, there
+    roles = [a.value for a in leaf.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)]
+    if roles not in ([], ["client"]):
+        _refuse(f"the certificate of {name} is not a site's, its role is {roles}")
+    _public(leaf, name)
+    found = {extension.oid: extension.value for extension in leaf.extensions}
+    constraints = found.get(x509.BasicConstraints.oid)
+    if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
+        _refuse(f"the certificate of {name} is that of an authority, not of a site")
+    usage, purposes = found.get(x509.KeyUsage.oid), found.get(x509.ExtendedKeyUsage.oid)
+    if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
+        _refuse(f"the certificate of {name} is not for signatures")
+    if isinstance(purposes, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
+        _refuse(f"the certificate of {name} is not for clients")
+
+
+def _check_issuer(
+    name: str, leaf: x509.Certificate, others: list[x509.Certificate], root: x509.Certificate, now: int
+) -> None:
+    builder = PolicyBuilder().store(Store([root])).time(datetime.fromtimestamp(now, UTC))
+    # centrally provisioned certificates of sites have no key usages, which the defaults for the web ask for
+    builder = builder.extension_policies(
+        ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all()
+    )
+    try:
+        builder.build_client_verifier().verify(leaf, others)
+    except (VerificationError, ValueError, UnsupportedAlgorithm):
+        _refuse(f"the certificate of {name} does not come from this federation's root certificate, or that is expired")
+
+
+def _certificates(pem: bytes, whose: str) -> list[x509.Certificate]:
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+        for certificate in found:
+            # parsed only when asked for
+            _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.signature_algorithm_oid
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        _refuse(f"the certificate of {whose} is not PEM that can be read")
+    except x509.InvalidVersion:
+        _refuse(f"the certificate of {whose} is not of X.509 version 3")
+    return found
+
+
+def _root(pem: bytes) -> x509.Certificate:
+    found = _certificates(pem, "the root")
+    if len(found) != 1:
+        _refuse(f"the file of the root certificate holds {len(found)}: give the one of this federation's root")
+    return found[0]
+
+
+def _public(certificate: x509.Certificate, whose: str) -> RSAPublicKey:
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:
+        _refuse(f"the certificate of {whose} is not for an RSA key of {MIN_BITS} bits or more, as FLARE makes them")
+    return key
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    return [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+
+
+def _fingerprint(key: RSAPublicKey) -> bytes:
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def _refuse(why: str, code: Abort = Abort.BAD_CERT) -> NoReturn:
+    raise SecAggError(code, why) from None
+
+
+def _malformed(why: str) -> NoReturn:
+    _refuse(f"a session {why}", Abort.MALFORMED)

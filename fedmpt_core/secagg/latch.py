@@ -1,0 +1,80 @@
+"""What a member remembers on disk of what it has said, so that no restart makes it say two different things.
+
+One small record per run, replaced as a whole before anything leaves. It holds digests and numbers, no secret, and is
+what a guard compares outgoing messages with. Reading and writing files is the caller's part.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
+
+from fedmpt_core.secagg.errors import Abort, SecAggError
+
+LATCH_VERSION = 1
+Stage = Literal["none", "masked", "signed", "released"]
+
+
+@dataclass(frozen=True)
+class Latch:
+    """How far a member went in a run.
+
+    Attributes:
+        job_id: the run.
+        round: newest round in which it sent a masked vector; 0 before.
+        attempt: its newest attempt.
+        stage: what it has sent in it: `masked` vector, `signed` survivor list, `released` shares.
+        context: hex of that attempt's context.
+        survivors: hex SHA-256 of the survivor list that it signed.
+        release: hex SHA-256 of the update inside the masked vector, as the site's ledger names it; may be empty.
+        setup: hex SHA-256 of the messages of the newest key exchange.
+        said: hex SHA-256 of the messages of the newest attempt.
+        version: version of this record.
+    """
+
+    job_id: str
+    round: int = 0
+    attempt: int = 0
+    stage: Stage = "none"
+    context: str = ""
+    survivors: str = ""
+    release: str = ""
+    setup: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    version: int = LATCH_VERSION
+
+    def saying(self, message: bytes, **changes: object) -> "Latch":
+        """With one more message of the attempt."""
+        return replace(self, said=(*self.said, digest_of(message)), **changes)
+
+    def has_said(self, message: bytes) -> bool:
+        """Whether this message is one of the member's newest attempt or key exchange."""
+        return digest_of(message) in (*self.setup, *self.said)
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "Latch":
+        """Raises SecAggError(STORAGE) when the text is not such a record."""
+        try:
+            values = json.loads(text)
+            found = Latch(**{**values, "setup": tuple(values["setup"]), "said": tuple(values["said"])})
+            kinds = {k: type(v) for k, v in asdict(found).items()}
+            numbers = {"round", "attempt", "version"}
+            right = all(kinds[k] is (int if k in numbers else tuple if k in ("setup", "said") else str) for k in kinds)
+        except (ValueError, TypeError, KeyError):
+            right, found = False, Latch("")
+        if not right or found.version != LATCH_VERSION or found.stage not in get_args(Stage):
+            raise SecAggError(
+                Abort.STORAGE,
+                "the record of what this site has said is damaged or of another release: it must not be deleted while "
+                "the job runs, so end the job first",
+            )
+        return found
+
+
+def digest_of(message: bytes) -> str:
+    """How a message is named."""
+    return hashlib.sha256(message).hexdigest()

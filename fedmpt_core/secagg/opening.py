@@ -1,0 +1,132 @@
+"""From the survivors' shares to the masks that are left in a sum.
+
+Every secret is checked against the commitment that its owner sent with the masked vector, so a wrong share is found,
+corrected where enough right ones are there, and its sender named.
+"""
+
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, islice
+
+from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.keys import commit_edge, commit_self, self_mask_key
+from fedmpt_core.secagg.messages import Masked, Unmasked
+from fedmpt_core.secagg.shamir import Lagrange, correct
+
+MOST_SUBSETS = 2000  # chosen: subsets of shares tried where decoding alone cannot decide
+
+
+class Opening:
+    """One round's shares.
+
+    Attributes:
+        culprits: members whose shares were wrong, ascending.
+    """
+
+    def __init__(
+        self,
+        context: bytes,
+        cohort: Sequence[int],
+        survivors: Sequence[int],
+        threshold: int,
+        masked: Mapping[int, Masked],
+        shares: Mapping[int, Unmasked],
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            context: of the round.
+            cohort: member ids, ascending; a member's place in it gives its Shamir x.
+            survivors: whose vectors are in the sum, ascending.
+            threshold: shares that open a secret.
+            masked: by survivor, its commitments.
+            shares: by responder, at least `threshold` of them.
+        """
+        self._context, self._cohort, self._survivors, self._threshold = context, cohort, survivors, threshold
+        self._masked, self._shares = masked, shares
+        self._dropped = [m for m in cohort if m not in survivors]
+        self._wrong: set[int] = set()
+        self._lagrange: tuple[tuple[int, ...], Lagrange] | None = None
+
+    @property
+    def culprits(self) -> tuple[int, ...]:
+        """Members whose shares were wrong, ascending."""
+        return tuple(sorted(self._wrong))
+
+    def masks(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Mask keys left in the sum: self masks (added), edges to dropped members that were added, and subtracted.
+
+        Raises:
+            SecAggError: BAD_SHARE, a secret cannot be opened.
+        """
+        self_masks, plus, minus = [], [], []
+        for place, u in enumerate(self._survivors):
+            own = self._masked[u]
+            seed = self._open(
+                u,
+                {m: said.self_shares[place] for m, said in self._shares.items()},
+                lambda secret, own=own: hmac.compare_digest(commit_self(secret, self._context), own.self_commitment),
+            )
+            self_masks.append(self_mask_key(seed, self._context))
+            others = [m for m in self._cohort if m != u]
+            for k, d in enumerate(self._dropped):
+                known = own.edge_commitments[others.index(d)]
+                edge = self._open(
+                    u,
+                    {m: said.edge_shares[place][k] for m, said in self._shares.items()},
+                    lambda secret, known=known, u=u, d=d: hmac.compare_digest(
+                        commit_edge(secret, self._context, u, d), known
+                    ),
+                )
+                (plus if u < d else minus).append(edge)
+        return self_masks, plus, minus
+
+    def _open(self, owner: int, shares: Mapping[int, bytes], fits: Callable[[bytes], bool]) -> bytes:
+        """One secret from the shares of those not yet found wrong."""
+        good = [m for m in sorted(shares) if m not in self._wrong]
+        if len(good) >= self._threshold:
+            secret = self._combine(tuple(good[: self._threshold]), shares)
+            if secret is not None and fits(secret):
+                return secret
+        secret, right = self._search(good, shares, fits)
+        if secret is None:
+            raise SecAggError(
+                Abort.BAD_SHARE,
+                f"the secret of member {owner} does not open: it dealt wrong shares, or more than "
+                f"{max(0, len(good) - self._threshold)} of {len(good)} responders sent wrong ones",
+                culprit=owner,
+            )
+        self._wrong |= {m for m in good if m not in right and not self._agrees(m, right, shares)}
+        return secret
+
+    def _search(
+        self, good: Sequence[int], shares: Mapping[int, bytes], fits: Callable[[bytes], bool]
+    ) -> tuple[bytes | None, tuple[int, ...]]:
+        xs = {self._x(m): m for m in good}
+        try:
+            secret, bad = correct(list(xs), [shares[m] for m in good], self._threshold)
+            if fits(secret):
+                return secret, tuple(m for x, m in xs.items() if x not in bad)[: self._threshold]
+        except SecAggError:
+            pass  # more wrong shares than decoding finds; the commitment still tells which subset is right
+        for subset in islice(combinations(good, self._threshold), MOST_SUBSETS):
+            secret = self._combine(subset, shares)
+            if secret is not None and fits(secret):
+                return secret, subset
+        return None, ()
+
+    def _agrees(self, member: int, right: tuple[int, ...], shares: Mapping[int, bytes]) -> bool:
+        """Whether a share lies on the polynomial through the right ones."""
+        swapped = (*right[1:], member)
+        return self._combine(swapped, shares) == self._combine(right, shares)
+
+    def _combine(self, members: tuple[int, ...], shares: Mapping[int, bytes]) -> bytes | None:
+        if self._lagrange is None or self._lagrange[0] != members:
+            self._lagrange = members, Lagrange([self._x(m) for m in members])
+        try:
+            return self._lagrange[1].combine([shares[m] for m in members])
+        except SecAggError:
+            return None
+
+    def _x(self, member: int) -> int:
+        return list(self._cohort).index(member) + 1
