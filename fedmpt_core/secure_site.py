@@ -27,6 +27,7 @@ CLOSE = 1.000001  # the global parameters are float32
 
 @dataclass(frozen=True)
 class _Pending:
+    number: int  # of the protocol's round: in another one the same update could be in a second sum
     round: int
     model: bytes
     words: np.ndarray
@@ -79,7 +80,7 @@ class SecureSite:
             lambda latch: write_latch(path, latch),
         )
         self._seen = (1, layout.decode(initial))  # the parameters that training round 1 starts from
-        self._asked: tuple[int, bytes] = (0, b"")
+        self._asked: tuple[int, int, bytes] = (0, 0, b"")
         self._pending: _Pending | None = None
 
     def advertise(self, request: bytes) -> bytes:
@@ -110,10 +111,14 @@ class SecureSite:
         masked = self._client.begin(request, digest)
         if masked is not None:
             return masked
-        self._check_bounds(round_number, state)
-        self._asked = round_number, digest
+        try:
+            self._check_bounds(round_number, state)
+        except SecAggError:
+            self._client.leave()
+            raise
+        self._asked = self._client.round, round_number, digest
         held = self._pending
-        if held and (held.round, held.model) == self._asked:
+        if held and (held.number, held.round, held.model) == self._asked:
             return self._client.mask(held.words, held.release)
         self._pending = None
         return None

@@ -10,8 +10,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,13 +24,18 @@ import tomli_w
 
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import without_none
+from fedmpt_core.kit import load_identity, load_root, write_roster
 from fedmpt_core.privacy.site_ledger import create_ledger
+from fedmpt_core.secagg.identity import root_sha256
+from fedmpt_core.secagg.roster import Member, Roster
 from fedmpt_core.site_config import SiteConfig
+from fedmpt_flare.artifacts import EVENTS
 from fedmpt_flare.site import SITE_FILE
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT, SERVER, ADMIN = "fedmpt", "fedmpt-server", "admin@fedmpt.test"
+ROSTER = "secagg_roster.json"
 LONGEST = 300  # seconds for anything to happen; reached only when something hangs
 _POLL_SECONDS = 0.2
 
@@ -70,7 +77,7 @@ class Federation:
     """One server and some sites below a new folder; leaving the `with` block ends every process that it started."""
 
     def __init__(self, root: Path, sites: Mapping[str, SiteConfig]) -> None:
-        """Provisions kits and writes each site's policy, guards and ledger; starts nothing.
+        """Provisions kits and writes each site's policy, guards, roster and ledger; starts nothing.
 
         Args:
             root: new folder; kits, logs, jobs, ledgers and results all lie in it, and it is everybody's HOME.
@@ -82,8 +89,14 @@ class Federation:
         self._environment = {**os.environ, "HOME": str(self.root), "OMP_NUM_THREADS": "1"}
         self._environment["NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"] = "10"
         self._provision()
+        roster = Roster(
+            root_sha256(load_root(self.kit(SERVER))),
+            {name: Member(load_identity(self.kit(name)).fingerprint, _org(name)) for name in sites},
+        )
         for name, site in sites.items():
             self._guard(name)
+            write_roster(self.local(name) / ROSTER, roster)
+            site = replace(site, secagg=replace(site.secagg, roster=ROSTER))
             if site.privacy:
                 policy = replace(site.privacy, ledger=str(self.root / "ledgers" / name))
                 create_ledger(policy, name, self.kit(name))
@@ -183,11 +196,58 @@ class Federation:
         _run([sys.executable, "-W", "ignore", "-c", code, json.dumps(job.to_dict()), str(folder)], self._environment)
         return folder / job.name
 
-    def run_job(self, folder: Path) -> Outcome:
-        """Submit, wait for the end, download."""
-        said = json.loads(self._administer("job", str(folder)).splitlines()[-1])
+    def run_job(self, folder: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
+        """Submit, wait for the end, download.
+
+        Args:
+            folder: the exported job.
+            on_event: called in a thread of its own with the job's id and each of the workflow's events as they come.
+        """
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(self._watch, on_event, ended)
+            try:
+                said = json.loads(self._administer("job", str(folder)).splitlines()[-1])
+            finally:
+                ended.set()
+            watching.result()
         workspace = Path(said["workspace"]) if said["workspace"] else None
         return Outcome(said["meta"]["job_id"], said["meta"], workspace)
+
+    def abort(self, job_id: str) -> None:
+        """Abort a running job, as an administrator does."""
+        self._administer("abort", job_id)
+
+    def trainer(self, site: str) -> psutil.Process | None:
+        """The site's trainer process, if one runs."""
+        return self._process(site, ("fedmpt_flare.trainer_main",))
+
+    def job_process(self, who: str) -> psutil.Process | None:
+        """The process of the running job at a site or the server."""
+        return self._process(who, ("server.runner_process", "client.worker_process"))
+
+    def _process(self, who: str, names: tuple[str, ...]) -> psutil.Process | None:
+        for process in self.processes():
+            with suppress(psutil.Error):
+                place = str(self._home(who))
+                command = process.cmdline()
+                if any(name in part for part in command for name in names) and (
+                    process.cwd() == place or any(part.startswith(place) for part in command)
+                ):
+                    return process
+        return None
+
+    def _watch(self, on_event: Callable[[str, dict[str, Any]], None] | None, ended: threading.Event) -> None:
+        """Follow the event file of the newest job."""
+        known = set(self._home(SERVER).glob(f"*/{EVENTS}"))
+        path, position = None, 0
+        while on_event and not ended.wait(_POLL_SECONDS / 4):
+            path = path or next(iter(set(self._home(SERVER).glob(f"*/{EVENTS}")) - known), None)
+            data = path.read_bytes()[position:] if path and path.exists() else b""
+            whole = data[: data.rfind(b"\n") + 1]
+            position += len(whole)
+            for line in whole.splitlines():
+                on_event(path.parent.name if path else "", json.loads(line))
 
     def _home(self, who: str) -> Path:
         return self.root / "kits" / PROJECT / "prod_00" / who
@@ -308,6 +368,8 @@ def _administrate(kit: str, order: str, *arguments: str) -> None:
                 _wait_for_sites(session, int(arguments[0]))
             case "shutdown":
                 session.shutdown(TargetType.ALL)
+            case "abort":
+                session.abort_job(arguments[0])
             case "job":
                 job_id = session.submit_job(arguments[0])
                 session.monitor_job(job_id, timeout=LONGEST, poll_interval=_POLL_SECONDS)

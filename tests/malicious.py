@@ -7,6 +7,7 @@ honest client does the honest part, and what it says is changed and signed again
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from cryptography import x509
@@ -32,7 +33,7 @@ from tests.secagg import MODEL, Federation
 class MaliciousServer:
     """Keys are exchanged honestly, after that every message is its own. Members are named by roster id."""
 
-    def __init__(self, count: int, words: int = 8, **limits: int) -> None:
+    def __init__(self, count: int, words: int = 8, **limits: Any) -> None:
         self.federation = Federation(count, words, **limits)
         self.terms = self.federation.terms
         self.clients = list(self.federation.members.values())

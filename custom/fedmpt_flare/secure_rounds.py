@@ -91,7 +91,7 @@ class SecureRounds:
         self._number, self._attempt = 1, 0
         self._stale = True
         self._left_out: set[str] = set()
-        self._blamed: Counter[str] = Counter()
+        self._blamed: dict[str, set[str]] = {}
         self._sent: Counter[str] = Counter()
 
     def round(self, sites: list[str], task: Shareable, state: Any, timeout: int, note: Take) -> SecureRound:
@@ -130,9 +130,11 @@ class SecureRounds:
             self._exchange_keys(sites, wait, seconds)
         self._stale = False
         cohort = [s for s in sites if s in server.members]
-        threshold = server.terms.floors.threshold(len(cohort))
+        if self._attempt and not server.may_repeat(cohort):
+            self._number, self._attempt = self._number + 1, 0
         digest = model_digest(self._layout.split(state))
         task[tasks.PROTOCOL] = server.open_round(self._number, self._attempt, cohort, digest)
+        threshold = server.threshold
 
         def masked(site: str, answer: Shareable) -> None:
             self._take(server.take_masked, site, answer)
@@ -180,8 +182,8 @@ class SecureRounds:
         except SecAggError:
             return ""
         if culprit and culprit != site:
-            self._blamed[culprit] += 1
-            if self._blamed[culprit] > self._job.secagg.colluders:
+            self._blamed.setdefault(culprit, set()).add(site)
+            if len(self._blamed[culprit]) > self._job.secagg.colluders:
                 self._left_out.add(culprit)
         return culprit
 

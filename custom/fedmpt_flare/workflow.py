@@ -189,7 +189,7 @@ class FedMPTWorkflow(Controller):
             updates[site], weights[site] = update, weight
 
         self._phase(tasks.TRAIN, data, sites, timeout, take)
-        self._need(len(updates), f"round {number}")
+        self._need(len(updates), tasks.TRAIN)
         return average(updates, weights), dict.fromkeys(sorted(updates), 32 + 4 * layout.size), {}
 
     def _note_privacy(self, site: str, answer: Shareable) -> None:

@@ -122,6 +122,11 @@ class SecAggClient:
         raise SecAggError(Abort.POLICY, "a member's keys may not be copied or stored")
 
     @property
+    def round(self) -> int:
+        """Number of the open round, 0 between rounds."""
+        return self._round.number if self._round else 0
+
+    @property
     def latch(self) -> Latch:
         """What was said so far."""
         return self._latch
@@ -180,7 +185,7 @@ class SecAggClient:
         if asked.epoch != exchange.epoch:
             raise UnexpectedMessage(f"a round of epoch {asked.epoch}", f"epoch {exchange.epoch}")
         self._check_order(asked.round, asked.attempt, sha256(request).digest())
-        threshold = self.terms.floors.threshold(len(asked.cohort))
+        threshold = self._threshold(asked)
         exchange.check_cohort(asked.cohort, dict(asked.confirms))
         if not hmac.compare_digest(asked.model_digest, model_digest):
             raise SecAggError(Abort.CTX_MISMATCH, "the model that came is not the one that the round names")
@@ -231,7 +236,15 @@ class SecAggClient:
             vector=masked,
         )
         reply = replace(message, signature=exchange.sign(message.text)).encode()
-        fresh = Latch(self.terms.job_id, now.number, now.attempt, setup=self._latch.setup, release=release)
+        fresh = Latch(
+            self.terms.job_id,
+            now.number,
+            now.attempt,
+            cohort=now.cohort,
+            threshold=now.threshold,
+            setup=self._latch.setup,
+            release=release,
+        )
         try:
             self._save(fresh.saying(reply, stage="masked", context=now.context.hex()))
         except SecAggError:
@@ -288,6 +301,7 @@ class SecAggClient:
         reply = replace(message, signature=exchange.sign(message.text)).encode()
         self._save(self._latch.saying(reply, stage="released"))
         self._leave_round()
+        exchange.pairs.advance(now.number + 1)  # what the round's masks were made of is gone
         return reply
 
     def abort(self, error: SecAggError) -> bytes:
@@ -297,8 +311,30 @@ class SecAggClient:
         culprit = wire.NOBODY if error.culprit is None else error.culprit
         message = wire.AbortMessage(self._left, self._exchange.own, error.code, culprit, bytes(64))
         reply = replace(message, signature=self._exchange.sign(message.text)).encode()
-        self._save(self._latch.saying(reply))
+        self._save(replace(self._latch, left=digest_of(reply)))
         return reply
+
+    def leave(self) -> None:
+        """Give up the open round, for a reason that this class knows nothing of."""
+        self._leave_round()
+
+    def _threshold(self, asked: wire.RoundRequest) -> int:
+        """Of a round; another attempt may neither bring in members nor lower it.
+
+        Otherwise a server could open one attempt with the signatures of some members, and another with the signatures
+        of the rest, and members that masked in both would be in two sums.
+        """
+        threshold, last = self.terms.floors.threshold(len(asked.cohort)), self._latch
+        if last.stage == "none" or asked.round != last.round:
+            return threshold
+        threshold = max(threshold, last.threshold)
+        if not set(asked.cohort) <= set(last.cohort) or threshold > len(asked.cohort):
+            raise SecAggError(
+                Abort.POLICY,
+                f"attempt {asked.attempt} of round {asked.round} has members that the last did not have, or fewer than "
+                f"its threshold of {last.threshold}",
+            )
+        return threshold
 
     def _check_order(self, number: int, attempt: int, request: bytes) -> None:
         """Rounds only go up; an attempt is repeated only while nothing of the round was signed."""

@@ -7,11 +7,12 @@ what a guard compares outgoing messages with. Reading and writing files is the c
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
 
 LATCH_VERSION = 1
+NUMBERS, LISTS = ("round", "attempt", "threshold", "version"), ("cohort", "setup", "said")
 Stage = Literal["none", "masked", "signed", "released"]
 
 
@@ -24,11 +25,14 @@ class Latch:
         round: newest round in which it sent a masked vector; 0 before.
         attempt: its newest attempt.
         stage: what it has sent in it: `masked` vector, `signed` survivor list, `released` shares.
+        cohort: member ids of that attempt; a further attempt may only have fewer.
+        threshold: of that attempt; a further one may only have a higher.
         context: hex of that attempt's context.
         survivors: hex SHA-256 of the survivor list that it signed.
         release: hex SHA-256 of the update inside the masked vector, as the site's ledger names it; may be empty.
         setup: hex SHA-256 of the messages of the newest key exchange.
         said: hex SHA-256 of the messages of the newest attempt.
+        left: hex SHA-256 of the newest message that says why the member left a round.
         version: version of this record.
     """
 
@@ -36,11 +40,14 @@ class Latch:
     round: int = 0
     attempt: int = 0
     stage: Stage = "none"
+    cohort: tuple[int, ...] = ()
+    threshold: int = 0
     context: str = ""
     survivors: str = ""
     release: str = ""
     setup: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    left: str = ""
     version: int = LATCH_VERSION
 
     def saying(self, message: bytes, **changes: object) -> "Latch":
@@ -49,7 +56,7 @@ class Latch:
 
     def has_said(self, message: bytes) -> bool:
         """Whether this message is one of the member's newest attempt or key exchange."""
-        return digest_of(message) in (*self.setup, *self.said)
+        return digest_of(message) in (*self.setup, *self.said, self.left)
 
     def to_json(self) -> str:
         """One line."""
@@ -60,10 +67,10 @@ class Latch:
         """Raises SecAggError(STORAGE) when the text is not such a record."""
         try:
             values = json.loads(text)
-            found = Latch(**{**values, "setup": tuple(values["setup"]), "said": tuple(values["said"])})
+            known: dict[str, Any] = {k: tuple(v) if k in LISTS else v for k, v in values.items()}
+            found = Latch(**known)
             kinds = {k: type(v) for k, v in asdict(found).items()}
-            numbers = {"round", "attempt", "version"}
-            right = all(kinds[k] is (int if k in numbers else tuple if k in ("setup", "said") else str) for k in kinds)
+            right = all(kinds[k] is (int if k in NUMBERS else tuple if k in LISTS else str) for k in kinds)
         except (ValueError, TypeError, KeyError):
             right, found = False, Latch("")
         if not right or found.version != LATCH_VERSION or found.stage not in get_args(Stage):

@@ -1,11 +1,13 @@
 """From the survivors' shares to the masks that are left in a sum.
 
-Every secret is checked against the commitment that its owner sent with the masked vector, so a wrong share is found,
-corrected where enough right ones are there, and its sender named.
+Every secret is checked against the commitment that its owner sent with the masked vector, so a wrong share is found and
+corrected where enough right ones are there. It is wrong because its owner dealt it so or because its sender changed it:
+who is named depends on who quarrels with most.
 """
 
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, islice
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
@@ -16,12 +18,23 @@ from fedmpt_core.secagg.shamir import Lagrange, correct
 MOST_SUBSETS = 2000  # chosen: subsets of shares tried where decoding alone cannot decide
 
 
-class Opening:
-    """One round's shares.
+def suspects(disputes: Iterable[tuple[int, int]]) -> list[int]:
+    """Members to leave out so that no dispute is left: the one with most first, of equals both. Ascending."""
+    against: dict[int, set[int]] = {}
+    for one, other in disputes:
+        against.setdefault(one, set()).add(other)
+        against.setdefault(other, set()).add(one)
+    out: set[int] = set()
+    while any(against.values()):
+        most = max(len(found) for found in against.values())
+        worst = {i for i, found in against.items() if len(found) == most}
+        out |= worst
+        against = {i: found - worst for i, found in against.items() if i not in worst}
+    return sorted(out)
 
-    Attributes:
-        culprits: members whose shares were wrong, ascending.
-    """
+
+class Opening:
+    """One round's shares."""
 
     def __init__(
         self,
@@ -45,13 +58,13 @@ class Opening:
         self._context, self._cohort, self._survivors, self._threshold = context, cohort, survivors, threshold
         self._masked, self._shares = masked, shares
         self._dropped = [m for m in cohort if m not in survivors]
-        self._wrong: set[int] = set()
+        self._disputes: set[tuple[int, int]] = set()  # owner of a secret, sender of a share that does not fit
         self._lagrange: tuple[tuple[int, ...], Lagrange] | None = None
 
     @property
     def culprits(self) -> tuple[int, ...]:
-        """Members whose shares were wrong, ascending."""
-        return tuple(sorted(self._wrong))
+        """Members that dealt or sent wrong shares, ascending; where it is one of two, both."""
+        return tuple(suspects(self._disputes))
 
     def masks(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
         """Mask keys left in the sum: self masks (added), edges to dropped members that were added, and subtracted.
@@ -79,41 +92,58 @@ class Opening:
                     ),
                 )
                 (plus if u < d else minus).append(edge)
+        if self._disputes:
+            self._audit()
         return self_masks, plus, minus
 
     def _open(self, owner: int, shares: Mapping[int, bytes], fits: Callable[[bytes], bool]) -> bytes:
-        """One secret from the shares of those not yet found wrong."""
-        good = [m for m in sorted(shares) if m not in self._wrong]
-        if len(good) >= self._threshold:
-            secret = self._combine(tuple(good[: self._threshold]), shares)
-            if secret is not None and fits(secret):
-                return secret
-        secret, right = self._search(good, shares, fits)
+        """One secret; from the shares of those that are in no dispute first."""
+        senders = self._trusted_first(shares)
+        secret = self._combine(tuple(sorted(senders[: self._threshold])), shares)
+        if secret is not None and fits(secret):
+            return secret
+        secret, right = self._search(owner, sorted(senders), shares, fits)
         if secret is None:
             raise SecAggError(
                 Abort.BAD_SHARE,
                 f"the secret of member {owner} does not open: it dealt wrong shares, or more than "
-                f"{max(0, len(good) - self._threshold)} of {len(good)} responders sent wrong ones",
-                culprit=owner,
+                f"{len(senders) - self._threshold} of {len(senders)} members sent wrong ones",
             )
-        self._wrong |= {m for m in good if m not in right and not self._agrees(m, right, shares)}
+        self._compare(owner, right, shares)
         return secret
 
     def _search(
-        self, good: Sequence[int], shares: Mapping[int, bytes], fits: Callable[[bytes], bool]
+        self, owner: int, senders: Sequence[int], shares: Mapping[int, bytes], fits: Callable[[bytes], bool]
     ) -> tuple[bytes | None, tuple[int, ...]]:
-        xs = {self._x(m): m for m in good}
+        xs = {self._x(m): m for m in senders}
         try:
-            secret, bad = correct(list(xs), [shares[m] for m in good], self._threshold)
+            secret, bad = correct(list(xs), [shares[m] for m in senders], self._threshold)
+            agreeing = tuple(m for x, m in xs.items() if x not in bad)
             if fits(secret):
-                return secret, tuple(m for x, m in xs.items() if x not in bad)[: self._threshold]
+                return secret, agreeing[: self._threshold]
+            if len(agreeing) > self._threshold:
+                # more shares than one needs lie on one polynomial, and it is not the one that the owner committed to
+                self._disputes |= {(owner, m) for m in agreeing}
         except SecAggError:
             pass  # more wrong shares than decoding finds; the commitment still tells which subset is right
-        for subset in islice(combinations(good, self._threshold), MOST_SUBSETS):
+        for subset in islice(combinations(senders, self._threshold), MOST_SUBSETS):
             secret = self._combine(subset, shares)
             if secret is not None and fits(secret):
                 return secret, subset
         return None, ()
+
+    def _audit(self) -> None:
+        """Once something was wrong, compare every share of every self mask, to tell who quarrels with whom."""
+        for place, owner in enumerate(self._survivors):
+            shares = {m: said.self_shares[place] for m, said in self._shares.items()}
+            self._compare(owner, tuple(sorted(self._trusted_first(shares)[: self._threshold])), shares)
+
+    def _compare(self, owner: int, right: tuple[int, ...], shares: Mapping[int, bytes]) -> None:
+        self._disputes |= {(owner, m) for m in shares if m not in right and not self._agrees(m, right, shares)}
+
+    def _trusted_first(self, senders: Iterable[int]) -> list[int]:
+        quarrels = Counter(sender for _, sender in self._disputes)
+        return sorted(senders, key=lambda m: (quarrels[m], m))
 
     def _agrees(self, member: int, right: tuple[int, ...], shares: Mapping[int, bytes]) -> bool:
         """Whether a share lies on the polynomial through the right ones."""

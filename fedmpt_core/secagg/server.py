@@ -21,7 +21,7 @@ from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck
 from fedmpt_core.secagg.masking import add_all
-from fedmpt_core.secagg.opening import Opening
+from fedmpt_core.secagg.opening import Opening, suspects
 from fedmpt_core.secagg.policy import Terms
 
 
@@ -45,7 +45,7 @@ class Sum:
     Attributes:
         words: (words,) uint32, the sum of the survivors' vectors mod 2^32.
         survivors: their names.
-        culprits: names of survivors whose shares were wrong and had to be corrected.
+        culprits: names of members that dealt or sent wrong shares, which had to be corrected.
         transcript: hex SHA-256 over context, survivors and sum.
     """
 
@@ -95,6 +95,7 @@ class SecAggServer:
         self._members: dict[int, _Member] = {}
         self._directory = b""
         self._round: _Round | None = None
+        self._last: tuple[int, int, tuple[int, ...]] = (0, 0, ())  # number, threshold and cohort of the newest attempt
 
     @property
     def epoch(self) -> int:
@@ -110,6 +111,11 @@ class SecAggServer:
     def expires_soon(self) -> bool:
         """Whether the sessions of this epoch end within a sixth of their time."""
         return self._clock() - self._opened > SESSION_SECONDS * 5 / 6
+
+    @property
+    def threshold(self) -> int:
+        """Of the newest attempt."""
+        return self._last[1]
 
     def open_epoch(self, names: Sequence[str] = ()) -> bytes:
         """Start a key exchange; any open round is given up.
@@ -167,6 +173,12 @@ class SecAggServer:
         _verify(member.voice, said.signature, wire.confirm_text(self.terms.digest, self._directory), site)
         member.confirm = said.signature
 
+    def may_repeat(self, sites: Sequence[str]) -> bool:
+        """Whether members would accept another attempt of the newest round with this cohort."""
+        _, threshold, before = self._last
+        cohort = self._cohort(sites)
+        return set(cohort) <= set(before) and len(cohort) >= threshold
+
     def open_round(self, number: int, attempt: int, sites: Sequence[str], model_digest: bytes) -> bytes:
         """Start a round.
 
@@ -182,8 +194,11 @@ class SecAggServer:
         Raises:
             SecAggError: POLICY, the cohort is too small.
         """
-        cohort = tuple(sorted(i for i, m in self._members.items() if m.name in set(sites) and m.confirm))
+        cohort = self._cohort(sites)
         threshold = self.terms.floors.threshold(len(cohort))
+        if self._last[0] == number:
+            threshold = max(threshold, self._last[1])
+        self._last = number, threshold, cohort
         roster = self._members[cohort[0]].advert.roster_digest
         digest = contexts.cohort_digest(self.terms.digest, roster, cohort)
         context = contexts.context(self.terms.job_id, number, attempt, digest, model_digest)
@@ -285,8 +300,7 @@ class SecAggServer:
         try:
             self_masks, plus, minus = opening.masks()
         except SecAggError as error:
-            named = () if error.culprit is None else (self._members[error.culprit].name,)
-            raise RoundLost(str(error), culprits=named, signed=True) from None
+            raise RoundLost(str(error), culprits=self._names(opening.culprits), signed=True) from None
         # a dropped member's edge stayed in the sum with the sign of the survivor at its end
         add_all(now.total, minus, [*self_masks, *plus])
         text = wire.result_text(now.context, now.survivors, sha256(now.total.data).digest())
@@ -302,25 +316,21 @@ class SecAggServer:
         member = self._member(site, said.member)
         _verify(member.voice, said.signature, said.text, site)
         blamed = self._members.get(said.culprit)
-        return Abort(said.code), blamed.name if blamed else ""
+        if not self._round or not hmac.compare_digest(said.context, self._round.context):
+            return said.code, ""  # of a round that is over, or before any
+        return said.code, blamed.name if blamed else ""
 
     def _disagreeing(self, now: _Round) -> list[int]:
-        """Members to leave out so that all edges agree: the one with most mismatches first, of equals both."""
-        against = {i: set[int]() for i in now.masked}
-        for i, one in now.masked.items():
-            for j, other in now.masked.items():
-                if i < j and not hmac.compare_digest(_edge(now, one, j), _edge(now, other, i)):
-                    against[i].add(j)
-                    against[j].add(i)
-        out: list[int] = []
-        while any(against.values()):
-            most = max(len(found) for found in against.values())
-            worst = [i for i, found in against.items() if len(found) == most]
-            for i in worst:
-                against.pop(i)
-            out += worst
-            against = {i: found - set(worst) for i, found in against.items()}
-        return out
+        return suspects(
+            (i, j)
+            for i, one in now.masked.items()
+            for j, other in now.masked.items()
+            if i < j and not hmac.compare_digest(_edge(now, one, j), _edge(now, other, i))
+        )
+
+    def _cohort(self, sites: Sequence[str]) -> tuple[int, ...]:
+        chosen = set(sites)
+        return tuple(sorted(i for i, m in self._members.items() if m.name in chosen and m.confirm))
 
     def _now(self) -> _Round:
         if self._round is None:

@@ -6,23 +6,42 @@ One federation for all tests of this file; they run in order, and budgets that o
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
-from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.aggregation import apply, average
+from fedmpt_core.checkpoint import load_checkpoint
+from fedmpt_core.config import (
+    BackboneConfig,
+    FederationConfig,
+    JobConfig,
+    ModelConfig,
+    PrivacyConfig,
+    ResumeConfig,
+    TrainingConfig,
+)
 from fedmpt_core.privacy.accounting import Steps, epsilon
 from fedmpt_core.privacy.budget import history
 from fedmpt_core.privacy.ledger import Entries, Head
 from fedmpt_core.privacy.site_ledger import read_site_ledger
-from tests.federation import Federation, Outcome
+from fedmpt_core.result import load_model
+from fedmpt_core.secagg_config import SecAggConfig
+from fedmpt_core.session import SiteSession
+from fedmpt_flare import tasks
+from fedmpt_flare.site import CHECKPOINTS
+from tests.federation import SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites
-from tests.settings import UNPROTECTED
+from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("flare")]
-SITES = ("site-1", "site-2", "site-3")
+SITES = ("site-1", "site-2", "site-3", "site-4")
 DELTA, STEPS = 1e-5, 2
+MASKED = SecAggConfig(rounding="deterministic", phase_timeout=60)
 PRIVACY = PrivacyConfig(epsilon=8.0, delta=DELTA, sample_rate=0.5, noise_multiplier=1.5)
 
 # A server that shows the sites the job that they agreed to, and then asks for the rounds of another.
@@ -55,7 +74,9 @@ class Leaky(Filter):
 """
 
 
-def job(name: str, rounds: int, privacy: PrivacyConfig = PRIVACY) -> JobConfig:
+def job(
+    name: str, rounds: int, privacy: PrivacyConfig = PRIVACY, secagg: SecAggConfig = MASKED, **federation: Any
+) -> JobConfig:
     return JobConfig(
         name,
         CLASSES,
@@ -64,7 +85,10 @@ def job(name: str, rounds: int, privacy: PrivacyConfig = PRIVACY) -> JobConfig:
         model=ModelConfig(conditions=("color", "pose"), trained="contexts"),
         training=TrainingConfig(rounds=rounds, local_steps=STEPS, optimizer="adam", learning_rate=0.01),
         privacy=privacy,
-        federation=FederationConfig(join_timeout=300, round_timeout=120, max_failed_rounds=0),
+        secagg=secagg,
+        federation=FederationConfig(
+            **{"join_timeout": 300, "round_timeout": 120, "max_failed_rounds": 0, **federation}
+        ),
     )
 
 
@@ -86,7 +110,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         name: dataclasses.replace(
             site, privacy=dataclasses.replace(site.privacy, allow_unprotected=False, epsilon=cap_for(2))
         )
-        for name, site in small_sites(root / "pictures").items()
+        for name, site in small_sites(root / "pictures", len(SITES)).items()
         if site.privacy
     }
     found = Federation(root / "all", sites)
@@ -117,14 +141,40 @@ def first_refusal(outcome: Outcome, site: str, phase: str) -> str:
     return next(e["reason"] for e in dropped if (e["site"], e["phase"]) == (site, phase))
 
 
-def check_heads(federation: Federation, outcome: Outcome) -> None:
+def windows(update: np.ndarray) -> list[bytes]:
+    """Pieces of an update that nothing else looks like: as floats, and as the words that are masked."""
+    words = np.rint(update.astype(np.float64) * 2**20).astype(np.int64).astype("<u4")
+    busy = [i for i in range(0, len(update) - 8, 8) if np.abs(update[i : i + 8]).min() > 1e-4]
+    assert len(busy) > 1
+    chosen = busy[0], busy[-1]
+    return [a[i : i + 8].tobytes() for a in (update.astype("<f4"), words) for i in chosen]
+
+
+def holds(process: psutil.Process, secrets: list[bytes]) -> bool:
+    """Whether any of these bytes is anywhere in a process's memory."""
+    with Path(f"/proc/{process.pid}/maps").open() as maps, Path(f"/proc/{process.pid}/mem").open("rb", 0) as memory:
+        for line in maps:
+            place, rights = line.split()[:2]
+            start, end = (int(x, 16) for x in place.split("-"))
+            if not rights.startswith("rw") or "[vvar" in line:
+                continue
+            with suppress(OSError, ValueError, OverflowError):
+                memory.seek(start)
+                data = memory.read(end - start)
+                if any(secret in data for secret in secrets):
+                    return True
+    return False
+
+
+def check_heads(federation: Federation, outcome: Outcome, earlier: str = "") -> None:
     """Every head that a site has shown the server is an entry of its ledger still."""
     seen = 0
     for done in outcome.record["rounds"]:
         for site, said in done["privacy"].items():
             head = Head.from_dict(said["head"])
             entry = ledger(federation, site)[head.seq]
-            assert (entry.hash, entry.sig, entry.kind, entry.job) == (head.hash, head.sig, "commit", outcome.job_id)
+            assert (entry.hash, entry.sig, entry.kind, entry.job) == (head.hash, head.sig, "commit", entry.job)
+            assert entry.job in (outcome.job_id, earlier)
             assert head.sig
             seen += 1
     assert seen == sum(len(sites) for sites in trained(outcome))
@@ -139,11 +189,13 @@ def test_a_site_whose_budget_is_too_small_is_left_out_with_its_numbers(federatio
     assert f"would reach epsilon {spends(2):.3f} (delta 1e-05); 0.000 is spent" in sentence
     assert f"the cap is {cap_for(1):g}" in sentence
     assert outcome.sentence_of("site-1").endswith("OK")
-    assert trained(outcome) == [["site-1", "site-2"]] * 2
+    assert trained(outcome) == [["site-1", "site-2", "site-4"]] * 2
     assert outcome.record["outcome"] == "completed"
     assert "mAP" in outcome.record["rounds"][2]
-    for site in ("site-1", "site-2"):
+    assert (outcome.record["aggregation"], outcome.record["identities"]) == ("masked", "start-up kits")
+    for site in ("site-1", "site-2", "site-4"):
         entries = ledger(federation, site)
+        assert {e.details["aggregation"] for e in entries if e.kind == "reserve"} == {"masked"}
         assert rounds_of(entries, outcome, "reserve") == rounds_of(entries, outcome, "commit") == [1, 2]
         said = outcome.record["rounds"][2]["privacy"][site]
         assert said["epsilon"] == pytest.approx(spends(2))
@@ -153,26 +205,28 @@ def test_a_site_whose_budget_is_too_small_is_left_out_with_its_numbers(federatio
 
 def test_a_server_that_asks_for_more_than_the_job_said_gets_what_each_cap_allows(federation: Federation) -> None:
     """And one site's own software slips: what it adds to the figures stays at the site, which trains all the same."""
-    left = {"site-1": 3, "site-2": 3, "site-3": 2}
+    left = {"site-1": 3, "site-2": 3, "site-3": 2, "site-4": 3}
     before = {s: len(ledger(federation, s)) for s in SITES}
-    caps = {"site-1": cap_for(2 + 3), "site-2": cap_for(2 + 3), "site-3": cap_for(2)}
+    caps = {s: cap_for(2 + 3) for s in SITES} | {"site-3": cap_for(2)}
     for site, cap in caps.items():
         federation.set_policy(site, epsilon=cap)
     federation.filter_before_guard("site-1", "leaky.Leaky", LEAKY)
-    folder = federation.export(job("greedy", 1))
+    # without masks: with them a site counts the rounds itself and refuses before its budget has a say
+    open_to_all = {"secagg": UNMASKED, "min_sites": 3}
+    folder = federation.export(job("greedy", 1, **open_to_all))
     path = folder / "app" / "config" / "config_fed_server.json"
     config = json.loads(path.read_text())
-    asked: dict[str, Any] = {"config_type": "dict", **job("greedy", 6).to_dict()}
+    asked: dict[str, Any] = {"config_type": "dict", **job("greedy", 6, **open_to_all).to_dict()}
     shown = config["workflows"][0]["args"]["job"]
     config["workflows"][0] |= {"path": "greedy.Greedy", "args": {"job": asked, "shown": shown}}
     path.write_text(json.dumps(config))
 
     outcome = federation.run_job(folder)
 
-    assert [outcome.sentence_of(s).endswith("OK") for s in SITES] == [True] * 3
+    assert [outcome.sentence_of(s).endswith("OK") for s in SITES] == [True] * 4
     assert outcome.meta["status"] != "FINISHED:COMPLETED"
     assert outcome.record["outcome"].startswith("failed: round 4 failed: train: 0 sites answered")
-    assert trained(outcome) == [list(SITES), list(SITES), ["site-1", "site-2"]]
+    assert trained(outcome) == [list(SITES), list(SITES), ["site-1", "site-2", "site-4"]]
     for site, cap in caps.items():
         entries = ledger(federation, site)
         rounds = list(range(1, left[site] + 1))
@@ -190,13 +244,117 @@ def test_a_server_that_asks_for_more_than_the_job_said_gets_what_each_cap_allows
 
 def test_an_unprotected_job_is_deployed_nowhere(federation: Federation) -> None:
     before = {site: len(ledger(federation, site)) for site in SITES}
-    outcome = federation.run_job(federation.export(job("open", 1, UNPROTECTED)))
+    outcome = federation.run_job(federation.export(job("open", 1, UNPROTECTED, UNMASKED)))
     assert outcome.meta["status"] == "FINISHED:FAILED_TO_RUN"
     for site in SITES:
         assert outcome.sentence_of(site).endswith(
             "the job trains without differential privacy, which this site does not allow"
         )
         assert len(ledger(federation, site)) == before[site]
+
+
+def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation: Federation) -> None:
+    """No differential privacy here: only then can a plain loop say what the sums must be."""
+    for site in SITES:
+        federation.set_policy(site, allow_unprotected=True)
+    training = TrainingConfig(rounds=6, local_steps=STEPS, batch_size=5, optimizer="sgd", learning_rate=0.05)
+    agreed = job("killed", 6, UNPROTECTED, max_failed_rounds=4, round_timeout=60)
+    agreed = dataclasses.replace(agreed, training=training)
+    sessions = {s: SiteSession(dataclasses.replace(agreed, secagg=REHEARSED), federation.policies[s], s) for s in SITES}
+    ready = [session.prepare() for session in sessions.values()]
+    initial = ready[0].initial
+    first = {s: session.train(initial, 1).vector for s, session in sessions.items()}
+    secrets = [w for s in SITES for w in windows(first[s])]
+
+    # what happens, and what is then done to whose trainer
+    plan: list[tuple[dict[str, Any], str, list[str]]] = [
+        ({"event": "phase", "phase": tasks.ADVERTISE}, "kill", ["site-1"]),
+        ({"event": "phase", "phase": tasks.CONFIRM}, "kill", ["site-2"]),
+        ({"event": "training", "round": 2}, "suspend", ["site-3"]),
+        ({"event": "answered", "phase": tasks.TRAIN}, "kill", ["site-3"]),
+        ({"event": "phase", "phase": tasks.CONSISTENCY}, "kill", ["site-1"]),
+        ({"event": "training", "round": 3}, "", []),
+        ({"event": "phase", "phase": tasks.UNMASK}, "kill", ["site-4"]),
+        ({"event": "training", "round": 4}, "", []),
+        ({"event": "answered", "phase": tasks.UNMASK}, "kill", ["site-3"]),
+        ({"event": "training", "round": 5}, "kill", ["site-2"]),
+        ({"event": "training", "round": 6}, "suspend", ["site-1", "site-4"]),
+    ]
+    killed: list[str] = []
+    found: dict[str, bool] = {}  # by moment and place, whether an update was seen there
+
+    def act(job_id: str, event: dict[str, Any]) -> None:
+        moment = event.get("phase", "")
+        if event["event"] == "answered" and moment in (tasks.TRAIN, tasks.UNMASK) and f"server, {moment}" not in found:
+            server, site = federation.job_process(SERVER), federation.job_process(event["site"])
+            assert server
+            assert site
+            server.suspend()  # so that the round stands still
+            found[f"server, {moment}"] = holds(server, secrets)
+            found[f"site, {moment}"] = holds(site, secrets)
+            server.resume()
+        if plan and plan[0][0].items() <= event.items():
+            _, deed, targets = plan.pop(0)
+            for trainer in (federation.trainer(site) for site in targets):
+                if trainer:
+                    getattr(trainer, deed)()
+                    killed.append(deed)
+
+    outcome = federation.run_job(federation.export(agreed), act)
+
+    assert outcome.meta["status"] == "FINISHED:COMPLETED", outcome.meta
+    assert not plan
+    assert killed.count("kill") >= 6
+    assert killed.count("suspend") == 3
+    rounds = outcome.record["rounds"][1:]
+    assert [r["round"] for r in rounds] == list(range(1, 7))
+    assert all(3 <= len(r["sites"]) <= 4 for r in rounds)
+    assert rounds[1]["sites"] == ["site-1", "site-2", "site-4"]
+    # two of four hung: nothing was opened, and the round was tried again
+    assert [r["secagg"]["attempt"] for r in rounds] == [0, 0, 0, 0, 0, 1]
+    state = initial
+    for done in rounds:
+        updates = {s: sessions[s].train(state, done["round"]).vector for s in done["sites"]}
+        state = apply(state, average(updates, dict.fromkeys(updates, 1.0)))
+    assert outcome.workspace
+    reached = load_model(outcome.workspace)[2]
+    assert np.abs(reached - initial).max() > 1e-2
+    assert np.allclose(reached, state, atol=5e-5)
+    # a site's job process holds its update until the sum is signed; the server's processes and files never do
+    assert found == {
+        f"server, {tasks.TRAIN}": False,
+        f"site, {tasks.TRAIN}": True,
+        f"server, {tasks.UNMASK}": False,
+        f"site, {tasks.UNMASK}": False,
+    }
+    for folder in ("jobs", "snapshots", f"kits/fedmpt/prod_00/{SERVER}", "kits/fedmpt/prod_00/admin@fedmpt.test"):
+        for file in (federation.root / folder).rglob("*"):
+            assert not file.is_file() or not any(w in file.read_bytes() for w in secrets), file
+
+
+def test_a_job_that_was_aborted_goes_on_when_submitted_again(federation: Federation) -> None:
+    for site in SITES:
+        federation.set_policy(site, allow_unprotected=False, epsilon=8.0)
+    agreed = job("continued", 3, max_failed_rounds=1)
+
+    def abort(job_id: str, event: dict[str, Any]) -> None:
+        if event["event"] == "training" and event["round"] == 2:
+            federation.abort(job_id)
+
+    broken = federation.run_job(federation.export(agreed), abort)
+    assert broken.meta["status"] != "FINISHED:COMPLETED"
+    kept = load_checkpoint(federation.local(SERVER).parent / CHECKPOINTS, broken.job_id)
+    assert 1 <= kept.round <= 2
+    wrong = dataclasses.replace(agreed, resume=ResumeConfig(broken.job_id, 3 - kept.round))
+    refused = federation.run_job(federation.export(wrong))
+    assert refused.record["outcome"].endswith(f"set resume.round = {kept.round}")
+
+    outcome = federation.run_job(federation.export(dataclasses.replace(agreed, resume=kept.resuming())))
+    assert outcome.meta["status"] == "FINISHED:COMPLETED", outcome.meta
+    assert [r["round"] for r in outcome.record["rounds"]] == [0, 1, 2, 3]
+    for site in SITES:
+        assert rounds_of(ledger(federation, site), outcome, "commit") == list(range(kept.round + 1, 4))
+    check_heads(federation, outcome, earlier=broken.job_id)
 
 
 def test_no_process_of_a_job_runs_on(federation: Federation) -> None:
