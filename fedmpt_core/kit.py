@@ -62,16 +62,17 @@ def card_of(folder: Path) -> Card:
     """What a site's kit tells the others of it.
 
     Raises:
-        SecAggError: BAD_CERT with the folder: the kit cannot be used, or others would not accept its certificate now.
+        SecAggError: BAD_CERT or ROSTER with the folder: the kit cannot be used, or others would not accept its
+            certificate now or its name ever.
     """
     identity, root = load_identity(folder), load_root(folder)
     try:
         leaf = ChainCheck(root).certificate(name=identity.name, chain=identity.chain, now=int(time.time()))
+        orgs = [str(a.value) for a in leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+        expires = min(leaf.not_valid_after_utc, certificate_of(root).not_valid_after_utc).date()
+        return Card(identity.name, ", ".join(orgs), identity.fingerprint, root_sha256(root), expires)
     except SecAggError as error:
         raise SecAggError(error.code, _in(folder, error)) from None
-    orgs = [str(a.value) for a in leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
-    expires = min(leaf.not_valid_after_utc, certificate_of(root).not_valid_after_utc).date()
-    return Card(identity.name, ", ".join(orgs), identity.fingerprint, root_sha256(root), expires)
 
 
 def check_kit(roster: Roster, card: Card) -> None:
@@ -159,7 +160,7 @@ def _text(path: Path, remedy: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text + "\n")

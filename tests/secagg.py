@@ -20,10 +20,13 @@ OTHER_MODEL = model_digest({"state": np.arange(1, 4, dtype="<f4")})
 PHASES = ("advertise", "confirm", "masked", "consistency", "unmask")
 
 
+_EPHEMERAL = SiteIdentity.ephemeral  # as it is before any test replaces it
+
+
 @cache
 def identity(name: str) -> SiteIdentity:
     """An ephemeral identity; making its key is slow, so each name keeps its own."""
-    return SiteIdentity.ephemeral(name)
+    return _EPHEMERAL(name)
 
 
 def names(count: int) -> list[str]:

@@ -120,7 +120,7 @@ class FedMPTExecutor(Executor):
         return tasks.message(fields=fields, vector=initial)
 
     def _train(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
-        number, state = int(shareable.get_header(tasks.ROUND, 0)), shareable[tasks.VECTOR]
+        number, state = int(shareable.get_header(tasks.ROUND) or 0), shareable[tasks.VECTOR]
         masked = None
         if self._secure:
             masked = self._secure.begin(shareable[tasks.PROTOCOL], number, state)

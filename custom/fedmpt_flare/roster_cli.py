@@ -99,6 +99,8 @@ def _show(found: Roster) -> None:
 
 
 def _print(table: Table, rows: Iterable[tuple[str, ...]]) -> None:
+    for column in table.columns:
+        column.overflow = "fold"  # cut off, long names of two sites could look the same
     for row in rows:
         table.add_row(*map(escape, row))
     Console(highlight=False).print(table)

@@ -39,11 +39,14 @@ class Card:
     """What a site tells the others of itself.
 
     Attributes:
-        name: common name of its certificate.
-        org: its organisation.
+        name: common name of its certificate, 1 to 256 printable bytes.
+        org: its organisation, 0 to 256 printable bytes.
         fingerprint: SHA-256 of its public key (DER, SubjectPublicKeyInfo), 32 bytes.
         root: SHA-256 of the root certificate (DER), 32 bytes.
         expires: the last day of its certificate, for people.
+
+    Raises:
+        SecAggError: ROSTER, an impossible name or organisation.
     """
 
     name: str
@@ -51,6 +54,9 @@ class Card:
     fingerprint: bytes
     root: bytes
     expires: date
+
+    def __post_init__(self) -> None:
+        _check_text(self.name, self.org)
 
     def to_dict(self) -> dict[str, Any]:
         """As a card's file has it."""
@@ -78,9 +84,10 @@ class Card:
         try:
             expires = date.fromisoformat(values["expires"])
         except ValueError:
+            expires = None
+        if expires is None or expires.isoformat() != values["expires"]:  # Python reads other forms too
             _refuse(f"the card's expires is {values['expires']!r}, it must be a date such as 2030-12-31: {remedy}")
         fingerprint, root = (_digest(values[key], f"the card's {key}") for key in ("spki_sha256", "root_sha256"))
-        _check_text(values["name"], values["org"])
         return Card(values["name"], values["org"], fingerprint, root, expires)
 
 

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 from fedmpt_core.kit import card_of, check_kit, load_card, load_identity, load_root, load_roster, write_roster
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck, Session, SiteIdentity, Trust
-from fedmpt_core.secagg.roster import Roster
+from fedmpt_core.secagg.roster import Card, Roster
 from fedmpt_flare.roster_cli import roster as roster_app
 
 PROJECT, SERVER, ADMIN = "fedmpt", "fedmpt-server", "admin@fedmpt.test"
@@ -228,6 +228,7 @@ def test_a_real_server_s_root_is_found_under_another_name(kits: Kits, tmp_path: 
         ("fed_client.json", "[]", "fed_client.json is not a JSON object"),
         ("fed_client.json", "[" * 100_000, "fed_client.json is not JSON"),
         ("fed_client.json", '{"client": {"ssl_private_key": 1}}', "names no file by ssl_private_key"),
+        ("fed_client.json", '{"client": {"ssl_private_key": ""}}', "names no file by ssl_private_key"),
         ("fed_client.json", '{"client": {"ssl_private_key": "no.key"}}', "no.key cannot be read"),
     ],
 )
@@ -261,6 +262,14 @@ def test_a_person_s_kit_has_no_card(kits: Kits) -> None:
         card_of(kits.startup(ADMIN))
 
 
+def test_a_name_that_would_hide_itself_has_no_card(kits: Kits, copied: Path) -> None:
+    for name, content in zip(("client.key", "client.crt"), minted(kits, "site-\u202e1"), strict=True):
+        (copied / name).write_bytes(content)
+    with pytest.raises(SecAggError, match=r"the name 'site-\\u202e1' must be of 1 to 256 printable bytes") as error:
+        card_of(copied)
+    assert error.value.code is Abort.ROSTER and str(error.value).startswith(str(copied))
+
+
 # Held against a roster
 
 
@@ -278,7 +287,7 @@ def test_a_site_of_distributed_provisioning_is_accepted_in_its_federation_alone(
         trust.check(**sent)
 
 
-def minted(kits: Kits, name: str) -> SiteIdentity:
+def minted(kits: Kits, name: str) -> tuple[bytes, bytes]:
     """What whoever ran `nvflare provision` can make: another key under a site's name and FLARE's own root."""
     root = x509.load_pem_x509_certificate(kits.state["root_cert"].encode())
     root_key = load_pem_private_key(kits.state["root_pri_key"].encode(), None)
@@ -292,13 +301,13 @@ def minted(kits: Kits, name: str) -> SiteIdentity:
     signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key())
     certificate = builder.add_extension(signed_by, False).sign(root_key, SHA256())
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-    return SiteIdentity.from_pem(pem, certificate.public_bytes(Encoding.PEM))
+    return pem, certificate.public_bytes(Encoding.PEM)
 
 
 def test_what_only_the_roster_can_tell(kits: Kits, trust: Trust) -> None:
     listener = pair(kits.startup("site-1"), "server")
     assert listener.name == "site-1" and listener != load_identity(kits.startup("site-1"))
-    for imposter in (listener, minted(kits, "site-1")):
+    for imposter in (listener, SiteIdentity.from_pem(*minted(kits, "site-1"))):
         sent = advert(imposter)
         ChainCheck(load_root(kits.startup(SERVER))).check(**sent)  # FLARE's certificates alone let it pass
         with pytest.raises(SecAggError, match=r"site-1 has key .* this site's roster has") as error:
@@ -364,6 +373,18 @@ def _sha256(data: bytes) -> str:
     return subprocess.run(["sha256sum"], input=data, capture_output=True, check=True).stdout.decode()[:64]
 
 
+def test_a_card_ends_when_the_root_does(kits: Kits, copied: Path) -> None:
+    root = x509.load_pem_x509_certificate(kits.state["root_cert"].encode())
+    root_key = load_pem_private_key(kits.state["root_pri_key"].encode(), None)
+    assert isinstance(root_key, rsa.RSAPrivateKey)
+    begin, end = root.not_valid_before_utc, datetime.now(UTC) + timedelta(days=3)
+    short = x509.CertificateBuilder(
+        root.subject, root.subject, root_key.public_key(), x509.random_serial_number(), begin, end, [*root.extensions]
+    )
+    (copied / "rootCA.pem").write_bytes(short.sign(root_key, SHA256()).public_bytes(Encoding.PEM))
+    assert card_of(copied).expires == end.date() < card_of(kits.startup("site-1")).expires
+
+
 def test_a_kit_is_held_against_the_roster(kits: Kits, trust: Trust) -> None:
     for name in SITES:
         check_kit(trust.roster, card_of(kits.startup(name)))
@@ -384,7 +405,11 @@ def test_a_roster_is_replaced_as_a_whole_and_readable_by_all(trust: Trust, tmp_p
     path = tmp_path / "roster.json"
     path.write_text("old")
     path.chmod(0o600)
-    write_roster(path, trust.roster)
+    usual = os.umask(0o077)
+    try:
+        write_roster(path, trust.roster)
+    finally:
+        os.umask(usual)
     assert load_roster(path) == trust.roster
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(tmp_path.iterdir()) == [path]
@@ -445,22 +470,28 @@ def test_cards_travel_from_sites_to_a_roster_that_every_site_accepts(kits: Kits,
     cards = [tmp_path / f"{name}.json" for name in SITES]
     for name, card in zip(SITES, cards, strict=True):
         shown = run("show", "--kit", kits.startup(name), "--out", card)
-        assert shown.exit_code == 0 and name.replace("-", "_") in shown.stdout
+        assert shown.exit_code == 0 and f"Card of {name}" in shown.stdout and name.replace("-", "_") in shown.stdout
         digits = load_card(card).fingerprint.hex()
         rows = [digits[:32], digits[32:]]
         assert all(" ".join(row[i : i + 4] for i in range(0, 32, 4)) in shown.stdout for row in rows)
         assert load_card(card).expires.isoformat() in shown.stdout
+        digits = load_card(card).root.hex()
+        rows = [digits[:32], digits[32:]]
+        assert all(" ".join(row[i : i + 4] for i in range(0, 32, 4)) in shown.stdout for row in rows)
     path = tmp_path / "roster.json"
     collected = run("collect", *cards, "--out", path)
     assert collected.exit_code == 0
     digest = load_roster(path).digest().hex()
     grouped = " ".join(digest[i : i + 4] for i in range(0, 64, 4))
     assert grouped in collected.stdout and "by telephone" in collected.stdout
+    root = load_roster(path).root.hex()
+    assert " ".join(root[i : i + 4] for i in range(0, 64, 4)) in collected.stdout
     for name in SITES:
         checked = run("check", path, "--kit", kits.startup(name))
         assert checked.exit_code == 0 and f"OK: {name} is in {path}" in checked.stdout and grouped in checked.stdout
         plain = printed("check", path, "--kit", kits.startup(name), "--json")
         assert (plain["site"], plain["digest"]) == (name, digest) and set(plain["members"]) == set(SITES)
+        assert plain["expires"] == card_of(kits.startup(name)).expires.isoformat()
     assert printed("collect", *cards, "--out", path, "--json")["digest"] == digest
     card = printed("show", "--kit", kits.startup("site-1"), "--json")
     assert card == json.loads(cards[0].read_text()) and card["name"] == "site-1"
@@ -476,6 +507,20 @@ def test_a_refused_collection_writes_nothing(kits: Kits, tmp_path: Path) -> None
         done = run("collect", *chosen, "--out", tmp_path / "roster.json")
         assert isinstance(done.exception, SecAggError) and says in str(done.exception)
     assert not (tmp_path / "roster.json").exists()
+
+
+def test_no_name_and_no_key_is_cut_off_on_a_narrow_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    cards = []
+    for i in range(3):
+        cards.append(tmp_path / f"{i}.json")
+        name, key = "s" * 60 + str(i), f"{i + 1:x}" * 64
+        cards[-1].write_text(Card(name, "o" * 64, bytes.fromhex(key), bytes(32), date(2030, 12, 31)).to_json())
+    done = run("collect", *cards, "--out", tmp_path / "roster.json")
+    table = done.stdout[: done.stdout.index("Root certificate")]
+    assert done.exit_code == 0 and "…" not in table
+    assert table.count("s") >= 3 * 60 and table.count("o") >= 3 * 64
+    assert [table.count(f"{i}" * 4) for i in (1, 2, 3)] == [16, 16, 16]
 
 
 def test_names_are_shown_as_text_and_not_as_markup(tmp_path: Path) -> None:
@@ -522,9 +567,11 @@ def test_a_card_or_roster_that_cannot_be_written_is_an_error(kits: Kits, tmp_pat
     for name, card in zip(SITES, cards, strict=True):
         printed("show", "--kit", kits.startup(name), "--out", card, "--json")
     for arguments in (["show", "--kit", kits.startup("site-1")], ["collect", *cards]):
-        done = run(*arguments, "--out", nowhere, "--json")
-        assert isinstance(done.exception, SecAggError) and done.stdout == ""
-        assert f"{nowhere} cannot be written" in str(done.exception)
+        for out in (nowhere, tmp_path, Path()):
+            done = run(*arguments, "--out", out, "--json")
+            assert isinstance(done.exception, SecAggError) and done.stdout == ""
+            assert f"{out} cannot be written" in str(done.exception)
+    assert sorted(tmp_path.iterdir()) == sorted(cards)
 
 
 def test_a_collection_names_the_card_that_it_cannot_read(kits: Kits, tmp_path: Path) -> None:

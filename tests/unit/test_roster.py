@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from independent import roster_digest
 
@@ -38,6 +38,8 @@ def refused(says: str, make: Any, *arguments: Any) -> None:
 
 
 @given(names)
+@example(["\U0001d49c", "\uffa1"])  # the other way round in UTF-16, as other languages sort
+@example(["a", "Z", "é", "10", "9"])
 def test_ids_are_places_in_the_order_of_the_names_bytes(chosen: list[str]) -> None:
     roster = Roster(ROOT, {name: member(i) for i, name in enumerate(chosen)})
     assert list(roster.members) == sorted(chosen, key=str.encode)
@@ -186,7 +188,10 @@ def test_a_card_is_read_back() -> None:
         ({"org": None}, "the card's org is not text"),
         ({"name": "a\tb"}, "must be of 1 to 256 printable bytes"),
         ({"expires": "soon"}, "expires is 'soon', it must be a date such as 2030-12-31"),
+        ({"expires": "20301231"}, "expires is '20301231', it must be a date such as 2030-12-31"),
+        ({"expires": "2030-W01-1"}, "expires is '2030-W01-1', it must be a date such as 2030-12-31"),
         ({"expires": 2030}, "expires is not text"),
+        ({"org": "o" * 257}, "organisation of site-1 must be of at most 256 printable bytes"),
         ({"spki_sha256": "ab"}, "the card's spki_sha256 is not a SHA-256"),
         ({"root_sha256": 0}, "the card's root_sha256 is not a SHA-256"),
         ({"key": ""}, "'key' is unknown in the card"),
