@@ -26,7 +26,7 @@ def headroom(max_sites: int, value_range: float, fraction_bits: int) -> int:
     """
     largest = max_sites * _limit(value_range, fraction_bits)
     if largest >= _HALF:
-        fits = ((_HALF - 1) // max_sites) / 2**fraction_bits
+        fits = np.floor((_HALF - 1) // max_sites / 2**fraction_bits * 1000) / 1000
         raise SecAggError(
             Abort.OVERFLOW,
             f"max_sites={max_sites} times value_range={value_range:g} times 2^{fraction_bits} is not below 2^31: sums "

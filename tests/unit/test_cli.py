@@ -5,7 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fedmpt_core.checkpoint import Checkpoint
+from fedmpt_core.config_file import load_job
+from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.result import RunRecord
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "jobs" / "demo"
@@ -118,6 +124,59 @@ def test_a_site_s_policy_speaks_before_anything_starts(tmp_path: Path, old: str,
     assert run.returncode == 2
     assert says in " ".join(run.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "insecure_identities = true",
+            "colluders = 1",
+            "simulated sites have no keys to prove who they are: add --insecure",
+        ),
+        ("min_sites = 3", "min_sites = 2", "federation.min_sites=2: secure aggregation hides a site among at least 3"),
+        ("insecure_identities = true", "value_range = 30.0", "value_range=20.479 is the largest that fits"),
+        ("insecure_identities = true", 'metrics = ["loss"]', "figures of training are not covered by differential"),
+        ("insecure_identities = true", 'mechanism = "none"', "the job shows this site's updates to the server"),
+        ("min_sites = 3", 'min_sites = 3\nweighting = "records"', "needs secagg.max_weight"),
+        ("[federation]", '[resume]\njob = "../x"\nround = 1\n\n[federation]', "use the job id of the run to continue"),
+        (
+            "min_sites = 3",
+            'min_sites = 3\n[resume]\njob = "x"\nround = 5',
+            "the job has 5 rounds, nothing is left to do",
+        ),
+    ],
+)
+def test_masks_are_checked_before_anything_starts(tmp_path: Path, old: str, new: str, says: str) -> None:
+    job = changed(tmp_path, **{old: new})
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert says in " ".join(run.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_for_simulations_is_not_exported(tmp_path: Path) -> None:
+    run = fedmpt("export", DEMO / "job.toml", "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert "every site with a start-up kit refuses it" in " ".join(run.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_run_with_a_checkpoint_goes_on_and_in_its_own_folder(tmp_path: Path) -> None:
+    run = fedmpt("simulate", DEMO / "job.toml", "--resume", tmp_path)
+    assert run.returncode == 2
+    assert "holds no checkpoint" in " ".join(run.stderr.split())
+
+    job = load_job(DEMO / "job.toml")
+    layout = ParameterLayout(("head.scale",), ((1,),))
+    kept = Checkpoint("run-1", job, 2, layout, np.zeros(1, np.float32), RunRecord.start(job, "run-1"), {})
+    kept.save(tmp_path / "checkpoints")
+    run = fedmpt("simulate", DEMO / "job.toml", "--resume", tmp_path, "--out", tmp_path / "other")
+    assert run.returncode == 2
+    assert "goes on in its own folder" in " ".join(run.stderr.split())
+    run = fedmpt("simulate", DEMO / "job.toml", "--seed", 7, "--resume", tmp_path)
+    assert run.returncode == 2
+    assert "run 'run-1' was of another job: seed differ" in " ".join(run.stderr.split())
 
 
 def test_a_ledger_is_started_once(tmp_path: Path) -> None:
