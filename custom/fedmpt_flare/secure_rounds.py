@@ -137,20 +137,20 @@ class SecureRounds:
         threshold = server.threshold
 
         def masked(site: str, answer: Shareable) -> None:
-            self._take(server.take_masked, site, answer)
             note(site, answer)
+            self._take(server.take_masked, site, answer)
 
         began = time.monotonic()
         self._phase(tasks.TRAIN, task, cohort, timeout, masked)
         request = server.consistency_request()
         seconds["train"] = time.monotonic() - began
-        survivors = self._ask(tasks.CONSISTENCY, request, cohort, wait, server.take_consistency, seconds)
+        signed = self._ask(tasks.CONSISTENCY, request, server.survivors, wait, server.take_consistency, seconds)
         began = time.monotonic()
         private = server.unmask_requests()
         self._phase(
             tasks.UNMASK,
             tasks.message(),
-            [s for s in survivors if s in private],
+            [s for s in signed if s in private],
             wait,
             lambda site, answer: self._take(server.take_unmask, site, answer),
             private=private,

@@ -113,6 +113,11 @@ class SecAggServer:
         return self._clock() - self._opened > SESSION_SECONDS * 5 / 6
 
     @property
+    def survivors(self) -> list[str]:
+        """Names in the list that `consistency_request` has closed."""
+        return self._names(self._now().survivors)
+
+    @property
     def threshold(self) -> int:
         """Of the newest attempt."""
         return self._last[1]

@@ -201,6 +201,7 @@ def test_a_site_lost_before_it_masked_costs_its_contribution(tmp_path: Path, tas
     workflow.sites["e"].faults[task, 1] = fault
     rows = workflow.run()
     assert rows[1]["sites"] == ["a", "b", "c", "d"]
+    assert tasks.CONSISTENCY not in workflow.sites["e"].asked  # nobody waits for a site that is gone
     assert workflow.state.tolist() == [3.5, 4.5, 5.5]
     assert rows[1]["secagg"]["attempt"] == 0
     assert any("e" in w for w in workflow.warnings)
