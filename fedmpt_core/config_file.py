@@ -8,6 +8,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -163,10 +164,16 @@ def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
     return dataclasses.replace(site, data=data, privacy=privacy, secagg=secagg, cache_dir=place(site.cache_dir))
 
 
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """Making one takes longer than all checks, and a site's guard reads its files for every answer."""
+    return TypeAdapter(kind)
+
+
 def _build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:
     try:
         # JSON mode: strict about types, yet arrays become tuples
-        return TypeAdapter(kind).validate_json(json.dumps(values, allow_nan=False, default=str))
+        return _adapter(kind).validate_json(json.dumps(values, allow_nan=False, default=str))
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(kind, e, origin) for e in error.errors())) from None
     except ValueError as error:

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("sinkhorn", "step", "private_step", "accounting", "ledger", "demo")
+NAMES = ("sinkhorn", "step", "private_step", "accounting", "ledger", "masking", "latency", "demo")
 
 
 def main() -> int:
