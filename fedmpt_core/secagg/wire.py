@@ -7,7 +7,9 @@ from fedmpt_core.secagg.errors import Abort, SecAggError
 
 def kind_of(data: bytes) -> str:
     """The four letters that say what a message is; `unknown` when it does not begin like one. Never raises."""
-    tag = bytes(data[1:5])
+    if not isinstance(data, bytes):
+        return "unknown"
+    tag = data[1:5]
     return tag.decode() if len(tag) == 4 and data[0] == 0xFF and tag.isalnum() and tag.isascii() else "unknown"
 
 
