@@ -7,7 +7,7 @@ LOCK := requirements.lock
 export UV_NO_PROGRESS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint lock clean
+.PHONY: help demo test bench bench-peers lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,11 @@ test: $(VENV)/.ready  ## Run all tests
 bench: $(VENV)/.ready  ## Measure speed and memory (ratios of two things timed in one run)
 	@$(BIN)/python -m tests.bench
 
+bench-peers: $(VENV)/.ready  ## Measure secure aggregation beside Flower's SecAgg+ (installs it apart)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@VIRTUAL_ENV=$(CURDIR)/.venv-peers $(UV) pip install --quiet 'flwr==1.41.0' numpy cryptography
+	@$(BIN)/python -m tests.bench peers
+
 lint: $(VENV)/.ready  ## Style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
@@ -39,4 +44,4 @@ lock: $(VENV)/.ready  ## Renew the lock file from pyproject.toml
 		--no-header --output-file $(LOCK) pyproject.toml
 
 clean:  ## Remove the environment and all results
-	@rm -rf $(VENV) runs exported .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venv-peers runs exported .pytest_cache .ruff_cache .hypothesis

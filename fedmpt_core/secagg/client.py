@@ -21,7 +21,7 @@ from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SiteIdentity, Trust
 from fedmpt_core.secagg.key_exchange import KeyExchange
 from fedmpt_core.secagg.keys import commit_edge, commit_self, self_mask_key
-from fedmpt_core.secagg.latch import Latch, digest_of
+from fedmpt_core.secagg.latch import Latch, digest_of, masked_digest
 from fedmpt_core.secagg.masking import add_all
 from fedmpt_core.secagg.policy import Terms
 from fedmpt_core.secagg.roster import Roster
@@ -236,6 +236,7 @@ class SecAggClient:
             vector=masked,
         )
         reply = replace(message, signature=exchange.sign(message.text)).encode()
+        said = masked_digest(reply[: len(reply) - masked.nbytes], message.digest)
         fresh = Latch(
             self.terms.job_id,
             now.number,
@@ -246,7 +247,7 @@ class SecAggClient:
             release=release,
         )
         try:
-            self._save(fresh.saying(reply, stage="masked", context=now.context.hex()))
+            self._save(fresh.saying(said, stage="masked", context=now.context.hex()))
         except SecAggError:
             self._leave_round()  # no second vector under the keys of this context, even though the first never left
             raise
@@ -265,7 +266,7 @@ class SecAggClient:
         now.need(len(asked.survivors), "survivors")
         text = wire.consistency_text(now.context, exchange.directory, asked.survivors)
         reply = wire.Consistent(exchange.own, exchange.sign(text)).encode()
-        self._save(self._latch.saying(reply, stage="signed", survivors=digest_of(text)))
+        self._save(self._latch.saying(digest_of(reply), stage="signed", survivors=digest_of(text)))
         now.survivors, self._state = tuple(asked.survivors), CONSISTENT
         return reply
 
@@ -299,7 +300,7 @@ class SecAggClient:
             signature=bytes(64),
         )
         reply = replace(message, signature=exchange.sign(message.text)).encode()
-        self._save(self._latch.saying(reply, stage="released"))
+        self._save(self._latch.saying(digest_of(reply), stage="released"))
         self._leave_round()
         exchange.pairs.advance(now.number + 1)  # what the round's masks were made of is gone
         return reply

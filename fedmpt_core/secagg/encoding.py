@@ -16,6 +16,7 @@ from fedmpt_core.secagg.masking import uniform_words
 WEIGHT_BITS = 20
 METRIC_RANGE = 1000.0
 _HALF = 2**31
+_PIECE = 1 << 14  # chosen: numbers rounded at a time
 
 
 def headroom(max_sites: int, value_range: float, fraction_bits: int) -> int:
@@ -124,14 +125,11 @@ class Encoding:
         if (np.abs(figures) > METRIC_RANGE).any():
             raise SecAggError(Abort.OVERFLOW, f"a figure is beyond +-{METRIC_RANGE:g}: nothing is sent")
         units = max(1, round(share * 2**WEIGHT_BITS))
-        values = np.clip(update.astype(np.float64), -self.value_range, self.value_range)
-        clamped = int(np.count_nonzero(values != update))
-        scale = units / 2**WEIGHT_BITS
-        numbers = np.empty(self.words, dtype=np.int64)
-        numbers[: self.size] = self._rounded(values * (scale * 2**self.fraction_bits))
-        numbers[self.size] = units
-        numbers[self.size + 1 :] = np.rint(figures * (scale * 2**self._metric_bits))
-        return Encoded(numbers.astype("<u4"), clamped)  # modulo 2^32
+        words = np.empty(self.words, dtype="<i4")
+        clamped = self._fill(words, update, units / 2**WEIGHT_BITS * 2**self.fraction_bits)
+        words[self.size] = units
+        words[self.size + 1 :] = np.rint(figures * (units / 2**WEIGHT_BITS * 2**self._metric_bits))
+        return Encoded(words.view("<u4"), clamped)  # two's complement is the number modulo 2^32
 
     def decode(self, total: np.ndarray, sites: int) -> Decoded:
         """The sum of `sites` vectors, (words,) uint32, as weighted means.
@@ -164,12 +162,25 @@ class Encoding:
     def _metric_bits(self) -> int:
         return int(np.floor(np.log2((_HALF - 1) / (self.max_sites * METRIC_RANGE))))
 
-    def _rounded(self, scaled: np.ndarray) -> np.ndarray:
-        if self.rounding == "deterministic":
-            return np.rint(scaled)
-        # the limit is an integer number of steps or lies between two: rounding up from it must not pass headroom
-        limit = _limit(self.value_range, self.fraction_bits)
-        return np.clip(np.floor(scaled + uniform_words(len(scaled)) * 2.0**-32), -limit, limit)
+    def _fill(self, words: np.ndarray, update: np.ndarray, scale: float) -> int:
+        """Round the update into `words`, piece by piece so that nothing leaves the cache; how many were cut off."""
+        limit, clamped = _limit(self.value_range, self.fraction_bits), 0
+        noise = uniform_words(self.size) if self.rounding == "stochastic" else None
+        for start in range(0, self.size, _PIECE):
+            part = update[start : start + _PIECE]
+            values = part.astype(np.float64)
+            np.clip(values, -self.value_range, self.value_range, out=values)
+            clamped += int(np.count_nonzero(values != part))
+            values *= scale
+            if noise is None:
+                np.rint(values, out=values)
+            else:
+                values += noise[start : start + _PIECE] * 2.0**-32
+                np.floor(values, out=values)
+                # a range between two steps may be rounded up from, but not past the headroom
+                np.clip(values, -limit, limit, out=values)
+            words[start : start + len(part)] = values
+        return clamped
 
 
 def _limit(value_range: float, fraction_bits: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.wire import kind_of
 
 LATCH_VERSION = 1
 NUMBERS, LISTS = ("round", "attempt", "threshold", "version"), ("cohort", "setup", "said")
@@ -50,9 +51,9 @@ class Latch:
     left: str = ""
     version: int = LATCH_VERSION
 
-    def saying(self, message: bytes, **changes: object) -> "Latch":
-        """With one more message of the attempt."""
-        return replace(self, said=(*self.said, digest_of(message)), **changes)
+    def saying(self, digest: str, **changes: object) -> "Latch":
+        """With one more message of the attempt, by its `digest_of`."""
+        return replace(self, said=(*self.said, digest), **changes)
 
     def has_said(self, message: bytes) -> bool:
         """Whether this message is one of the member's newest attempt or key exchange."""
@@ -83,5 +84,15 @@ class Latch:
 
 
 def digest_of(message: bytes) -> str:
-    """How a message is named."""
+    """How a message is named; a masked vector by its own digest, which whoever makes it has at hand."""
+    if kind_of(message) == "MSK1":
+        words = 4 * int.from_bytes(message[39:43], "big")
+        if words < len(message):
+            head = len(message) - words
+            return masked_digest(message[:head], hashlib.sha256(memoryview(message)[head:]).digest())
     return hashlib.sha256(message).hexdigest()
+
+
+def masked_digest(head: bytes, vector_digest: bytes) -> str:
+    """`digest_of` a masked vector: `head` is the message without it."""
+    return hashlib.sha256(b"masked vector\0" + head + vector_digest).hexdigest()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import combinations
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
@@ -266,13 +267,12 @@ class SecAggServer:
                 signed=True,
             )
         signatures = tuple(sorted(now.signatures.items()))
+        places = {m: place for place, m in enumerate(now.cohort)}
         requests = {}
         for recipient in now.signatures:
-            sealed = tuple(
-                now.masked[u].sealed[[m for m in now.cohort if m != u].index(recipient)]
-                for u in now.survivors
-                if u != recipient
-            )
+            place = places[recipient]
+            # a member's rows leave out its own place
+            sealed = tuple(now.masked[u].sealed[place - (places[u] < place)] for u in now.survivors if u != recipient)
             message = wire.UnmaskRequest(now.context, now.survivors, signatures, sealed)
             requests[self._members[recipient].name] = message.encode()
         return requests
@@ -326,11 +326,12 @@ class SecAggServer:
         return said.code, blamed.name if blamed else ""
 
     def _disagreeing(self, now: _Round) -> list[int]:
+        places = {m: place for place, m in enumerate(now.cohort)}
+        arrived = sorted(now.masked)
         return suspects(
             (i, j)
-            for i, one in now.masked.items()
-            for j, other in now.masked.items()
-            if i < j and not hmac.compare_digest(_edge(now, one, j), _edge(now, other, i))
+            for i, j in combinations(arrived, 2)
+            if now.masked[i].edge_commitments[places[j] - 1] != now.masked[j].edge_commitments[places[i]]
         )
 
     def _cohort(self, sites: Sequence[str]) -> tuple[int, ...]:
@@ -350,10 +351,6 @@ class SecAggServer:
 
     def _names(self, members: Sequence[int]) -> list[str]:
         return [self._members[i].name for i in members]
-
-
-def _edge(now: _Round, message: wire.Masked, peer: int) -> bytes:
-    return message.edge_commitments[[m for m in now.cohort if m != message.member].index(peer)]
 
 
 def _verify(voice: Ed25519PublicKey, signature: bytes, text: bytes, site: str) -> None:

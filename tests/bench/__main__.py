@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("sinkhorn", "step", "private_step", "accounting", "ledger", "masking", "latency", "demo")
+NAMES = ("sinkhorn", "step", "private_step", "accounting", "ledger", "masking", "secagg", "latency", "demo")
+PEERS = ("peers",)  # in an environment of their own: make bench-peers
 
 
 def main() -> int:
@@ -25,8 +26,8 @@ def main() -> int:
     )
     missed = False
     for name in names:
-        if name not in NAMES:
-            Console(stderr=True).print(f"error: benchmark '{name}' is not one of {', '.join(NAMES)}")
+        if name not in (*NAMES, *PEERS):
+            Console(stderr=True).print(f"error: benchmark '{name}' is not one of {', '.join((*NAMES, *PEERS))}")
             return 2
         for row in import_module(f"tests.bench.{name}").run():
             met = {True: "yes", False: "NO", None: "–"}[row.good]

@@ -554,7 +554,7 @@ def masked(site: Site) -> Site:
     latch = Latch(JOB_ID, 1, release=hashlib.sha256(UPDATE).hexdigest(), stage="masked")
     latch = replace(latch, setup=tuple(digest_of(SAID[t]) for t in (tasks.ADVERTISE, tasks.CONFIRM)))
     for message in (SAID[tasks.TRAIN], SAID[tasks.CONSISTENCY], SAID[tasks.UNMASK], ABORT):
-        latch = latch.saying(message)
+        latch = latch.saying(digest_of(message))
     write_latch(latch_path(site.settings, JOB_ID), latch)
     return site
 
