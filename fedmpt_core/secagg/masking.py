@@ -33,19 +33,22 @@ class Masker:
         Raises:
             ValueError: another dtype, layout or key length; nothing is changed then.
         """
-        self._apply(np.add, _checked(vector), _key(key))
+        self.apply([(np.add, _key(key))], _checked(vector))
 
     def subtract(self, vector: np.ndarray, key: bytes) -> None:
         """Undo `add` with the same key. Arguments and errors are the same."""
-        self._apply(np.subtract, _checked(vector), _key(key))
+        self.apply([(np.subtract, _key(key))], _checked(vector))
 
-    def _apply(self, operation: np.ufunc, vector: np.ndarray, key: bytes) -> None:
-        cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+    def apply(self, steps: Sequence[tuple[np.ufunc, bytes]], vector: np.ndarray) -> None:
+        """All masks of a block before the next block, while it is in the cache; `vector` and keys are checked ones."""
+        ciphers = [(step, Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()) for step, key in steps]
         zeros = memoryview(self._zeros)
         for start in range(0, len(vector), _BLOCK_WORDS):
             part = vector[start : start + _BLOCK_WORDS]
-            cipher.update_into(zeros[: part.nbytes], self._stream)
-            operation(part, self._words[: len(part)], out=part)
+            given, words = zeros[: part.nbytes], self._words[: len(part)]
+            for step, cipher in ciphers:
+                cipher.update_into(given, self._stream)
+                step(part, words, out=part)
         self._words[: len(vector)] = 0  # the stream is as secret as its key
 
 
@@ -64,9 +67,7 @@ def add_all(vector: np.ndarray, plus: Sequence[bytes], minus: Sequence[bytes]) -
     """
     _checked(vector)
     steps = [(np.add, _key(key)) for key in plus] + [(np.subtract, _key(key)) for key in minus]
-    masker = Masker()
-    for operation, key in steps:
-        masker._apply(operation, vector, key)
+    Masker().apply(steps, vector)
 
 
 def uniform_words(count: int) -> np.ndarray:

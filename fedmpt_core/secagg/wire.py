@@ -1,5 +1,6 @@
 """Strict reading of bytes: every length is checked before anything is taken, and nothing may be left over."""
 
+from functools import lru_cache
 from itertools import pairwise
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
@@ -102,11 +103,13 @@ def u32(value: int) -> bytes:
     return value.to_bytes(4, "big")
 
 
+@lru_cache(maxsize=4)  # a server says the same to everybody; only public things pass here
 def id_list(ids: tuple[int, ...]) -> bytes:
     """The number of ids and each of them."""
     return u16(len(ids)) + b"".join(map(u16, ids))
 
 
+@lru_cache(maxsize=4)
 def signature_list(pairs: tuple[tuple[int, bytes], ...]) -> bytes:
     """The number of signatures, and each after its member."""
     return u16(len(pairs)) + b"".join(u16(member) + signature for member, signature in pairs)
