@@ -12,6 +12,7 @@ import torch
 from fedmpt_core import metrics
 from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.gating import entropy
+from fedmpt_core.memory import PieceSize, in_pieces
 from fedmpt_core.model import FedMPT
 
 DEFAULT_THRESHOLD = 0.5
@@ -39,11 +40,15 @@ def score(model: FedMPT, features: PatchFeatures, *, batch_size: int = 64) -> Sc
     probabilities, gates = [], []
     with torch.no_grad():
         text = model.text_features()
-        for start in range(0, len(features), batch_size):
-            rows = range(start, min(start + batch_size, len(features)))
-            prediction = model(features.batch(rows).to(device), text)
-            probabilities.append(prediction.probabilities.double().cpu().numpy())
-            gates.append(prediction.gate.double().cpu().numpy())
+
+        def predict(start: int, stop: int) -> None:
+            prediction = model(features.batch(range(start, stop)).to(device), text)
+            found = prediction.probabilities.double().cpu().numpy(), prediction.gate.double().cpu().numpy()
+            probabilities.append(found[0])
+            gates.append(found[1])
+
+        for _ in in_pieces(len(features), PieceSize(batch_size), predict):
+            pass
     return Scores(np.concatenate(probabilities), np.concatenate(gates))
 
 

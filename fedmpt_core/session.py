@@ -8,12 +8,13 @@ noted there before it is handed on.
 """
 
 import hashlib
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +27,14 @@ from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.source import load_split
 from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.memory import DeviceFull
 from fedmpt_core.model import FedMPT, zero_shot_model
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.privacy.site_budget import SiteBudget, units_of
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_core.training import StepRecord, local_update
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 VERSIONED = (
     "fedmpt",
@@ -189,25 +192,31 @@ class SiteSession:
             raise ValueError("train before prepare: the site's records are not loaded")
         features, targets, units = self._train
         if self._budget:
+            budget = self._budget
             if known_head:
-                self._budget.check_head(Head.from_dict(known_head))
-            reservation = self._budget.reserve(round_number, attempt)
-            update = self._budget.train(
-                self.model, features, targets, units, state=state, round_number=round_number, on_step=on_step
+                budget.check_head(Head.from_dict(known_head))
+            reservation = budget.reserve(round_number, attempt)
+            # one reservation pays for one release: a run that the device broke off is seen by nobody
+            update = self._with_room(
+                lambda: budget.train(
+                    self.model, features, targets, units, state=state, round_number=round_number, on_step=on_step
+                )
             )
             block = self.model.layout().encode(update.vector)
-            privacy = self._budget.commit(reservation, block)
+            privacy = budget.commit(reservation, block)
             return SiteUpdate(update.vector, block, len(update.steps), privacy, {})
-        update = local_update(
-            self.model,
-            features,
-            targets,
-            state=state,
-            round_number=round_number,
-            training=self.job.training,
-            loss=self.job.loss,
-            generator=np.random.default_rng([self.job.seed, round_number, _stable_number(self.name)]),
-            on_step=on_step,
+        update = self._with_room(
+            lambda: local_update(
+                self.model,
+                features,
+                targets,
+                state=state,
+                round_number=round_number,
+                training=self.job.training,
+                loss=self.job.loss,
+                generator=np.random.default_rng([self.job.seed, round_number, _stable_number(self.name)]),
+                on_step=on_step,
+            )
         )
         losses = [step.loss for step in update.steps if step.loss is not None]
         metrics = {"loss": float(np.mean(losses))} if losses else {}
@@ -232,18 +241,36 @@ class SiteSession:
         if self._test is None:
             return None
         self.model.load_vector(state)
-        found: dict[str, Any] = dict(evaluate(self.model, self._test, self._val))
-        if zero_shot:
-            plain = zero_shot_model(self.backbone, self.job.classes, self.job.model).to(self.device)
-            found["zero_shot"] = evaluate(plain, self._test, self._val)
-        return found
+        test = self._test
+
+        def figures() -> dict[str, Any]:
+            found: dict[str, Any] = dict(evaluate(self.model, test, self._val))
+            if zero_shot:
+                plain = zero_shot_model(self.backbone, self.job.classes, self.job.model).to(self.device)
+                found["zero_shot"] = evaluate(plain, test, self._val)
+            return found
+
+        return self._with_room(figures)
 
     def _features(self, dataset: Dataset, split: str, on_progress: Progress | None) -> PatchFeatures:
         def report(done: int, total: int) -> None:
             if on_progress:
                 on_progress(split, done, total)
 
-        return open_cache(self.site).features(dataset.pictures, self.backbone, on_progress=report)
+        cache = open_cache(self.site)
+        return self._with_room(lambda: cache.features(dataset.pictures, self.backbone, on_progress=report))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do some work, on the CPU from now on when the GPU is full and the site's `device` is `auto`."""
+        try:
+            return work()
+        except DeviceFull:
+            if self.device.type == "cpu" or self.site.device != "auto":
+                raise
+        logging.getLogger(__name__).warning("%s has no room for a single record: on the CPU from now on", self.device)
+        self.device = torch.device("cpu")
+        self.backbone, self.model = self.backbone.to(self.device), self.model.to(self.device)
+        return work()
 
 
 def open_cache(site: SiteConfig) -> FeatureCache:

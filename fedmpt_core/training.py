@@ -17,6 +17,7 @@ from torch import Tensor
 from fedmpt_core.config import LossConfig, TrainingConfig
 from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.losses import asymmetric_loss
+from fedmpt_core.memory import PieceSize, in_pieces
 from fedmpt_core.model import FedMPT
 
 DEFAULT_BATCH_SIZE = 32
@@ -80,34 +81,48 @@ def local_update(
 
     Raises:
         FloatingPointError: loss or parameters became NaN or infinite.
+        DeviceFull: not even one record fits the device.
     """
     layout = model.layout()
     model.load_vector(state)
-    device = next(iter(model.trainable_parameters().values())).device
+    trained = model.trainable_parameters()
+    device = next(iter(trained.values())).device
     optimizer = make_optimizer(model, training, round_number)
     labels = torch.from_numpy(np.ascontiguousarray(targets)).to(torch.float32)
-    records = []
+    records, size = [], PieceSize(training.batch_size or DEFAULT_BATCH_SIZE)
     for step, batch in enumerate(_batches(len(features), training, generator)):
         start = time.perf_counter()
-        prediction = model(features.batch(batch).to(device))
-        per_record = asymmetric_loss(
-            prediction.log_positive,
-            prediction.log_negative,
-            labels[batch].to(device),
-            gamma_negative=loss.gamma_negative,
-            gamma_positive=loss.gamma_positive,
-            margin=loss.margin,
-        )
-        objective = training.loss_weight * per_record.mean()
-        if not torch.isfinite(objective):
+        optimizer.zero_grad(set_to_none=True)
+        losses: list[float] = []
+
+        def forward_and_back(start: int, stop: int, batch: np.ndarray = batch, losses: list[float] = losses) -> None:
+            rows = batch[start:stop]
+            prediction = model(features.batch(rows).to(device))
+            per_record = asymmetric_loss(
+                prediction.log_positive,
+                prediction.log_negative,
+                labels[rows].to(device),
+                gamma_negative=loss.gamma_negative,
+                gamma_positive=loss.gamma_positive,
+                margin=loss.margin,
+            )
+            objective = training.loss_weight * per_record.sum() / len(batch)
+            gradients = torch.autograd.grad(objective, list(trained.values()), allow_unused=True)
+            for parameter, gradient in zip(trained.values(), gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            losses.append(float(per_record.detach().sum()))
+
+        for _ in in_pieces(len(batch), size, forward_and_back):
+            pass
+        mean = sum(losses) / len(batch)
+        if not math.isfinite(mean):
             raise FloatingPointError(
-                f"the loss became {float(objective.detach())} in round {round_number}, step {step}: "
+                f"the loss became {mean} in round {round_number}, step {step}: "
                 f"lower learning_rate={training.learning_rate}"
             )
-        optimizer.zero_grad(set_to_none=True)
-        objective.backward()
         optimizer.step()
-        records.append(StepRecord(step, float(per_record.detach().mean()), time.perf_counter() - start))
+        records.append(StepRecord(step, mean, time.perf_counter() - start))
         if on_step:
             on_step(records[-1])
     update = model.vector() - state

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fedmpt_core.data.feature_file import HEADER, FeatureCacheError, FeatureSpace, cannot, stored_files
 from fedmpt_core.data.pictures import Picture, as_rows
+from fedmpt_core.memory import PieceSize, in_pieces
 
 if TYPE_CHECKING:
     from fedmpt_core.backbone.base import Backbone
@@ -215,15 +216,25 @@ class FeatureCache:
         self, space: FeatureSpace, backbone: "Backbone", pictures: dict[str, Picture], batch_size: int
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Compute and store; yields (digest, (P, D) float16) as it goes, in an order of this thread's own."""
-        batches = list(_pieces(list(pictures), batch_size))
+        batches, size = list(_pieces(list(pictures), batch_size)), PieceSize(batch_size)
         # Sites simulated side by side often need the same test pictures. Each takes the batches in another
         # order and passes over those that someone else has stored meanwhile, so that they share the work.
         order = np.random.default_rng([os.getpid(), threading.get_ident()]).permutation(len(batches))
 
+        def computed(batch: Sequence[str]) -> list[np.ndarray]:
+            found: list[np.ndarray] = []
+
+            def compute(start: int, stop: int) -> None:
+                found.extend(_computed([pictures[d] for d in batch[start:stop]], backbone, space.shape, pool))
+
+            for _ in in_pieces(len(batch), size, compute):
+                pass
+            return found
+
         def one(batch: Sequence[str]) -> list[tuple[str, np.ndarray]]:
             stored = list(pool.map(space.read, batch))
             if any(features is None for features in stored):
-                stored = _computed([pictures[digest] for digest in batch], backbone, space.shape, pool)
+                stored = computed(batch)
                 # Side by side, because most of a write is waiting for the disk to confirm it.
                 list(pool.map(space.write, batch, stored))
             return [(d, features) for d, features in zip(batch, stored, strict=True) if features is not None]

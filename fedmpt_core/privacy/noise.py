@@ -110,10 +110,11 @@ class PrivateOptimizer(DPOptimizer):
         return list(self.private.values())
 
     def clip_and_accumulate(self) -> None:
-        """Adds the clipped gradients of this part of the batch to `summed_grad`, in float64.
+        """Adds the clipped gradients of this part of the batch to `summed_grad`, in float64; all of them or none.
 
         Raises:
             ValueError: a private parameter without `grad_sample`, or with that of other units.
+            torch.OutOfMemoryError: the device is full; the part may be given again in smaller ones.
         """
         samples = {name: self._grad_sample(name) for name in self.private}
         units = {len(s) for s in samples.values()}
@@ -126,15 +127,17 @@ class PrivateOptimizer(DPOptimizer):
         lengths = {name: torch.linalg.vector_norm(rows, dim=1) for name, rows in wide.items()}
         finite = torch.stack([torch.isfinite(length) for length in lengths.values()]).all(0)
         broken = int((~finite).sum())
-        self.not_finite += broken
+        added = {}
         for group in self._groups:
             norms = torch.stack([lengths[n] for n in group.names]).square().sum(0).sqrt()
             factor = torch.where(finite, (group.max_grad_norm / norms).clamp(max=1.0), 0.0)
             factor = torch.where(norms == 0, 0.0, factor)
             for name in group.names:
                 rows = torch.where(finite[:, None], wide[name], 0) if broken else wide[name]  # zero times NaN is NaN
-                total = self._tensors[name].summed_grad
-                total += (factor @ rows).reshape(total.shape)
+                added[name] = (factor @ rows).reshape(self._tensors[name].shape)
+        for name, part in added.items():
+            self._tensors[name].summed_grad += part
+        self.not_finite += broken
 
     def add_noise(self) -> None:
         """Puts the noisy sum into `grad` of every private parameter."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedmpt_core.config import JobConfig, PrivacyConfig
 from fedmpt_core.data.feature_cache import PatchFeatures
+from fedmpt_core.memory import PieceSize, in_pieces
 from fedmpt_core.model import FedMPT
 from fedmpt_core.privacy.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.keystream import Keystream
@@ -55,6 +56,7 @@ def private_update(
 
     Raises:
         FloatingPointError: parameters became NaN or infinite.
+        DeviceFull: not even one record fits the device.
         ValueError: the job's noise multiplier is not worked out.
     """
     model.load_vector(state)
@@ -62,18 +64,22 @@ def private_update(
     labels = torch.from_numpy(np.ascontiguousarray(targets)).to(torch.float32)
     engine, optimizer = mechanism(model, job, round_number, declared_units, keystream)
     records_of = _records_by_unit(units)
-    records = []
+    records, size = [], PieceSize(job.privacy.micro_batch)
     steps = poisson_batches(len(records_of), job.privacy.sample_rate, job.steps_per_round, keystream)
     for step, batch in enumerate(steps):
         start = time.perf_counter()
         engine.encode()
-        pieces = [batch[i : i + job.privacy.micro_batch] for i in range(0, len(batch), job.privacy.micro_batch)]
-        for piece in pieces or [batch]:
-            chosen = [records_of[unit] for unit in piece]
-            engine.fill(_portions(chosen, features, labels, job.privacy.micro_batch, device), len(chosen))
-            optimizer.signal_skip_step(piece is not (pieces or [batch])[-1])
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+
+        def accumulate(start: int, stop: int, batch: np.ndarray = batch) -> None:
+            chosen = [records_of[unit] for unit in batch[start:stop]]
+            engine.fill(_portions(chosen, features, labels, size.rows, device), len(chosen))
+            optimizer.clip_and_accumulate()
+
+        for _ in in_pieces(len(batch), size, accumulate):
+            pass
+        engine.fill((), 0)  # all units are in the sum: the step adds noise to it and nothing else
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         records.append(StepRecord(step, None, time.perf_counter() - start))
         if on_step:
             on_step(records[-1])

@@ -1,0 +1,67 @@
+"""Work that does not fit a GPU's memory is done in smaller pieces, with the same result.
+
+Other jobs share the device, so what fitted a minute ago may not fit now. A piece that ran out of memory must have left
+nothing behind: what was summed up before it stays, and the piece alone is done again.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+
+class DeviceFull(ValueError):
+    """Not even one record fits."""
+
+
+class PieceSize:
+    """How many rows are worked on at once; only ever gets smaller.
+
+    Attributes:
+        rows: at least 1.
+    """
+
+    def __init__(self, rows: int) -> None:
+        """Starts with so many."""
+        self.rows = rows
+
+    def shrink(self, tried: int) -> None:
+        """Half of what was tried. Raises DeviceFull when that was one row already."""
+        if self.rows == 1:
+            raise DeviceFull(
+                "the device has no memory for a single record: free it, or set device = 'cpu' in the site's file"
+            )
+        self.rows = max(1, min(self.rows, tried) // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def in_pieces(count: int, size: PieceSize, work: Callable[[int, int], None]) -> Iterator[tuple[int, int]]:
+    """Do `work(start, stop)` on pieces of `count` rows; each is yielded when it is done.
+
+    Args:
+        count: rows; with 0 there is one empty piece.
+        size: rows at once; halved when the device is full.
+        work: does a piece, and leaves nothing behind when it raises.
+
+    Raises:
+        DeviceFull: one row does not fit.
+    """
+    start = 0
+    while True:
+        stop = min(start + size.rows, count)
+        # out of the handler before the next try: the exception holds on to the tensors of the failed one
+        if _fits(work, start, stop):
+            yield start, stop
+            start = stop
+            if start >= count:
+                return
+        else:
+            size.shrink(stop - start)
+
+
+def _fits(work: Callable[[int, int], None], start: int, stop: int) -> bool:
+    try:
+        work(start, stop)
+    except torch.OutOfMemoryError:
+        return False
+    return True
