@@ -66,7 +66,7 @@ def test_a_private_round_is_the_same_on_a_device_with_little_room(
     """Noise, sample and all: a part that ran out of memory is in the sum once."""
     units = np.arange(RECORDS) // 4 if grouped else None
     wide = update(Keystream(KEY), units=units, engine=engine)
-    room = Room(2)
+    room = Room(1)
     if moment == "gradients":
         real = GradientEngine.fill
 
