@@ -50,17 +50,17 @@ def load_job(path: str | Path, *, seed: int | None = None) -> JobConfig:
             raise ConfigError(f"{path}: [model] conditions: {error}") from None
     if seed is not None:
         values["seed"] = seed
-    return _build(JobConfig, values, str(path))
+    return build(JobConfig, values, str(path))
 
 
 def job_from_dict(values: Mapping[str, Any], origin: str = "job") -> JobConfig:
     """The job in plain values, as `JobConfig.to_dict` wrote it. Raises ConfigError."""
-    return _build(JobConfig, values, origin)
+    return build(JobConfig, values, origin)
 
 
 def site_from_dict(values: Mapping[str, Any], origin: str = "site") -> SiteConfig:
     """One site's settings in plain values. Raises ConfigError."""
-    return _build(SiteConfig, values, origin)
+    return build(SiteConfig, values, origin)
 
 
 def load_site(path: str | Path, name: str) -> SiteConfig:
@@ -78,13 +78,13 @@ def load_site(path: str | Path, name: str) -> SiteConfig:
     values = _read(path)
     if "sites" in values:
         return load_sites(path)[name] if name in load_sites(path) else _no_site(path, name)
-    return _absolute(_build(SiteConfig, values, str(path)), path.parent)
+    return _absolute(build(SiteConfig, values, str(path)), path.parent)
 
 
 def load_server(path: str | Path) -> ServerConfig:
     """Read a server's own settings. Raises ConfigError."""
     path = Path(path)
-    server = _build(ServerConfig, _read(path), str(path))
+    server = build(ServerConfig, _read(path), str(path))
     place = str((path.parent / Path(server.checkpoints).expanduser()).absolute()) if server.checkpoints else ""
     return dataclasses.replace(server, checkpoints=place)
 
@@ -118,7 +118,7 @@ def load_sites(path: str | Path) -> dict[str, SiteConfig]:
         if isinstance(data, dict) and data.get("source") in ("voc2007", "scenes"):
             data.setdefault("share", position)
             data.setdefault("shares", len(tables))
-        site = _build(SiteConfig, merged, f"{path}: sites.{name}")
+        site = build(SiteConfig, merged, f"{path}: sites.{name}")
         sites[name] = _absolute(site, path.parent)
     return sites
 
@@ -170,7 +170,8 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
-def _build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:
+def build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:
+    """A configuration class from plain values, strictly. Raises ConfigError, a sentence per problem."""
     try:
         # JSON mode: strict about types, yet arrays become tuples
         return _adapter(kind).validate_json(json.dumps(values, allow_nan=False, default=str))

@@ -12,7 +12,6 @@ import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +28,7 @@ from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.memory import DeviceFull
 from fedmpt_core.model import FedMPT, zero_shot_model
+from fedmpt_core.packages import package_versions
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.privacy.site_budget import SiteBudget, units_of
 from fedmpt_core.site_config import SiteConfig
@@ -36,18 +36,6 @@ from fedmpt_core.training import StepRecord, local_update
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-VERSIONED = (
-    "fedmpt",
-    "nvflare",
-    "torch",
-    "opacus",
-    "dp-accounting",
-    "open_clip_torch",
-    "transformers",
-    "timm",
-    "numpy",
-    "pillow",
-)
 
 
 @dataclass(frozen=True)
@@ -293,17 +281,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a result."""
-    versions = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _stable_number(name: str) -> int:

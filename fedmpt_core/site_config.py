@@ -78,6 +78,9 @@ class SitePrivacyConfig:
         max_steps: most noisy steps in a round, 1..1000000.
         min_sites: fewest sites (`federation.min_sites`) that a job must wait for, 1..1000.
         allow_unprotected: whether jobs without differential privacy may train here.
+        show_budget: whether administrators who ask (`privacy_budget`) are told what is spent and what is left.
+        share_ledger: whether a copy of the ledger is handed to the server when a job ends, for auditors. It names every
+            job on the data set and holds nothing of a record.
     """
 
     dataset: str
@@ -91,6 +94,8 @@ class SitePrivacyConfig:
     max_steps: int = 1_000_000
     min_sites: int = 2
     allow_unprotected: bool = False
+    show_budget: bool = False
+    share_ledger: bool = True
 
     __pydantic_config__ = STRICT
 

@@ -1,18 +1,24 @@
-"""What a run leaves at the server: `result.json`, `model.safetensors`, and `events.jsonl` for whoever watches."""
+"""What a run leaves at the server: `result.json`, `model.safetensors`, copies of the sites' ledgers below `privacy/`,
+`manifest.json`, which names them all, and `events.jsonl` for whoever watches.
+"""
 
 import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.packages import package_versions
 from fedmpt_core.result import RunRecord, save_model
+from fedmpt_core.run_manifest import MANIFEST, RunManifest
 
 RESULT = "result.json"
 MODEL = "model.safetensors"
 EVENTS = "events.jsonl"
+PRIVACY = "privacy"  # folder of the ledgers' copies
 
 
 class RunFolder:
@@ -31,6 +37,23 @@ class RunFolder:
         """Replace `model.safetensors`; the layout is in its metadata."""
         self._replace(MODEL, save_model(layout, state))
 
+    def write_ledger(self, site: str, ledger: bytes, certificate: bytes) -> dict[str, str]:
+        """Keep a site's ledger; returns the files for the manifest."""
+        (self._path / PRIVACY).mkdir(exist_ok=True)
+        files = {"file": f"{PRIVACY}/{site}.ledger.jsonl"}
+        self._replace(files["file"], ledger)
+        if certificate:
+            files["certificate"] = f"{PRIVACY}/{site}.crt"
+            self._replace(files["certificate"], certificate)
+        return files
+
+    def write_manifest(self, record: RunRecord, ledgers: Mapping[str, Mapping[str, str]], kit: Path | None) -> None:
+        """Replace `manifest.json`, signed with the server's kit. Raises SigningError."""
+        copies = [name for kept in ledgers.values() for key, name in kept.items() if key != "kept"]
+        files = [name for name in (RESULT, MODEL, *copies) if (self._path / name).exists()]
+        found = RunManifest.of(record, self._path, versions=package_versions(), ledgers=ledgers, files=files, kit=kit)
+        self._replace(MANIFEST, found.to_json().encode())
+
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to `events.jsonl`."""
         line = json.dumps({"event": kind, "time": time.time(), **values}) + "\n"
@@ -38,7 +61,7 @@ class RunFolder:
             stream.write(line)
 
     def _replace(self, name: str, data: bytes) -> None:
-        partial = self._path / f".{name}.partial"
+        partial = (self._path / name).with_suffix(".partial")
         with partial.open("wb") as stream:
             stream.write(data)
             stream.flush()

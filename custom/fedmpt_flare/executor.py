@@ -20,6 +20,8 @@ from nvflare.apis.signal import Signal
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict
 from fedmpt_core.layout import LayoutError, ParameterLayout
+from fedmpt_core.packages import RELEASE
+from fedmpt_core.privacy.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secure_site import SecureSite
 from fedmpt_flare import tasks
@@ -34,14 +36,15 @@ class FedMPTExecutor(Executor):
 
     Args:
         job: the agreed job in plain values (`JobConfig.to_dict`); nothing in it names a path at the site.
+        release: of this program, that exported the job; a site of another one refuses it.
     """
 
-    _always_serialize_args = ("job",)
+    _always_serialize_args = ("job", "release")
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        """Keeps the argument and does nothing else: a job may build any class that the site allows."""
+    def __init__(self, job: dict[str, Any], release: str = RELEASE) -> None:
+        """Keeps the arguments and does nothing else: a job may build any class that the site allows."""
         super().__init__()
-        self.job = job
+        self.job, self.release = job, release
         self._config: JobConfig | None = None
         self._trainer: Trainer | None = None
         self._prepared: tuple[dict[str, Any], bytes] | None = None
@@ -69,6 +72,7 @@ class FedMPTExecutor(Executor):
             tasks.CONSISTENCY: lambda task, *_: self._protocol(self._masks().consistency, task),
             tasks.UNMASK: self._unmask,
             tasks.VALIDATE: self._validate,
+            tasks.LEDGER: self._ledger,
         }
         if task_name not in answers:
             return tasks.refusal(tasks.SITE_REFUSED, f"task '{task_name}' is not one of {', '.join(tasks.TASKS)}")
@@ -97,6 +101,8 @@ class FedMPTExecutor(Executor):
 
     def _join(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
         self._config = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
+        if self.release != RELEASE:
+            raise ConfigError(f"the job was exported with fedmpt {self.release}, this site runs {RELEASE}")
         asked, own = shareable.get_header(tasks.JOB_DIGEST), self._config.digest()
         if asked != own:
             raise ConfigError(
@@ -157,6 +163,12 @@ class FedMPTExecutor(Executor):
             self._ready(fl_ctx, abort)  # costs no privacy, so a new trainer may do it again
             answer, _ = self._ask("validate", shareable[tasks.VECTOR], abort, **fields)
         return tasks.message(fields=answer)
+
+    def _ledger(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
+        policy, kit = site_config(fl_ctx).privacy, start_up_kit(fl_ctx)
+        if policy is None or not policy.share_ledger:
+            return tasks.refusal(tasks.SITE_REFUSED, "this site keeps its ledger to itself (privacy.share_ledger)")
+        return tasks.ledger_message(*ledger_copy(policy, kit))
 
     def _masks(self) -> SecureSite:
         if self._secure is None:

@@ -29,10 +29,11 @@ from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict, load_site
 from fedmpt_core.latch_file import latch_path, read_latch
 from fedmpt_core.layout import LayoutError, ParameterLayout
+from fedmpt_core.packages import RELEASE
 from fedmpt_core.privacy.accounting import AccountingError, Steps, epsilon
 from fedmpt_core.privacy.budget import PrivacyRefused, history, project
 from fedmpt_core.privacy.ledger import Head
-from fedmpt_core.privacy.site_ledger import read_site_ledger
+from fedmpt_core.privacy.site_ledger import ledger_copy, read_site_ledger
 from fedmpt_core.secagg.messages import kind_of
 from fedmpt_core.site_config import SiteConfig, SitePrivacyConfig
 from fedmpt_flare import tasks
@@ -138,10 +139,16 @@ def deployed_job(app: Path) -> JobConfig:
     if any(config.get(key) for key in EMPTY_KEYS) or set(config) - CONFIG_KEYS - EMPTY_KEYS:
         raise PrivacyRefused("the job configures more than an executor: no component, filter or variable is run here")
     executors = config.get("executors")
-    wanted = {"tasks": list(tasks.TASKS), "executor": {"path": EXECUTOR, "args": {"job": None}}}
+    wanted = {"tasks": list(tasks.TASKS), "executor": {"path": EXECUTOR, "args": {"job": None, "release": None}}}
     if not isinstance(executors, list) or len(executors) != 1 or _outline(executors[0]) != wanted:
         raise PrivacyRefused(f"the job must have one executor, {EXECUTOR}, for the tasks {', '.join(tasks.TASKS)}")
-    return _job(executors[0]["executor"]["args"]["job"])
+    arguments = executors[0]["executor"]["args"]
+    if arguments["release"] != RELEASE:
+        shown = arguments["release"] if _short(arguments["release"]) else "another release"
+        raise PrivacyRefused(
+            f"the job was exported with fedmpt {shown}, this site runs {RELEASE}: all must run the same release"
+        )
+    return _job(arguments["job"])
 
 
 def _outline(executor: Any) -> Any:
@@ -187,6 +194,9 @@ def _checked(task: Any, answer: Shareable, fl_ctx: FLContext) -> Shareable:
             _check_update(fields, str(release), job, policy, fl_ctx)
         case tasks.VALIDATE:
             _check_figures(fields, job, site)
+        case tasks.LEDGER:
+            _check_ledger(parts, policy, fl_ctx)
+            return tasks.ledger_message(parts[tasks.LEDGER_COPY], parts[tasks.CERTIFICATE])
         case _ if fields:
             raise PrivacyRefused("it has fields beside its message")
     return tasks.message(fields=fields, vector=vector, protocol=said)
@@ -196,7 +206,8 @@ def _carried(task: Any, *, masked: bool) -> set[str]:
     """What an answer must hold beside its fields. Raises PrivacyRefused for a task that the job does not have."""
     if task in PROTOCOL_KINDS and masked:
         return {tasks.PROTOCOL}
-    carried = {tasks.JOIN: {tasks.VECTOR}, tasks.TRAIN: {tasks.VECTOR}, tasks.VALIDATE: set()}
+    carried: dict[str, set[str]] = {tasks.JOIN: {tasks.VECTOR}, tasks.TRAIN: {tasks.VECTOR}, tasks.VALIDATE: set()}
+    carried[tasks.LEDGER] = {tasks.LEDGER_COPY, tasks.CERTIFICATE}
     if task not in carried:
         raise PrivacyRefused("the job has no such task")
     return carried[task]
@@ -284,6 +295,18 @@ def _check_figures(fields: dict[str, Any], job: JobConfig, site: SiteConfig) -> 
         raise PrivacyRefused("the job asks for no figures (federation.evaluate_every)")
     if set(fields) != {"figures"} or not _are_figures(fields["figures"], asdict(job), nested=True):
         raise PrivacyRefused("its fields are not the figures of an evaluation")
+
+
+def _check_ledger(parts: Mapping[str, Any], policy: SitePrivacyConfig, fl_ctx: FLContext) -> None:
+    if parts[tasks.FIELDS]:
+        raise PrivacyRefused("it has fields beside the ledger")
+    if not policy.share_ledger:
+        raise PrivacyRefused("this site keeps its ledger to itself (privacy.share_ledger)")
+    ledger, certificate = ledger_copy(policy, start_up_kit(fl_ctx))
+    copy = parts[tasks.LEDGER_COPY]
+    # other jobs may have appended meanwhile
+    if not copy.endswith(b"\n") or not ledger.startswith(copy) or parts[tasks.CERTIFICATE] != certificate:
+        raise PrivacyRefused("it is not the site's ledger and certificate")
 
 
 def _are_figures(figures: Any, job: Mapping[str, Any], *, nested: bool) -> bool:

@@ -20,8 +20,9 @@ import tomli_w
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import job_from_dict, site_from_dict, without_none
 from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path
+from fedmpt_core.run_manifest import MANIFEST
 from fedmpt_core.site_config import SiteConfig
-from fedmpt_flare.artifacts import EVENTS, MODEL, RESULT
+from fedmpt_flare.artifacts import EVENTS, MODEL, PRIVACY, RESULT
 from fedmpt_flare.site import RUN_FILE, SERVER_FILE, SIMULATED_JOB, SITE_FILE
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 
@@ -61,9 +62,9 @@ class Simulation:
         """
         self._out.mkdir(parents=True, exist_ok=True)
         if self._job.resume is None:
-            for name in (RESULT, MODEL):
+            for name in (RESULT, MODEL, MANIFEST):
                 (self._out / name).unlink(missing_ok=True)
-            for name in (LEDGERS, CHECKPOINTS):
+            for name in (LEDGERS, CHECKPOINTS, PRIVACY):
                 shutil.rmtree(self._out / name, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
         try:
@@ -116,9 +117,11 @@ class Simulation:
 
     def _collect(self, workspace: Path) -> None:
         run = _run_folder(workspace)
-        for name in (RESULT, MODEL):
+        for name in (RESULT, MODEL, MANIFEST):
             if run and (run / name).exists():
                 shutil.copy(run / name, self._out / name)
+        if run and (run / PRIVACY).exists():
+            shutil.copytree(run / PRIVACY, self._out / PRIVACY, dirs_exist_ok=True)
         for trainer_log in sorted(workspace.glob("**/trainer.log")):
             with self.log.open("ab") as log:
                 log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())

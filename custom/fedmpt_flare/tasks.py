@@ -1,7 +1,8 @@
 """The whole vocabulary between server and sites: task names, message keys, reply codes, classes a site must allow.
 
 Every task and reply is a `Shareable` with a few plain headers, a few plain fields, at most one vector of bytes
-(`fedmpt_core.layout`) and at most one message of the secure-aggregation protocol (`fedmpt_core.secagg.messages`).
+(`fedmpt_core.layout`) and at most one message of the secure-aggregation protocol (`fedmpt_core.secagg.messages`); the
+reply to `ledger` holds a copy of the site's ledger and its certificate instead.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ TRAIN = "train"
 CONSISTENCY = "secagg_consistency"
 UNMASK = "secagg_unmask"
 VALIDATE = "validate"
-TASKS = (JOIN, ADVERTISE, CONFIRM, TRAIN, CONSISTENCY, UNMASK, VALIDATE)
+LEDGER = "ledger"
+TASKS = (JOIN, ADVERTISE, CONFIRM, TRAIN, CONSISTENCY, UNMASK, VALIDATE, LEDGER)
 
 # Sites and server must list these two, and need list nothing else, to run our jobs.
 CLASS_ALLOW_LIST = ("fedmpt_flare.executor.FedMPTExecutor", "fedmpt_flare.workflow.FedMPTWorkflow")
@@ -28,6 +30,8 @@ JOB_DIGEST = "fedmpt_job_digest"
 VECTOR = "vector"
 FIELDS = "fields"
 PROTOCOL = "protocol"
+LEDGER_COPY = "ledger_copy"  # of a `ledger` reply: the file, and the certificate whose key signed it
+CERTIFICATE = "certificate"
 FOR_YOU = "fedmpt_for_you"  # context property with a protocol message for one site; FLARE broadcasts one task to all
 
 # fields
@@ -58,6 +62,13 @@ def message(
         shareable[PROTOCOL] = protocol
     for key, value in (headers or {}).items():
         shareable.set_header(key, value)
+    return shareable
+
+
+def ledger_message(ledger: bytes, certificate: bytes) -> Shareable:
+    """The OK reply to `ledger`."""
+    shareable = message()
+    shareable[LEDGER_COPY], shareable[CERTIFICATE] = ledger, certificate
     return shareable
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from nvflare.apis.client import Client
@@ -25,6 +26,7 @@ from fedmpt_core.checkpoint import Checkpoint, load_checkpoint
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import job_from_dict
 from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.packages import RELEASE
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.result import RunRecord, mean_figures
 from fedmpt_core.secagg.server import RoundLost
@@ -45,14 +47,15 @@ class FedMPTWorkflow(Controller):
 
     Args:
         job: the agreed job in plain values (`JobConfig.to_dict`).
+        release: of this program, that exported the job; a server of another one refuses it.
     """
 
-    _always_serialize_args = ("job",)
+    _always_serialize_args = ("job", "release")
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        """Keeps the argument and does nothing else."""
+    def __init__(self, job: dict[str, Any], release: str = RELEASE) -> None:
+        """Keeps the arguments and does nothing else."""
         super().__init__(task_check_period=CHECK_SECONDS)
-        self.job = job
+        self.job, self.release = job, release
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
         """As FLARE does, and with the controller's period, which FLARE 2.9 notes under a name that it never reads."""
@@ -61,6 +64,8 @@ class FedMPTWorkflow(Controller):
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Checks the job and opens the run's records."""
+        if self.release != RELEASE:
+            raise RuntimeError(f"the job was exported with fedmpt {self.release}, the server runs {RELEASE}")
         self._config: JobConfig = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
         self._folder = RunFolder(run_folder(fl_ctx))
         self._run_id, self._checkpoints = run_id(fl_ctx), checkpoint_folder(fl_ctx)
@@ -75,12 +80,10 @@ class FedMPTWorkflow(Controller):
         try:
             self._run()
         except Exception as error:
-            self._record = self._record.ended_as(f"failed: {error}")
-            self._folder.write_record(self._record)
+            self._end(f"failed: {error}")
             self._folder.event("failed", reason=str(error))
             raise
-        self._record = self._record.ended_as("completed")
-        self._folder.write_record(self._record)
+        self._end("completed")
         self._folder.event("completed")
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
@@ -125,6 +128,31 @@ class FedMPTWorkflow(Controller):
             else:
                 self._round_done(done, start, sent, facts, {})
             self._checkpoint(done, layout, state)
+
+    def _end(self, outcome: str) -> None:
+        """The record's last state, the sites' ledgers and the manifest."""
+        ledgers = self._ledgers()
+        self._record = self._record.ended_as(outcome)
+        self._folder.write_record(self._record)
+        self._folder.write_manifest(self._record, ledgers, start_up_kit(self._context))
+
+    def _ledgers(self) -> dict[str, dict[str, str]]:
+        """By site, where the copy of its ledger is, or why there is none."""
+        sites = sorted(self._record.sites or {})
+        if not self._config.privacy.private:
+            return {site: {"kept": "the job has no differential privacy, so no ledger"} for site in sites}
+        found = {site: {"kept": "the site gave none"} for site in sites}
+
+        def take(site: str, answer: Shareable) -> None:
+            copy, certificate = answer[tasks.LEDGER_COPY], answer[tasks.CERTIFICATE]
+            if type(copy) is not bytes or type(certificate) is not bytes:
+                raise ValueError("it is no ledger")
+            found[site] = self._folder.write_ledger(site, copy, certificate)
+
+        if sites and not self._abort.triggered:
+            with suppress(RoundFailed):  # aborted meanwhile
+                self._phase(tasks.LEDGER, tasks.message(), sites, self._config.secagg.phase_timeout, take)
+        return found
 
     def _resumed(self) -> Checkpoint | None:
         """The checkpoint to go on from, if the job says so. Raises CheckpointError when it does not fit."""

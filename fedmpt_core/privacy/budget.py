@@ -37,6 +37,14 @@ class Projection:
     cap: float
 
 
+@dataclass(frozen=True)
+class Charge:
+    """Noisy steps that a job was charged for."""
+
+    job: str
+    steps: Steps
+
+
 def resolved(job: JobConfig) -> JobConfig:
     """The job with its noise multiplier worked out from (epsilon, delta, sample rate, steps).
 
@@ -135,10 +143,15 @@ def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry],
     Raises:
         PrivacyRefused: the job's plan passes its own epsilon or the site's cap.
     """
-    own = sum(s.count for s in history(entries, job_id))
-    continued = history(entries, job.resume.job) if job.resume else []
+    return project_charges(job, policy, charges(entries), job_id)
+
+
+def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[Charge], job_id: str = "") -> Projection:
+    """The same from what was charged, for those who have not the ledger. Raises PrivacyRefused."""
+    own = sum(c.steps.count for c in spent if c.job == job_id)
+    continued = [c.steps for c in spent if job.resume and c.job == job.resume.job]
     plan = [steps_of(job, max(planned_steps(job, sum(s.count for s in continued)), own))]
-    others = [s for e in entries if e.kind == "reserve" and e.job != job_id for s in history([e])]
+    others = [c.steps for c in spent if c.job != job_id]
     found = Projection(
         epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
     )
@@ -149,20 +162,28 @@ def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry],
             f"(delta {job.privacy.delta:g})"
         )
     if found.total > policy.epsilon:
-        spent = epsilon(others, policy.delta)
+        before = epsilon(others, policy.delta)
         raise PrivacyRefused(
             f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {found.total:.3f} "
-            f"(delta {policy.delta:g}); {spent:.3f} is spent and the cap is {policy.epsilon:g}"
+            f"(delta {policy.delta:g}); {before:.3f} is spent and the cap is {policy.epsilon:g}"
         )
     return found
 
 
 def history(entries: Sequence[Entry], *job_ids: str) -> list[Steps]:
     """The steps that a ledger's reservations charge; of some jobs, or of all."""
+    return [c.steps for c in charges(entries) if not job_ids or c.job in job_ids]
+
+
+def charges(entries: Sequence[Entry]) -> list[Charge]:
+    """What a ledger's reservations charge, each for its job."""
     return [
-        Steps(float(e.details["sample_rate"]), float(e.details["noise_multiplier"]), int(e.details["steps"]))
+        Charge(
+            e.job,
+            Steps(float(e.details["sample_rate"]), float(e.details["noise_multiplier"]), int(e.details["steps"])),
+        )
         for e in entries
-        if e.kind == "reserve" and (not job_ids or e.job in job_ids)
+        if e.kind == "reserve"
     ]
 
 

@@ -102,6 +102,16 @@ def verifier(certificate_path: Path | str) -> KeyVerifier:
     return KeyVerifier(_digest(public), public)
 
 
+def verifier_of(certificate: bytes, whose: str) -> KeyVerifier:
+    """The same from PEM bytes; `whose` names them in errors. Raises SigningError."""
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate)
+    except ValueError:
+        raise SigningError(f"{whose} is not a PEM certificate") from None
+    public = _public(parsed, Path(whose))
+    return KeyVerifier(_digest(public), public)
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

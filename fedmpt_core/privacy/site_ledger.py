@@ -36,6 +36,18 @@ def read_site_ledger(policy: SitePrivacyConfig, kit: Path | None) -> Entries:
     return read_ledger(ledger_path(policy), verifier(kit / "client.crt") if kit else None)
 
 
+def ledger_copy(policy: SitePrivacyConfig, kit: Path | None) -> tuple[bytes, bytes]:
+    """A ledger's bytes, verified, and the PEM certificate of the key that signs it ("" in a simulation).
+
+    Raises:
+        LedgerError: the ledger cannot be trusted; SigningError: the certificate cannot be used.
+    """
+    path, certificate = ledger_path(policy), kit / "client.crt" if kit else None
+    verified = read_ledger(path, verifier(certificate) if certificate else None)
+    lines = path.read_bytes().splitlines(keepends=True)[: len(verified)]  # what others append meanwhile is left out
+    return b"".join(lines), certificate.read_bytes() if certificate else b""
+
+
 def signing(kit: Path | None) -> tuple[Any, Any]:
     """Signer and verifier of a start-up kit, or two None. Raises SigningError."""
     if kit is None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
@@ -29,15 +23,17 @@ from fedmpt_core.config import FederationConfig, JobConfig, PrivacyConfig, Train
 from fedmpt_core.config_file import without_none
 from fedmpt_core.latch_file import latch_path, write_latch
 from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.packages import RELEASE
 from fedmpt_core.privacy.accounting import Steps, epsilon
 from fedmpt_core.privacy.budget import Budget
-from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path, open_ledger
+from fedmpt_core.privacy.site_ledger import create_ledger, ledger_copy, ledger_path, open_ledger
 from fedmpt_core.secagg.latch import Latch, digest_of
 from fedmpt_core.secagg_config import SecAggConfig, SiteSecAggConfig
 from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_flare import guards, tasks
 from fedmpt_flare.guards import BudgetGate, EgressGuard
 from fedmpt_flare.site import SITE_FILE
+from tests.kits import write_kit
 from tests.settings import OPEN, UNMASKED, UNPROTECTED
 
 JOB_ID, SITE = "0f9a1c42-job", "site-1"
@@ -80,7 +76,10 @@ class Site:
         return ledger_path(self.policy)
 
     def deploy(self, job: JobConfig = JOB) -> None:
-        executor = {"path": guards.EXECUTOR, "args": {"job": {"config_type": "dict", **job.to_dict()}}}
+        executor = {
+            "path": guards.EXECUTOR,
+            "args": {"job": {"config_type": "dict", **job.to_dict()}, "release": RELEASE},
+        }
         plain = {
             "format_version": 2,
             "executors": [{"tasks": list(tasks.TASKS), "executor": executor}],
@@ -125,22 +124,10 @@ class Site:
         return EgressGuard().process(answer, self.context(task))
 
 
-def write_kit(folder: Path) -> None:
-    key = rsa.generate_private_key(65537, 2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SITE)])
-    now = datetime.now(UTC)
-    ends = now - timedelta(days=1), now + timedelta(days=1)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), *ends)
-    lock = NoEncryption()
-    folder.mkdir(exist_ok=True)
-    (folder / "client.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, lock))
-    (folder / "client.crt").write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
-
-
 @pytest.fixture(scope="session")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")
-    write_kit(folder)
+    write_kit(folder, SITE)
     return folder
 
 
@@ -253,6 +240,17 @@ def test_what_other_jobs_spent_counts(gate: BudgetGate, site: Site) -> None:
     assert f"{SPENT:.3f} is spent and the cap is 4" in sentence
 
 
+@pytest.mark.parametrize(
+    ("release", "sentence"),
+    [("0.0.1", "exported with fedmpt 0.0.1"), ("x" * 999, "with fedmpt another release"), (None, "another release")],
+)
+def test_a_job_of_another_release_is_refused(gate: BudgetGate, site: Site, release: Any, sentence: str) -> None:
+    site.edit(lambda p: _executor(p)["args"].update(release=release))
+    said = gate.validate(str(site.app))[0]
+    assert sentence in said
+    assert f"this site runs {RELEASE}: all must run the same release" in said
+
+
 def test_an_unprotected_job_may_be_deployed_where_the_site_allows_it(gate: BudgetGate, site: Site) -> None:
     site.settle(allow_unprotected=True)
     site.deploy(replace(JOB, privacy=UNPROTECTED))
@@ -267,7 +265,7 @@ def test_a_site_without_a_policy_takes_no_job(gate: BudgetGate, site: Site) -> N
 
 def _other_key(site: Site) -> None:
     site.ledger.unlink()
-    write_kit(site.root / "other")
+    write_kit(site.root / "other", SITE)
     create_ledger(site.policy, SITE, site.root / "other")
 
 
@@ -340,6 +338,49 @@ def test_weights_by_records_are_the_declared_units(site: Site) -> None:
 
 def test_a_join_leaves(site: Site) -> None:
     assert site.guard("join", join_answer()) == join_answer()
+
+
+def handed_over(site: Site) -> Shareable:
+    site.release()
+    return tasks.ledger_message(*ledger_copy(site.policy, site.root / "startup"))
+
+
+def test_a_copy_of_the_ledger_leaves_for_auditors(site: Site) -> None:
+    answer = handed_over(site)
+    assert answer[tasks.LEDGER_COPY] == site.ledger.read_bytes()
+    assert answer[tasks.CERTIFICATE] == (site.root / "startup" / "client.crt").read_bytes()
+    left = site.guard(tasks.LEDGER, answer)
+    assert dict(left) == dict(answer)
+    assert left is not answer
+    site.release(job_id="another")  # what other jobs append meanwhile does no harm
+    assert site.guard(tasks.LEDGER, answer).get_return_code() == ReturnCode.OK
+
+
+HANDED: dict[str, Callable[[Shareable], Any]] = {
+    "a line less at the front": lambda a: a.update(ledger_copy=a[tasks.LEDGER_COPY].split(b"\n", 1)[1]),
+    "a torn line": lambda a: a.update(ledger_copy=a[tasks.LEDGER_COPY][:-1]),
+    "other bytes": lambda a: a.update(ledger_copy=b"pictures\n"),
+    "nothing": lambda a: a.update(ledger_copy=b""),
+    "text": lambda a: a.update(ledger_copy=a[tasks.LEDGER_COPY].decode()),
+    "another certificate": lambda a: a.update(certificate=b"private"),
+    "a field": lambda a: a.update(fields={"labels": 1}),
+    "a vector": lambda a: a.update(vector=b"1234"),
+    "no certificate": lambda a: a.pop(tasks.CERTIFICATE),
+    "a header": lambda a: a.set_header("private", 1),
+}
+
+
+@pytest.mark.parametrize("change", HANDED.values(), ids=HANDED)
+def test_a_ledger_changed_in_one_place_is_held_back(site: Site, change: Callable[[Shareable], Any]) -> None:
+    answer = handed_over(site)
+    change(answer)
+    assert reason(site.guard(tasks.LEDGER, answer))
+
+
+def test_a_site_that_keeps_its_ledger_hands_none_over(site: Site) -> None:
+    answer = handed_over(site)
+    site.settle(share_ledger=False)
+    assert reason(site.guard(tasks.LEDGER, answer))
 
 
 def test_figures_leave_a_site_that_evaluates(site: Site) -> None:
