@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import psutil
 import tomli_w
+import yaml
 
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import without_none
@@ -31,13 +32,37 @@ from fedmpt_core.secagg.roster import Member, Roster
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare.artifacts import EVENTS
 from fedmpt_flare.site import SITE_FILE
-from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 
 REPOSITORY = Path(__file__).parents[1]
-PROJECT, SERVER, ADMIN = "fedmpt", "fedmpt-server", "admin@fedmpt.test"
+DEPLOY = REPOSITORY / "deploy"
+STATE = "/var/lib/fedmpt"  # in the files of deploy/, which is where their readers put their own folder
+PROJECT, SERVER = "fedmpt", "fl.example.org"
+ADMIN, OPERATOR, LEAD, AUDITOR = (
+    "admin@example.org",
+    "it@hospital-a.example.org",
+    "lead@example.org",
+    "auditor@example.org",
+)
+# what the server does without; deploy/docker/Dockerfile.server installs none of it
+HEAVY = ("torch", "torchvision", "open_clip", "timm", "transformers", "opacus", "dp_accounting", "scipy", "sklearn")
+HEAVY += ("matplotlib", "pyarrow", "PIL")
 ROSTER = "secagg_roster.json"
 LONGEST = 300  # seconds for anything to happen; reached only when something hangs
 _POLL_SECONDS = 0.2
+# FLARE asks what is installed, so these are hidden rather than broken
+LIGHT = f"""
+import sys
+from importlib.machinery import PathFinder
+
+
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {HEAVY!r} else super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Light
+"""
 
 
 @dataclass(frozen=True)
@@ -85,20 +110,19 @@ class Federation:
         """
         self.root, self.sites = root.resolve(), list(sites)
         self.policies: dict[str, SiteConfig] = {}
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {**os.environ, "HOME": str(self.root), "OMP_NUM_THREADS": "1"}
-        self._environment["NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"] = "10"
+        self._environment |= {"NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "10", "NVFLARE_SECURE_LOGGING": "true"}
         self._provision()
         roster = Roster(
             root_sha256(load_root(self.kit(SERVER))),
             {name: Member(load_identity(self.kit(name)).fingerprint, _org(name)) for name in sites},
         )
         for name, site in sites.items():
-            self._guard(name)
             write_roster(self.local(name) / ROSTER, roster)
             site = replace(site, secagg=replace(site.secagg, roster=ROSTER))
             if site.privacy:
-                policy = replace(site.privacy, ledger=str(self.root / "ledgers" / name))
+                policy = replace(site.privacy, ledger=str(self.state(name) / "ledgers"))
                 create_ledger(policy, name, self.kit(name))
                 site = replace(site, privacy=policy)
             self.set_site(name, site)
@@ -113,6 +137,10 @@ class Federation:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def state(self, who: str) -> Path:
+        """Where the participant keeps what outlives a job."""
+        return self.root / "state" / who
 
     def local(self, who: str) -> Path:
         """The participant's own configuration folder."""
@@ -149,36 +177,46 @@ class Federation:
     def start(self) -> None:
         """Start everybody; returns when every site is registered at the server."""
         for who in (SERVER, *self.sites):
-            role = "server" if who == SERVER else "client"
-            command = [sys.executable, "-u", "-m", f"nvflare.private.fed.app.{role}.{role}_train"]
-            command += ["-m", str(self._home(who)), "-s", f"fed_{role}.json", "--set", "secure_train=true"]
-            command += [f"org={_org(who)}", "config_folder=config"] + ([] if who == SERVER else [f"uid={who}"])
-            (self._home(who) / "transfer").mkdir(exist_ok=True)
-            with (self._home(who) / "console.log").open("ab") as log:
-                process = subprocess.Popen(
-                    command,
-                    cwd=self._home(who),
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            self._processes.append(process)
-        self._administer("wait", str(len(self.sites)))
+            self.start_one(who)
+        self.administer(ADMIN, "wait", str(len(self.sites)))
+
+    def start_one(self, who: str) -> None:
+        """Start one participant's parent process."""
+        role = "server" if who == SERVER else "client"
+        command = [sys.executable, "-u", "-m", f"nvflare.private.fed.app.{role}.{role}_train"]
+        command += ["-m", str(self._home(who)), "-s", f"fed_{role}.json", "--set", "secure_train=true"]
+        command += [f"org={_org(who)}", "config_folder=config"] + ([] if who == SERVER else [f"uid={who}"])
+        (self._home(who) / "transfer").mkdir(exist_ok=True)
+        environment = {**self._environment, "PYTHONPATH": str(self.root / "light")} if who == SERVER else None
+        with (self._home(who) / "console.log").open("ab") as log:
+            self._processes[who] = subprocess.Popen(
+                command,
+                cwd=self._home(who),
+                env=environment or self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self, who: str) -> None:
+        """End a participant's processes at once, as a power cut does."""
+        place = str(self._home(who))
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if process.cwd() == place or any(part.startswith(place) for part in process.cmdline()):
+                    process.kill()
+        self._processes[who].wait()
 
     def stop(self) -> None:
-        """End every process, kindly first; none is left when this returns."""
-        if any(process.poll() is None for process in self._processes):
-            with suppress(subprocess.SubprocessError):
-                self._administer("shutdown", timeout=60)
-        _, alive = psutil.wait_procs(self.processes(), timeout=20)
+        """End every process; none is left when this returns."""
+        alive = self.processes()
         while alive:
             for process in alive:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(alive, timeout=20)
             alive = self.processes()
-        for process in self._processes:
+        for process in self._processes.values():
             process.wait()
 
     def processes(self) -> list[psutil.Process]:
@@ -196,18 +234,21 @@ class Federation:
         _run([sys.executable, "-W", "ignore", "-c", code, json.dumps(job.to_dict()), str(folder)], self._environment)
         return folder / job.name
 
-    def run_job(self, folder: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Outcome:
+    def run_job(
+        self, folder: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None, *, who: str = LEAD
+    ) -> Outcome:
         """Submit, wait for the end, download.
 
         Args:
             folder: the exported job.
+            who: submits it.
             on_event: called in a thread of its own with the job's id and each of the workflow's events as they come.
         """
         ended = threading.Event()
         with ThreadPoolExecutor(1) as pool:
             watching = pool.submit(self._watch, on_event, ended)
             try:
-                said = json.loads(self._administer("job", str(folder)).splitlines()[-1])
+                said = json.loads(self.administer(who, "job", str(folder)).splitlines()[-1])
             finally:
                 ended.set()
             watching.result()
@@ -215,8 +256,8 @@ class Federation:
         return Outcome(said["meta"]["job_id"], said["meta"], workspace)
 
     def abort(self, job_id: str) -> None:
-        """Abort a running job, as an administrator does."""
-        self._administer("abort", job_id)
+        """Abort a running job, as its submitter does."""
+        self.administer(LEAD, "abort", job_id)
 
     def trainer(self, site: str) -> psutil.Process | None:
         """The site's trainer process, if one runs."""
@@ -253,57 +294,25 @@ class Federation:
         return self.root / "kits" / PROJECT / "prod_00" / who
 
     def _provision(self) -> None:
-        impl = "nvflare.lighter.impl"
-        server = {"name": SERVER, "type": "server", "org": _org(SERVER), "fed_learn_port": _free_port()}
+        """As deploy/ says, but for names, addresses and folders."""
+        project = yaml.safe_load((DEPLOY / "provision" / "project.yml").read_text())
+        given = {p["type"]: p for p in project["participants"]}
+        server = {**given["server"], "fed_learn_port": _free_port()}
         server |= {"default_host": "localhost", "host_names": ["localhost", "127.0.0.1"]}
-        project = {
-            "api_version": 3,
-            "name": PROJECT,
-            "description": "all on one machine",
-            "participants": [
-                server,
-                *({"name": name, "type": "client", "org": _org(name)} for name in self.sites),
-                {"name": ADMIN, "type": "admin", "org": _org(SERVER), "role": "project_admin"},
-            ],
-            "builders": [
-                {"path": f"{impl}.workspace.WorkspaceBuilder"},
-                {
-                    "path": f"{impl}.static_file.StaticFileBuilder",
-                    "args": {"config_folder": "config", "scheme": "tcp"},
-                },
-                {"path": f"{impl}.cert.CertBuilder"},
-                {"path": f"{impl}.signature.SignatureBuilder"},
-            ],
-        }
+        clients = [{**given["client"], "name": name, "org": _org(name)} for name in self.sites]
+        admins = [p for p in project["participants"] if p["type"] == "admin"]
+        project["participants"] = [server, *clients, *admins]
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / "project.yml"
-        path.write_text(json.dumps(project), encoding="utf-8")  # JSON is YAML
+        path.write_text(yaml.safe_dump(project), encoding="utf-8")
         command = [sys.executable, "-W", "ignore", "-m", "nvflare.cli", "provision", "--force"]
         _run([*command, "-p", str(path), "-w", str(self.root / "kits")], self._environment)
-
-        def storage(resources: dict[str, Any]) -> None:
-            # FLARE's own choice is one folder for all federations of a machine
-            resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(self.root / "snapshots")
-            manager = next(c for c in resources["components"] if c["id"] == "job_manager")
-            manager["args"]["uri_root"] = str(self.root / "jobs")
-
-        self._edit_resources(SERVER, storage)
-
-    def _guard(self, site: str) -> None:
-        """What a site that trusts no job writes into its `local/` folder."""
-
-        def guarded(resources: dict[str, Any]) -> None:
-            resources["app_validator"] = {"path": "fedmpt_flare.guards.BudgetGate"}
-            resources["components"] = [c for c in resources["components"] if c["id"] != "site_log_streamer"]
-
-        self._edit_resources(site, guarded)
-        scope = {"name": "fedmpt", "task_result_filters": [{"path": "fedmpt_flare.guards.EgressGuard"}]}
-        (self.local(site) / "privacy.json").write_text(json.dumps({"scopes": [scope], "default_scope": "fedmpt"}))
-        authorization = json.loads((self.local(site) / "authorization.json.default").read_text())
-        # nobody may bring code or look into the site's files; running jobs is what the guards decide
-        nothing = {"byoc": "none", "shell_commands": "none"}
-        authorization["permissions"]["project_admin"] = {"submit_job": "any", "operate": "any", "view": "any"} | nothing
-        (self.local(site) / "authorization.json").write_text(json.dumps(authorization))
+        for who in (SERVER, *self.sites):
+            for file in (DEPLOY / ("server" if who == SERVER else "site") / "local").iterdir():
+                text = file.read_text(encoding="utf-8").replace(STATE, str(self.state(who)))
+                (self.local(who) / file.name).write_text(text, encoding="utf-8")
+        (self.root / "light").mkdir()
+        (self.root / "light" / "sitecustomize.py").write_text(LIGHT, encoding="utf-8")
 
     def _install(self, who: str, class_path: str, source: str) -> None:
         custom = self.local(who) / "custom"
@@ -311,21 +320,19 @@ class Federation:
         (custom / f"{class_path.rpartition('.')[0]}.py").write_text(source, encoding="utf-8")
 
     def _edit_resources(self, who: str, edit: Callable[[dict[str, Any]], None]) -> None:
-        path = self.local(who) / "resources.json"
-        source = path if path.exists() else self.local(who) / "resources.json.default"
-        resources = json.loads(source.read_text())
-        if source != path:
-            resources |= {"class_allow_list": list(CLASS_ALLOW_LIST), "allow_log_streaming": False}
+        path = self.local(who) / "resources.json.default"
+        resources = json.loads(path.read_text())
         edit(resources)
         path.write_text(json.dumps(resources, indent=2))
 
-    def _administer(self, *arguments: str, timeout: float = 2 * LONGEST) -> str:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.federation", str(self._home(ADMIN)), *arguments]
+    def administer(self, who: str, *arguments: str, timeout: float = 2 * LONGEST) -> str:
+        """What this module's own command line prints, with an administrator's kit."""
+        command = [sys.executable, "-W", "ignore", "-m", "tests.federation", str(self._home(who)), who, *arguments]
         return _run(command, self._environment, timeout=timeout)
 
 
 def _org(who: str) -> str:
-    return who.replace("-", "_")
+    return "consortium" if who == SERVER else who.replace("-", "_")
 
 
 def _free_port() -> int:
@@ -357,17 +364,16 @@ def _wait_for_sites(session: Any, count: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _administrate(kit: str, order: str, *arguments: str) -> None:
-    from nvflare.fuel.flare_api.api_spec import TargetType
+def _administrate(kit: str, who: str, order: str, *arguments: str) -> None:
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
-    session = new_secure_session(username=ADMIN, startup_kit_location=kit, timeout=LONGEST)
+    session = new_secure_session(username=who, startup_kit_location=kit, timeout=LONGEST)
     try:
         match order:
             case "wait":
                 _wait_for_sites(session, int(arguments[0]))
-            case "shutdown":
-                session.shutdown(TargetType.ALL)
+            case "command":
+                print(json.dumps(session.api.do_command(" ".join(arguments)), default=str))
             case "abort":
                 session.abort_job(arguments[0])
             case "job":

@@ -13,7 +13,6 @@ from typing import Any
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey, WorkspaceConstants
 from nvflare.fuel.hci.conn import Connection
-from nvflare.fuel.hci.proto import MetaStatusValue, make_meta
 from nvflare.fuel.hci.reg import CommandModule, CommandModuleSpec, CommandSpec
 from nvflare.private.admin_defs import Message, ok_reply
 from nvflare.private.fed.client.admin import RequestProcessor
@@ -22,8 +21,6 @@ from nvflare.private.fed.server.cmd_utils import CommandUtil
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
 from fedmpt_core.config_file import load_site
-from fedmpt_core.privacy.accounting import epsilon
-from fedmpt_core.privacy.budget import history
 from fedmpt_core.privacy.site_ledger import read_site_ledger
 from fedmpt_flare.site import SITE_FILE
 
@@ -74,6 +71,10 @@ def budget_of(workspace: Path, name: str) -> dict[str, Any]:
     site = load_site(workspace / WorkspaceConstants.SITE_FOLDER_NAME / SITE_FILE, name)
     if site.privacy is None or not site.privacy.show_budget:
         return {"refused": "this site does not show its budget (privacy.show_budget)"}
+    # the server has no accountant
+    from fedmpt_core.privacy.accounting import epsilon
+    from fedmpt_core.privacy.budget import history
+
     kit = workspace / WorkspaceConstants.STARTUP_FOLDER_NAME
     entries = read_site_ledger(site.privacy, kit)
     return {
@@ -105,11 +106,12 @@ class _BudgetModule(CommandModule, CommandUtil):
 
     def report(self, conn: Connection, args: list[str]) -> None:
         replies = self.send_request_to_clients(conn, new_message(conn, topic=TOPIC, body="", require_authz=True))
+        if not replies:
+            conn.append_error("no site answered: none is connected")
+            return
         table = conn.append_table(COLUMNS)
-        found = {reply.client_name: _read(reply.reply) for reply in replies or []}
-        for site, said in sorted(found.items()):
-            table.add_row(_row(site, said))
-        conn.append_dict(found, meta=make_meta(MetaStatusValue.OK))
+        for reply in sorted(replies, key=lambda r: r.client_name):
+            table.add_row(_row(reply.client_name, _read(reply.reply)))
 
 
 def _read(reply: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
 from fedmpt_flare.roster_cli import roster
 from fedmpt_flare.site import default_cache
+from fedmpt_flare.site_cli import site
 
 app = typer.Typer(
     help="Federated multi-label prompt tuning of vision-language models on NVIDIA FLARE.",
@@ -142,9 +143,18 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that receives the job folder.")] = Path(
         "exported"
     ),
+    policies: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--policy", metavar="CARD.json", help="A site's card (`fedmpt site policy`); give one for each known site."
+        ),
+    ] = None,
     seed: Seed = None,
 ) -> None:
-    """Write a FLARE job folder for `nvflare job submit`: configuration only, no code."""
+    """Write a FLARE job folder for `nvflare job submit`: configuration only, no code.
+
+    A job that a known site would refuse is not written.
+    """
     config, _ = _load(job, None, seed, needs_sites=False)
     if config.secagg.insecure_identities:
         raise ConfigError(
@@ -152,12 +162,18 @@ def export(
             "remove it"
         )
     from fedmpt_core import preflight
+    from fedmpt_core.policy_card import PolicyCard
 
+    cards = [PolicyCard.load(path) for path in policies or []]
+    for card in cards:
+        card.check(config)
     preflight.check_model(config)
     with console.quiet():
         from fedmpt_flare.recipe import FedMPTRecipe
 
         FedMPTRecipe(config).export(str(out))
+    if cards:
+        console.say(f"Within the policies of {', '.join(card.site for card in cards)}.")
     console.say(f"Wrote {out / config.name} (job digest {config.digest()[:16]}). Submit it with:")
     console.say(f"  nvflare job submit -j {out / config.name}")
 
@@ -208,6 +224,7 @@ def prepare(
 
 
 app.add_typer(roster, name="roster")
+app.add_typer(site, name="site")
 ledger = typer.Typer(help="A site's privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 

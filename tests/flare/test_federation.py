@@ -33,8 +33,7 @@ from fedmpt_core.result import load_model
 from fedmpt_core.secagg_config import SecAggConfig
 from fedmpt_core.session import SiteSession
 from fedmpt_flare import tasks
-from fedmpt_flare.site import CHECKPOINTS
-from tests.federation import SERVER, Federation, Outcome
+from tests.federation import LEAD, SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
 
@@ -323,7 +322,7 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
     assert np.allclose(reached, state, atol=5e-5)
     # a site's job process holds its update until the sum is signed; the server's processes and files never do
     assert found == {f"server, {tasks.TRAIN}": False, f"site, {tasks.TRAIN}": True, f"server, {tasks.UNMASK}": False}
-    for folder in ("jobs", "snapshots", f"kits/fedmpt/prod_00/{SERVER}", "kits/fedmpt/prod_00/admin@fedmpt.test"):
+    for folder in (f"state/{SERVER}", f"kits/fedmpt/prod_00/{SERVER}", f"kits/fedmpt/prod_00/{LEAD}"):
         for file in (federation.root / folder).rglob("*"):
             assert not file.is_file() or not any(w in file.read_bytes() for w in secrets), file
 
@@ -342,7 +341,7 @@ def test_a_job_that_was_aborted_goes_on_when_submitted_again(federation: Federat
 
     broken = federation.run_job(federation.export(agreed), abort)
     assert broken.meta["status"] != "FINISHED:COMPLETED"
-    kept = load_checkpoint(federation.local(SERVER).parent / CHECKPOINTS, broken.job_id)
+    kept = load_checkpoint(federation.state(SERVER) / "checkpoints", broken.job_id)
     assert kept.round == 1
     wrong = dataclasses.replace(agreed, resume=ResumeConfig(broken.job_id, 2))
     refused = federation.run_job(federation.export(wrong))
