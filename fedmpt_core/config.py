@@ -267,6 +267,8 @@ class FederationConfig:
         evaluate_every: rounds between two evaluations of the global model; the last is always evaluated, 1..100000.
             0 asks for none: figures of test pictures are exact, no privacy mechanism covers them.
         gpus: GPUs that each site's job process asks FLARE for; 0 runs on what the site's device setting says, 0..64.
+        tracking: where the server also writes each round's figures: `tensorboard` (into the job's folder), `mlflow`
+            (to the tracking server that MLFLOW_TRACKING_URI names in the FLARE server's environment).
     """
 
     min_sites: int = 3
@@ -276,12 +278,14 @@ class FederationConfig:
     max_failed_rounds: int = 2
     evaluate_every: int = 1
     gpus: int = 0
+    tracking: tuple[Literal["tensorboard", "mlflow"], ...] = ()
 
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         """Raises ValueError when a field is out of range."""
         check_range(self, "min_sites", 1, 1000)
+        check_unique(self, "tracking")
         for name in ("join_timeout", "round_timeout"):
             check_range(self, name, 1, 604_800)
         check_range(self, "max_failed_rounds", 0, 1000)

@@ -1,4 +1,4 @@
-"""Round figures as TensorBoard scalars, for those who compare runs there. Needs the extra `tracking`."""
+"""Round figures as scalars, for those who compare runs in TensorBoard or MLflow. Needs the extra `tracking`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +22,13 @@ def write_tensorboard(record: Mapping[str, Any], folder: Path) -> None:
 
     with SummaryWriter(str(folder)) as writer:
         for row in record["rounds"]:
-            for key, value in row.items():
-                if isinstance(value, float) and key != "seconds":
-                    writer.add_scalar(f"global/{key}", value, row["round"])
-            for n, weight in enumerate(row.get("gate", [])):
-                writer.add_scalar(f"gate/{n}", weight, row["round"])
-            for site, said in row.get("privacy", {}).items():
-                writer.add_scalar(f"epsilon/{site}", said["epsilon"], row["round"])
-            writer.add_scalar("round/seconds", row["seconds"], row["round"])
-            writer.add_scalar("round/bytes_sent", sum(row["bytes_sent"].values()), row["round"])
+            for tag, value in scalars(row).items():
+                writer.add_scalar(tag, value, row["round"])
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """A round's figures by tag: every figure of the global model, gate weights, epsilon by site, time and bytes."""
+    found = {f"global/{k}": v for k, v in row.items() if isinstance(v, float) and k != "seconds"}
+    found |= {f"gate/{n}": weight for n, weight in enumerate(row.get("gate", []))}
+    found |= {f"epsilon/{site}": said["epsilon"] for site, said in row.get("privacy", {}).items()}
+    return {**found, "round/seconds": row["seconds"], "round/bytes_sent": float(sum(row["bytes_sent"].values()))}

@@ -11,6 +11,7 @@ from fedmpt_flare.executor import FedMPTExecutor
 from fedmpt_flare.tasks import TASKS
 from fedmpt_flare.workflow import FedMPTWorkflow
 
+TENSORBOARD = "tensorboard"  # folder below the job's at the server
 POLL_SECONDS = 0.1  # FLARE's default of 2 s is paid once per phase
 
 
@@ -29,6 +30,8 @@ class FedMPTRecipe(Recipe):
         meta = {"resource_spec": {"@default": {"num_of_gpus": gpus}}} if gpus else None
         flare = FedJob(name=job.name, min_clients=job.federation.min_sites, meta_props=meta)
         flare.to_server(FedMPTWorkflow(_argument(job)), id="fedmpt")
+        for name in job.federation.tracking:
+            flare.to_server(_receiver(name), id=name)
         flare.to_server({"server": {"task_request_interval": POLL_SECONDS}})
         flare.to_clients(FedMPTExecutor(_argument(job)), tasks=list(TASKS))
         flare.to_clients({"default_task_fetch_interval": POLL_SECONDS})
@@ -39,3 +42,14 @@ class FedMPTRecipe(Recipe):
 def _argument(job: JobConfig) -> dict[str, Any]:
     # Without the type FLARE would try to build a component from a dict that has a "name".
     return {"config_type": "dict", **job.to_dict()}
+
+
+def _receiver(name: str) -> Any:
+    """A component of the server that hears the workflow's analytics events."""
+    if name == "mlflow":
+        from fedmpt_flare.mlflow_receiver import MlflowReceiver
+
+        return MlflowReceiver()
+    from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
+
+    return TBAnalyticsReceiver(tb_folder=TENSORBOARD)

@@ -24,7 +24,7 @@ from fedmpt_core.run_manifest import MANIFEST
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare.artifacts import EVENTS, MODEL, PRIVACY, RESULT
 from fedmpt_flare.site import RUN_FILE, SERVER_FILE, SIMULATED_JOB, SITE_FILE
-from fedmpt_flare.tasks import CLASS_ALLOW_LIST
+from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
 
 LOG = "fedmpt.log"
 LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"
@@ -173,7 +173,9 @@ def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace
     """
     local = workspace / job.name / "local"
     local.mkdir(parents=True)
-    (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(CLASS_ALLOW_LIST)}))
+    (local / "resources.json").write_text(
+        json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
+    )
     plain = {name: without_none(asdict(_rehearsed(name, site, keep))) for name, site in sites.items()}
     (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
     (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")

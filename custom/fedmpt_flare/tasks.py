@@ -22,6 +22,11 @@ TASKS = (JOIN, ADVERTISE, CONFIRM, TRAIN, CONSISTENCY, UNMASK, VALIDATE, LEDGER)
 
 # Sites and server must list these two, and need list nothing else, to run our jobs.
 CLASS_ALLOW_LIST = ("fedmpt_flare.executor.FedMPTExecutor", "fedmpt_flare.workflow.FedMPTWorkflow")
+# A server lists these too where it lets jobs track their figures.
+TRACKING_CLASSES = (
+    "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
+    "fedmpt_flare.mlflow_receiver.MlflowReceiver",
+)
 
 # headers and keys
 ROUND = "fedmpt_round"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from nvflare.apis.analytix import AnalyticsDataType, LogWriterName
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.fl_constant import ReturnCode
@@ -19,6 +20,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.apis.wf_comm_spec import WFCommSpec
 
 from fedmpt_core.aggregation import apply, average
@@ -30,6 +32,7 @@ from fedmpt_core.packages import RELEASE
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.result import RunRecord, mean_figures
 from fedmpt_core.secagg.server import RoundLost
+from fedmpt_core.tracking import scalars
 from fedmpt_flare import tasks
 from fedmpt_flare.artifacts import RunFolder
 from fedmpt_flare.secure_rounds import SecureRounds, Take
@@ -267,6 +270,12 @@ class FedMPTWorkflow(Controller):
         self._record = self._record.with_round(number, time.monotonic() - start, sent, figures, privacy, facts)
         self._folder.write_record(self._record)
         self._folder.event("round", **self._record.rounds[-1])
+        if self._config.federation.tracking:
+            for tag, value in scalars(self._record.rounds[-1]).items():
+                dxo = create_analytic_dxo(
+                    tag, value, AnalyticsDataType.METRIC, LogWriterName.MLFLOW, global_step=number
+                )
+                send_analytic_dxo(self, dxo, self._context)
         self.log_info(self._context, f"round {number}: sites={len(sent)} mAP={figures.get('mAP')}")
 
     def _phase(
