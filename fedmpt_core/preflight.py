@@ -15,6 +15,7 @@ from fedmpt_core.backbone.load import load_backbone
 from fedmpt_core.config import JobConfig
 from fedmpt_core.data.pictures import Picture
 from fedmpt_core.data.source import load_split
+from fedmpt_core.device import pick_device
 from fedmpt_core.model import TRAINED, FedMPT
 from fedmpt_core.privacy.accounting import Epsilons, cross_checked
 from fedmpt_core.privacy.budget import PrivacyRefused, Projection, planned_steps, project, steps_of
@@ -22,7 +23,7 @@ from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.site_budget import units_of
 from fedmpt_core.privacy.site_ledger import read_site_ledger
 from fedmpt_core.privacy.training import mechanism
-from fedmpt_core.session import open_cache, pick_device
+from fedmpt_core.session import open_cache
 from fedmpt_core.site_config import SiteConfig
 
 Progress = Callable[[int, int], None]

@@ -9,7 +9,6 @@ noted there before it is handed on.
 
 import hashlib
 import logging
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from fedmpt_core.config import JobConfig
 from fedmpt_core.data.feature_cache import FeatureCache, PatchFeatures
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.source import load_split
+from fedmpt_core.device import device_name, pick_device
 from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.memory import DeviceFull
@@ -264,23 +264,6 @@ class SiteSession:
 def open_cache(site: SiteConfig) -> FeatureCache:
     """The site's patch-feature cache."""
     return FeatureCache(Path(site.cache_dir), max_bytes=int(site.cache_max_gib * 2**30))
-
-
-def pick_device(wish: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises ValueError when a named device is missing."""
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wish)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={wish!r}: this machine shows {torch.cuda.device_count()} GPUs; use 'auto' or 'cpu'")
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """What a result says of the hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def _stable_number(name: str) -> int:

@@ -297,7 +297,7 @@ class Federation:
         """As deploy/ says, but for names, addresses and folders."""
         project = yaml.safe_load((DEPLOY / "provision" / "project.yml").read_text())
         given = {p["type"]: p for p in project["participants"]}
-        server = {**given["server"], "fed_learn_port": _free_port()}
+        server = {**given["server"], "fed_learn_port": free_port()}
         server |= {"default_host": "localhost", "host_names": ["localhost", "127.0.0.1"]}
         clients = [{**given["client"], "name": name, "org": _org(name)} for name in self.sites]
         admins = [p for p in project["participants"] if p["type"] == "admin"]
@@ -335,7 +335,8 @@ def _org(who: str) -> str:
     return "consortium" if who == SERVER else who.replace("-", "_")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses just now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]

@@ -179,7 +179,7 @@ def _disk(site: SiteConfig) -> str:
 
 
 def _device(site: SiteConfig) -> str:
-    from fedmpt_core.session import device_name, pick_device
+    from fedmpt_core.device import device_name, pick_device
 
     return device_name(pick_device(site.device))
 

@@ -75,7 +75,7 @@ def test_distributed_provisioning_leaves_every_key_where_it_was_made(tmp_path: P
     files = DEPLOY / "provision"
     said = flare("cert", "init", "--profile", files / "profile.yaml", "-o", tmp_path / "ca", home=tmp_path)
     assert "finger" in said.lower()
-    for who, name in (("server", SERVER), ("hospital-a", SITE), ("lead", "lead@example.org")):
+    for who, name in (("server", SERVER), ("site", SITE), ("lead", "lead@example.org")):
         flare("cert", "request", "-p", files / f"{who}.yaml", "--out", tmp_path / who, home=tmp_path)
         request = next((tmp_path / who).glob("*.request.zip"))
         signed = tmp_path / f"{who}.signed.zip"

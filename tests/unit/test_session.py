@@ -12,7 +12,8 @@ from fedmpt_core.backbone.base import Backbone
 from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_file import ManifestRow
-from fedmpt_core.session import SiteSession, pick_device
+from fedmpt_core.device import pick_device
+from fedmpt_core.session import SiteSession
 from fedmpt_core.site_config import DataConfig, SiteConfig
 from tests.fakes import FakeBackbone
 from tests.settings import OPEN, POLICY, UNMASKED, UNPROTECTED
