@@ -166,6 +166,10 @@ class Federation:
         self._install(SERVER, class_path, source)
         self._edit_resources(SERVER, lambda r: r["class_allow_list"].append(class_path))
 
+    def lose_sites_after(self, seconds: int) -> None:
+        """Without a sign of life; deploy/ waits a minute. Before `start`."""
+        self._edit_resources(SERVER, lambda r: r["servers"][0].update(heart_beat_timeout=seconds))
+
     def filter_before_guard(self, site: str, class_path: str, source: str) -> None:
         """Let a faulty filter of the site's own change answers before the guard sees them, from the next job on."""
         self._install(site, class_path, source)
@@ -377,6 +381,8 @@ def _administrate(kit: str, who: str, order: str, *arguments: str) -> None:
                 print(json.dumps(session.api.do_command(" ".join(arguments)), default=str))
             case "abort":
                 session.abort_job(arguments[0])
+            case "wait_job":
+                session.monitor_job(arguments[0], timeout=LONGEST, poll_interval=_POLL_SECONDS)
             case "job":
                 job_id = session.submit_job(arguments[0])
                 session.monitor_job(job_id, timeout=LONGEST, poll_interval=_POLL_SECONDS)

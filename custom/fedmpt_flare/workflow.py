@@ -76,6 +76,7 @@ class FedMPTWorkflow(Controller):
         self._failed_attempts = 0
         self._privacy: dict[str, dict[str, Any]] = {}
         self._secure: SecureRounds | None = None
+        self._silent: set[str] = set()  # who did not answer the last task that it was given
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole job; an exception here ends it as failed."""
@@ -144,7 +145,9 @@ class FedMPTWorkflow(Controller):
         sites = sorted(self._record.sites or {})
         if not self._config.privacy.private:
             return {site: {"kept": "the job has no differential privacy, so no ledger"} for site in sites}
-        found = {site: {"kept": "the site gave none"} for site in sites}
+        lost = {site: {"kept": "the site did not answer any more"} for site in sites if site in self._silent}
+        sites = [site for site in sites if site not in lost]
+        found = {**lost, **{site: {"kept": "the site gave none"} for site in sites}}
 
         def take(site: str, answer: Shareable) -> None:
             copy, certificate = answer[tasks.LEDGER_COPY], answer[tasks.CERTIFICATE]
@@ -302,12 +305,15 @@ class FedMPTWorkflow(Controller):
             Names of the sites whose answer was taken.
         """
         taken: set[str] = set()
+        self._silent |= set(sites)
         lock = threading.Lock()
         self._folder.event("phase", phase=name, sites=sites)
 
         # FLARE passes both by keyword, and an exception in here would end the phase.
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             site, answer = client_task.client.name, client_task.result
+            if answer is not None:
+                self._silent.discard(site)
             client_task.result = None  # an update is kept nowhere
             reason = _refused(answer)
             if answer is not None and reason:

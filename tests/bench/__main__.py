@@ -8,7 +8,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("sinkhorn", "step", "private_step", "accounting", "ledger", "masking", "secagg", "latency", "demo")
+NAMES = (
+    "sinkhorn",
+    "step",
+    "private_step",
+    "accounting",
+    "ledger",
+    "masking",
+    "secagg",
+    "latency",
+    "federation",
+    "demo",
+)
 PEERS = ("peers",)  # in an environment of their own: make bench-peers
 
 

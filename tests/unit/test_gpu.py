@@ -1,0 +1,45 @@
+"""What a GPU must do like a CPU; needs one."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedmpt_core.privacy.keystream import Keystream
+from fedmpt_core.privacy.training import private_update
+from tests.unit.test_memory import plain
+from tests.unit.test_private_training import KEY, RECORDS, setting
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("engine", ["exact", "feature_space"])
+@pytest.mark.parametrize("micro_batch", [64, 3])
+def test_a_private_round_is_the_cpu_s(engine: Any, micro_batch: int) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        job, model, table, targets = setting(engine=engine, micro_batch=micro_batch)
+        model = model.to(device)
+        update = private_update(
+            model,
+            table,  # type: ignore[arg-type]
+            targets,
+            np.arange(RECORDS),
+            state=model.vector(),
+            round_number=1,
+            job=job,
+            declared_units=RECORDS,
+            keystream=Keystream(KEY),
+        )
+        found.append(update.vector)
+    # the noise is drawn on the CPU, so it is the same
+    assert np.allclose(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_plain_round_is_the_cpu_s() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        _, model, table, targets = setting()
+        found.append(plain(model.to(device), table, targets).vector)
+    assert np.allclose(*found, rtol=1e-3, atol=1e-4)
