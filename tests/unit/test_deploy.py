@@ -71,6 +71,14 @@ def test_the_project_file_gives_a_kit_to_everybody(kits: Path) -> None:
     assert (card.name, card.org) == (SITE, "hospital_a")
 
 
+def test_two_sites_of_one_name_are_not_provisioned(tmp_path: Path) -> None:
+    project = yaml.safe_load((DEPLOY / "provision" / "project.yml").read_text())
+    project["participants"].append({**next(p for p in project["participants"] if p["name"] == SITE), "org": "other"})
+    (tmp_path / "project.yml").write_text(yaml.safe_dump(project))
+    with pytest.raises(AssertionError, match=SITE):
+        flare("provision", "-p", tmp_path / "project.yml", "-w", tmp_path / "kits", home=tmp_path)
+
+
 def test_distributed_provisioning_leaves_every_key_where_it_was_made(tmp_path: Path) -> None:
     files = DEPLOY / "provision"
     said = flare("cert", "init", "--profile", files / "profile.yaml", "-o", tmp_path / "ca", home=tmp_path)

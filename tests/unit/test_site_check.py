@@ -24,6 +24,7 @@ from fedmpt_flare.budget_command import _row, budget_of
 from fedmpt_flare.cli import app
 from fedmpt_flare.site_check import check_site_folder
 from tests.federation import DEPLOY, STATE
+from tests.kits import write_kit
 from tests.unit.test_deploy import SITE, flare, overlay
 
 JOB = resolved(
@@ -98,6 +99,14 @@ def _grow_streamer(kit: Path) -> None:
 RESOURCES = "resources.json.default"
 FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no certificate": (lambda k: (k / "startup" / "client.crt").unlink(), "start-up kit", "client.crt cannot be read"),
+    "another federation's root": (
+        lambda k: (
+            write_kit(k.parent / "other", "root"),
+            shutil.copy(k.parent / "other/client.crt", k / "startup/rootCA.pem"),
+        ),
+        "start-up kit",
+        "root",
+    ),
     "another key": (
         lambda k: shutil.copy(k / "startup" / "rootCA.pem", k / "startup" / "client.crt"),
         "start-up kit",
