@@ -16,6 +16,7 @@ from fedmpt_core.config_file import ConfigError, load_job, load_site, load_sites
 from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
+from fedmpt_flare.audit_cli import audit
 from fedmpt_flare.roster_cli import roster
 from fedmpt_flare.site import default_cache
 from fedmpt_flare.site_cli import site
@@ -223,6 +224,7 @@ def prepare(
     console.say(f"Wrote {out}: {len(rows)} pictures, classes {', '.join(voc.CLASSES)}")
 
 
+app.command()(audit)
 app.add_typer(roster, name="roster")
 app.add_typer(site, name="site")
 ledger = typer.Typer(help="A site's privacy ledger.", no_args_is_help=True)

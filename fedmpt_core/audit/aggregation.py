@@ -1,0 +1,96 @@
+"""D: what the server could have learned; E: everything that left each site, and what protects it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedmpt_core.admission import floors_of
+from fedmpt_core.audit.run import Run
+from fedmpt_core.secagg.errors import SecAggError
+
+
+@dataclass(frozen=True)
+class Release:
+    """One kind of thing that left a site.
+
+    Attributes:
+        what: in words.
+        protection: what protects it.
+        private: whether the privacy claim covers it, or it depends on no record.
+    """
+
+    what: str
+    protection: str
+    private: bool
+
+
+def check_aggregation(run: Run) -> None:
+    """Compare every sum with the rules that the sites keep; adds findings to the run."""
+    _check_numbers(run)
+    if run.manifest.identities == "insecure":
+        text = "identities were made up, as in a simulation: nobody is who they say"
+        run.say("insecure-identities", "run", text, "", "note")
+    if not run.job.secagg.masked:
+        text = "the server saw every site's update; differential privacy alone protects the records in them"
+        run.say("unmasked", "run", text, "decide whether the sites' epsilons suffice without masks", "warning")
+        return
+    floors, transcripts = floors_of(run.job), set[str]()
+    for row in run.rounds:
+        where, facts = f"round {row['round']}", row["secagg"]
+        try:
+            cohort, survivors = list(facts["cohort"]), set(row["sites"])
+            threshold = floors.threshold(len(cohort))
+            transcript = str(facts["transcript"])
+        except (KeyError, TypeError, SecAggError) as error:
+            run.say("aggregation-rules", where, f"its sum is not described: {error}", "the record was changed")
+            continue
+        if facts.get("threshold") != threshold or len(survivors) < threshold or not survivors <= set(cohort):
+            said = f"{len(survivors)} of {len(cohort)} sites, threshold {facts.get('threshold')}"
+            text = f"{said}: the rules ask for {threshold}"
+            run.say("aggregation-rules", where, text, "the record was changed, or the sites did not keep their rules")
+        if transcript in transcripts:
+            run.say("round-twice", where, "its transcript is that of another round", "a round was copied in the record")
+        transcripts.add(transcript)
+
+
+def releases(run: Run) -> dict[str, list[Release]]:
+    """By site, everything that left it in this run; adds findings for what nothing protects."""
+    found = {}
+    private, masked = run.job.privacy.private, run.job.secagg.masked
+    for site, said in sorted((run.record["sites"] or {}).items()):
+        noise = f"differential privacy per {run.job.privacy.unit}" if private else "nothing"
+        mask = "seen by the server in sums only" if masked else "seen by the server"
+        took_part = sum(site in row["sites"] for row in run.rounds)
+        listed = [
+            Release("its presence, device, package versions, timing", "depends on no record", True),
+            Release(f"{took_part} updates, {mask}", noise, private),
+        ]
+        if private:
+            listed.append(Release("epsilon, delta and head of the ledger", "follow from the job alone", True))
+            if site in run.ledgers:
+                listed.append(Release("a copy of the ledger", "mechanisms and digests, nothing of a record", True))
+        if said.get("evaluates") and run.job.federation.evaluate_every:
+            listed.append(Release("exact figures of its val and test pictures", "nothing", False))
+            text = "it gave exact figures of its val and test pictures, which no privacy claim covers"
+            run.say("figures-unprotected", site, text, "make sure that these pictures need no protection", "warning")
+        if run.job.secagg.metrics:
+            listed.append(Release("its training loss, in sums", "nothing but the sum", False))
+        if not private:
+            text = "its updates are not differentially private"
+            run.say("updates-unprotected", site, text, "treat the updates and the model as the data itself")
+        found[site] = listed
+    return found
+
+
+def _check_numbers(run: Run) -> None:
+    """Rounds are 1, 2, 3, ... once each, as many as the job has when it completed."""
+    numbers: list[Any] = [row["round"] for row in run.rounds]
+    if numbers != list(range(1, len(numbers) + 1)):
+        run.say("round-twice", "run", f"its rounds are {numbers}", "a round was copied or removed in the record")
+    elif run.record["outcome"] == "completed" and len(numbers) != run.job.training.rounds:
+        text = f"it completed with {len(numbers)} of {run.job.training.rounds} rounds"
+        run.say("round-missing", "run", text, "a round was removed from the record")
+    if [r["survivors"] for r in run.manifest.rounds] != [row["sites"] for row in run.record["rounds"]]:
+        text = "the record and the manifest differ in who was in the sums"
+        run.say("record-changed", "run", text, "one of the two was edited: download the run again")
+    if run.record["outcome"] != "completed":
+        run.say("not-completed", "run", f"the run ended as {str(run.record['outcome'])[:200]!r}", "", "note")
