@@ -176,7 +176,12 @@ def test_every_block_is_followed_or_says_why_not() -> None:
 def test_commands_pass_the_shell_s_linter() -> None:
     for block in ALL:
         done = subprocess.run(
-            ["shellcheck", "--shell=bash", "--exclude=SC2046,SC2088,SC2012,SC2164,SC2086,SC1091", "-"],
+            [
+                Path(sys.executable).parent / "shellcheck",
+                "--shell=bash",
+                "--exclude=SC2046,SC2088,SC2012,SC2164,SC2086,SC1091",
+                "-",
+            ],
             input=block.text,
             capture_output=True,
             text=True,

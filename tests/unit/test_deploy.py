@@ -24,6 +24,7 @@ from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
 from tests.federation import DEPLOY, HEAVY, REPOSITORY, STATE
 
 SITE, SERVER = "hospital-a", "fl.example.org"
+TOOLS = Path(sys.executable).parent  # of this environment, which need not be on the PATH
 LOCKED = dict(re.findall(r"^([a-z0-9_.-]+)==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE))
 PEOPLE = {
     "admin@example.org": "project_admin",
@@ -217,13 +218,13 @@ def test_kubernetes_accepts_our_manifests() -> None:
 
 def test_yaml_passes_its_linter() -> None:
     rules = "{extends: default, rules: {line-length: {max: 130}, document-start: disable, comments: {min-spaces-from-content: 1}}}"  # noqa: E501
-    done = subprocess.run(["yamllint", "-d", rules, str(DEPLOY)], capture_output=True, text=True, check=False)
+    done = subprocess.run([TOOLS / "yamllint", "-d", rules, str(DEPLOY)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
 def test_dockerfiles_pass_their_linter_and_run_as_nobody_special() -> None:
     for file in own("docker", "Dockerfile.*"):
-        done = subprocess.run(["hadolint", str(file)], capture_output=True, text=True, check=False)
+        done = subprocess.run([TOOLS / "hadolint", str(file)], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, "")
         text = file.read_text()
         assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
