@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.config_file import build
 from fedmpt_core.privacy.signing import SigningError, load_signer, verifier_of
 from fedmpt_core.result import RunRecord
+from fedmpt_core.schema import STRICT
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -63,6 +65,8 @@ class RunManifest:
     files: dict[str, str]
     signature: str = field(default="")
     schema: int = MANIFEST_SCHEMA
+
+    __pydantic_config__ = STRICT
 
     @staticmethod
     def of(
@@ -141,14 +145,16 @@ def read_manifest(folder: Path) -> RunManifest:
     path = folder / MANIFEST
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        found = RunManifest(**plain)
+        schema = plain.get("schema") if isinstance(plain, dict) else None
+        if schema != MANIFEST_SCHEMA:
+            raise ManifestError(f"{path}: schema={schema!r}: this release reads schema {MANIFEST_SCHEMA}")
+        return build(RunManifest, plain, str(path))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file: the run has not ended yet, or this is no folder of a run") from None
-    except (OSError, ValueError, TypeError) as error:
+    except ManifestError:
+        raise
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ManifestError(f"{path}: is not a run manifest: {error}") from None
-    if found.schema != MANIFEST_SCHEMA:
-        raise ManifestError(f"{path}: schema={found.schema!r}: this release reads schema {MANIFEST_SCHEMA}")
-    return found
 
 
 def check_manifest(found: RunManifest, folder: Path) -> None:
@@ -168,6 +174,8 @@ def check_manifest(found: RunManifest, folder: Path) -> None:
             raise ManifestError(f"{folder / MANIFEST}: was changed after the server signed it")
     elif found.identities != "insecure":
         raise ManifestError(f"{folder / MANIFEST}: carries no signature, and the run was no simulation")
+    if missing := [name for name in ("result.json",) if name not in found.files]:
+        raise ManifestError(f"{folder / MANIFEST}: does not name the digest of {missing[0]}")
     for name, digest in found.files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ManifestError(f"{folder / MANIFEST}: names {name!r}, which is outside the run's folder")

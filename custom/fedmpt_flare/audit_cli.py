@@ -1,27 +1,24 @@
-"""`fedmpt audit`: is what a run claims true? Works offline on what was downloaded; exit code 1 when something fails."""
+"""`fedmpt audit`: is what a run or a ledger claims true? Works offline on what was downloaded or handed over."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedmpt_core.audit.auditor import Anchors, Audit, audit_run, compare
-from fedmpt_core.audit.finding import Finding
-from fedmpt_core.audit.run import load_run
-from fedmpt_core.kit import load_roster
-from fedmpt_core.policy_card import PolicyCard
 from fedmpt_flare.console import say
 
 SHOWN = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
 
 
 def audit(
-    folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Downloaded runs of one federation, or simulated ones.")
+    places: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Runs, downloaded or simulated, and sites' ledgers or exports of them."),
     ],
     roster: Annotated[
         Path | None, typer.Option("--roster", metavar="FILE", help="The roster of keys that the sites agreed on.")
@@ -29,61 +26,118 @@ def audit(
     policies: Annotated[
         list[Path] | None, typer.Option("--policy", metavar="CARD.json", help="A site's policy card, for its cap.")
     ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", metavar="client.crt", help="Of the site whose bare ledger is given.")
+    ] = None,
     independent: Annotated[
         bool, typer.Option("--independent", help="Also recompute epsilon with an accountant of our own.")
     ] = False,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Also test this installation's mechanism with the job's settings.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Audit downloaded runs: ledgers, epsilon, sums, and everything that left each site."""
-    anchors = Anchors(load_roster(roster) if roster else None)
+    """Audit runs and ledgers: chains, signatures, epsilon, sums, and everything that left each site.
+
+    Exit code 0: nothing fails. 1: something does. 2: there is nothing that could be audited.
+    """
+    from fedmpt_core.audit.auditor import Anchors, audit_run, compare
+    from fedmpt_core.audit.ledger_copy import LedgerReader
+    from fedmpt_core.audit.own import audit_ledger, is_ledger, load_ledger
+    from fedmpt_core.audit.run import load_run
+    from fedmpt_core.audit.spending import accountants_of
+    from fedmpt_core.kit import load_roster
+    from fedmpt_core.policy_card import PolicyCard
+
+    anchors, reader = Anchors(load_roster(roster) if roster else None), LedgerReader()
     cards = [PolicyCard.load(path) for path in policies or []]
-    runs = [load_run(folder, anchors) for folder in folders]
-    audits = [audit_run(run, independent=independent, cards=cards) for run in runs]
-    between = compare(runs)
-    passed = all(a.passed for a in audits) and not between
+    caps = {(card.site, card.privacy.dataset): card.privacy.epsilon for card in cards}
+    own = [load_ledger(place, anchors, reader, certificate) for place in places if is_ledger(place)]
+    runs = [load_run(place, anchors, reader) for place in places if not is_ledger(place)]
+    audits = [audit_run(run, independent=independent, cards=cards, self_test=self_test) for run in runs]
+    asked = accountants_of(independent=independent)
+    ledgers = [
+        audit_ledger(one, asked, caps.get((one.entries[0].site, one.entries[0].dataset)) if one.entries else None)
+        for one in own
+    ]
+    between = compare(runs, own)
+    passed = all(a.passed for a in (*audits, *ledgers)) and not any(f.severity == "fail" for f in between)
     if as_json:
-        found = {"passed": passed, "runs": [a.to_dict() for a in audits], "between": [f.to_dict() for f in between]}
+        found: dict[str, Any] = {"passed": passed, "runs": [a.to_dict() for a in audits]}
+        found |= {"ledgers": [a.to_dict() for a in ledgers], "between": [f.to_dict() for f in between]}
         typer.echo(json.dumps(found))
     else:
         for one in audits:
-            _show(one)
-        _findings("Between the runs", between)
+            _show_run(one)
+        for one in ledgers:
+            _show_ledger(one)
+        show_findings("Between them", between)
         say("Passed: nothing that was checked fails." if passed else "FAILED: see what is marked FAIL.")
     if not passed:
         raise typer.Exit(1)
 
 
-def _show(one: Audit) -> None:
-    say(f"Run {one.run_id} of job {one.job}")
+def _show_run(one: Any) -> None:
+    say(f"Run {plain(one.run_id)} of job {plain(one.job)}")
     if one.spending:
-        others = sorted({name for s in one.spending.values() for name in s.accountants})
-        table = Table("site", "data set", "this run", *others, "all jobs", "cap", "delta", "unit", title="Epsilon")
+        names = list(next(iter(one.spending.values())).accountants)
+        table = Table("site", "data set", *names, "all jobs", "cap", "delta", "unit", title="Epsilon of this run")
         for site, spent in one.spending.items():
             cap = "–" if spent.cap is None else f"{spent.cap:g}"
-            numbers = [f"{spent.job:.3f}", *(f"{spent.accountants[n]:.3f}" for n in others), f"{spent.total:.3f}"]
-            jobs = f"{numbers.pop()} ({spent.jobs} jobs)"
+            numbers = [f"{spent.accountants[n]:.3f}" if n in spent.accountants else "–" for n in names]
+            jobs = f"{spent.total:.3f} ({spent.jobs} job{'s' * (spent.jobs != 1)})"
             row = (site, spent.dataset, *numbers, jobs, cap, f"{spent.delta:g}", spent.unit)
-            table.add_row(*(_plain(cell) for cell in row))
+            table.add_row(*(shown(cell) for cell in row))
         Console(highlight=False).print(table)
+    say(_sums(one.sums))
     table = Table("site", "what left it", "protected by", title="What left the sites")
     for site, left in one.releases.items():
         for release in left:
-            table.add_row(_plain(site), _plain(release.what), _plain(release.protection))
+            table.add_row(shown(site), shown(release.what), shown(release.protection))
     Console(highlight=False).print(table)
-    _findings("Findings", one.findings)
+    show_findings("Findings", one.findings)
 
 
-def _findings(title: str, findings: list[Finding]) -> None:
+def _sums(sums: Any) -> str:
+    if not sums.masked:
+        return f"The server saw every update of {sums.rounds} rounds: no secure aggregation."
+    return (
+        f"The server saw {sums.rounds} sums of {sums.least} to {sums.most} sites (at least {sums.threshold} by the "
+        f"rules) and nothing else of any update; with {sums.colluders} sites on its side an update hides among "
+        f"{sums.hidden_among}. If the masks had failed, each site's epsilon would be the same."
+    )
+
+
+def _show_ledger(one: Any) -> None:
+    account = one.statement
+    if account is None:
+        say(f"Ledger {plain(one.place)}")
+    else:
+        say(f"Ledger {plain(one.place)}: {plain(account.site)}, data set '{plain(account.dataset)}'")
+        table = Table("accountant", "epsilon of all jobs", title=f"At delta {account.delta:g}, per {account.unit}")
+        for name, value in one.accountants.items():
+            table.add_row(name, f"{value:.3f}")
+        Console(highlight=False).print(table)
+    show_findings("Findings", one.findings)
+
+
+def show_findings(title: str, findings: Sequence[Any]) -> None:
+    """A table of findings; nothing where there are none."""
     if not findings:
         return
     table = Table("", "code", "where", "what", "do", title=title)
     for column in table.columns:
         column.overflow = "fold"
     for f in findings:
-        table.add_row(SHOWN[f.severity], f.code, _plain(f.where), _plain(f.text), _plain(f.remedy))
+        table.add_row(SHOWN[f.severity], f.code, shown(f.where), shown(f.text), shown(f.remedy))
     Console(highlight=False).print(table)
 
 
-def _plain(text: str) -> str:
-    """Names come from the run, so they may hold anything: no control character and no markup reaches the terminal."""
-    return escape("".join(c if c.isprintable() else "?" for c in text))
+def plain(text: str) -> str:
+    """Names come from the run, so they may hold anything: no control character reaches the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shown(text: str) -> str:
+    """The same for a table, where markup would draw."""
+    return escape(plain(text))

@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from fedmpt_core.config import JobConfig
-from fedmpt_core.config_file import ConfigError, load_job, load_site, load_sites, schema
+from fedmpt_core.config_file import ConfigError, load_job, load_sites, schema
 from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
 from fedmpt_flare.audit_cli import audit
+from fedmpt_flare.ledger_cli import ledger
 from fedmpt_flare.roster_cli import roster
 from fedmpt_flare.site import default_cache
 from fedmpt_flare.site_cli import site
@@ -227,35 +228,7 @@ def prepare(
 app.command()(audit)
 app.add_typer(roster, name="roster")
 app.add_typer(site, name="site")
-ledger = typer.Typer(help="A site's privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
-
-
-@ledger.command("create")
-def create(
-    site_file: Annotated[Path, typer.Argument(metavar="SITE.TOML", help="The site's own file, fedmpt_site.toml.")],
-    name: Annotated[str, typer.Option("--name", help="The site's name in the federation.")],
-    kit: Annotated[
-        Path | None,
-        typer.Option("--kit", metavar="DIR", help="The site's startup folder, whose key signs the ledger."),
-    ] = None,
-    unsigned: Annotated[
-        bool, typer.Option("--unsigned", help="For simulations, which have no keys: start it without signatures.")
-    ] = False,
-) -> None:
-    """Start the ledger of a data set that no job has trained on yet.
-
-    A missing ledger is never started by a job: who lost one must restore it.
-    """
-    from fedmpt_core.privacy.site_ledger import create_ledger, ledger_path
-
-    site = load_site(site_file, name)
-    if site.privacy is None:
-        raise ConfigError(f"{site_file}: has no [privacy] table: write the site's policy first")
-    if (kit is None) != unsigned:
-        raise ConfigError("give --kit DIR, or --unsigned for a simulation")
-    create_ledger(site.privacy, name, kit)
-    console.say(f"Started {ledger_path(site.privacy)}: epsilon 0 of {site.privacy.epsilon:g} spent.")
 
 
 def _load(

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from fedmpt_core.admission import floors_of
 from fedmpt_core.config import JobConfig
-from fedmpt_flare.rounds_table import RoundsTable
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -105,6 +104,8 @@ class RunView:
     @contextlib.contextmanager
     def rounds(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """The table of rounds, redrawn with every event; a plain line per round where there is no terminal."""
+        from fedmpt_flare.rounds_table import RoundsTable  # brings FLARE, which auditors and checks do without
+
         table = RoundsTable(self._job.training.rounds)
         if not self._console.is_terminal:
             self._console.print(table.heading())

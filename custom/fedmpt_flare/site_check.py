@@ -137,11 +137,14 @@ def _roster(site: SiteConfig, kit: Path) -> str:
 def _ledger(site: SiteConfig, kit: Path) -> str:
     from fedmpt_core.privacy.accounting import epsilon
     from fedmpt_core.privacy.budget import history
+    from fedmpt_core.privacy.ledger import successor_of
     from fedmpt_core.privacy.site_ledger import read_site_ledger
 
     if site.privacy is None:
         raise Wrong("the site file has no [privacy] table, so the site trains in no job")
     entries = read_site_ledger(site.privacy, kit)
+    if successor := successor_of(entries):
+        raise Wrong(f"'{site.privacy.dataset}' is closed: its records go on as '{successor}', name that data set")
     spent = epsilon(history(entries), site.privacy.delta)
     return f"{site.privacy.dataset}: epsilon {spent:.3f} of {site.privacy.epsilon:g} spent in {len(entries)} entries"
 

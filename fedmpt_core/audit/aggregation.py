@@ -1,10 +1,14 @@
 """D: what the server could have learned; E: everything that left each site, and what protects it."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fedmpt_core.admission import floors_of
+from fedmpt_core.audit.ledgers import own_jobs
 from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.spending import Spending
 from fedmpt_core.secagg.errors import SecAggError
 
 
@@ -21,6 +25,57 @@ class Release:
     what: str
     protection: str
     private: bool
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the server saw of the sites' updates, and what that rests on.
+
+    Attributes:
+        masked: whether it saw sums only.
+        rounds: sums that were opened.
+        least: fewest sites in a sum; 0 without sums. `most` likewise.
+        threshold: fewest that the rules allow in a sum of the largest cohort.
+        colluders: sites that may work with the server before a sum shows more.
+        hidden_among: sites that an update hides among in the smallest sum when all colluders subtract their own.
+        attempts: site attempts that were charged and from which nothing left, or nothing was opened.
+        without_masks: by site, epsilon of the run against a server that sees its updates, as if the masks had failed.
+            Every site adds the whole noise itself, so it is the site's epsilon.
+    """
+
+    masked: bool
+    rounds: int
+    least: int
+    most: int
+    threshold: int
+    colluders: int
+    hidden_among: int
+    attempts: int
+    without_masks: dict[str, float]
+
+
+def sums_of(run: Run, spending: Mapping[str, Spending]) -> Sums:
+    """The facts of a run that `check_aggregation` has looked at."""
+    sizes, secagg = [len(row["sites"]) for row in run.rounds], run.job.secagg
+    jobs = own_jobs(run)
+    tried = sum(e.kind == "reserve" and e.job in jobs for entries in run.ledgers.values() for e in entries)
+    opened = sum(site in run.ledgers for row in run.rounds for site in row["sites"])
+    threshold = 0
+    if secagg.masked and sizes:
+        cohorts = [len(row["secagg"].get("cohort", ())) for row in run.rounds]
+        with suppress(SecAggError):  # a cohort below the floors is a finding of its own
+            threshold = floors_of(run.job).threshold(max(cohorts))
+    return Sums(
+        masked=secagg.masked,
+        rounds=len(sizes),
+        least=min(sizes, default=0),
+        most=max(sizes, default=0),
+        threshold=threshold,
+        colluders=secagg.colluders if secagg.masked else 0,
+        hidden_among=max(0, min(sizes, default=0) - secagg.colluders) if secagg.masked else min(1, len(sizes)),
+        attempts=max(0, tried - opened),
+        without_masks={site: found.job for site, found in spending.items()},
+    )
 
 
 def check_aggregation(run: Run) -> None:

@@ -6,15 +6,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.audit.aggregation import Release, check_aggregation, releases
+from fedmpt_core.audit.aggregation import Release, Sums, check_aggregation, releases, sums_of
 from fedmpt_core.audit.finding import Finding, in_order, worst
-from fedmpt_core.audit.ledgers import AGREEMENT, Accountant, Spending, check_ledgers
+from fedmpt_core.audit.ledgers import check_ledgers, reused_keys
+from fedmpt_core.audit.mechanism import check_mechanism
+from fedmpt_core.audit.own import OwnLedger
 from fedmpt_core.audit.run import Anchors, Run, load_run
+from fedmpt_core.audit.spending import AGREEMENT, INDEPENDENT, REPORTED, SECOND, Spending, accountants_of
 from fedmpt_core.policy_card import PolicyCard
-from fedmpt_core.privacy import third_accountant
-from fedmpt_core.privacy.accounting import Steps
+from fedmpt_core.privacy.chain import Entry
 
-INDEPENDENT = "FFT (this program's own)"
 AUDIT_SCHEMA = 1
 
 
@@ -27,6 +28,7 @@ class Audit:
         run_id: name of the run; `job` of the job.
         findings: the worst first.
         spending: by site.
+        sums: what the server saw of the sites' updates.
         releases: by site, what left it.
     """
 
@@ -35,6 +37,7 @@ class Audit:
     job: str
     findings: list[Finding]
     spending: dict[str, Spending]
+    sums: Sums
     releases: dict[str, list[Release]]
 
     @property
@@ -53,7 +56,7 @@ def audit(folder: Path, anchors: Anchors, *, independent: bool = False, cards: S
     Args:
         folder: of the run.
         anchors: what the auditor knows of the federation.
-        independent: also recompute epsilon with an accountant that shares no code with the reported one.
+        independent: also recompute epsilon with an accountant that shares no code with the others.
         cards: policy cards of sites, for their caps.
 
     Raises:
@@ -62,32 +65,58 @@ def audit(folder: Path, anchors: Anchors, *, independent: bool = False, cards: S
     return audit_run(load_run(folder, anchors), independent=independent, cards=cards)
 
 
-def audit_run(run: Run, *, independent: bool = False, cards: Sequence[PolicyCard] = ()) -> Audit:
-    """The same of a run that was loaded."""
-    accountants: Mapping[str, Accountant] = {INDEPENDENT: _third} if independent else {}
-    spending = check_ledgers(run, accountants, {card.site: card.privacy.epsilon for card in cards})
+def audit_run(
+    run: Run, *, independent: bool = False, cards: Sequence[PolicyCard] = (), self_test: bool = False
+) -> Audit:
+    """The same of a run that was loaded; `self_test` also tests the mechanism of this installation."""
+    caps = {card.site: card.privacy.epsilon for card in cards}
+    spending = check_ledgers(run, accountants_of(independent=independent), caps)
     check_aggregation(run)
     left = releases(run)
-    return Audit(str(run.folder), run.manifest.run_id, run.job.name, in_order(run.findings), spending, left)
+    if self_test:
+        run.findings += check_mechanism(run)
+    sums = sums_of(run, spending)
+    return Audit(str(run.folder), run.manifest.run_id, run.job.name, in_order(run.findings), spending, sums, left)
 
 
-def compare(runs: Sequence[Run]) -> list[Finding]:
-    """Several runs of one federation: of a site's ledgers of one data set, the shorter must begin the longer."""
-    found = []
-    for site in sorted({site for run in runs for site in run.ledgers}):
-        copies = sorted((run for run in runs if site in run.ledgers), key=lambda run: len(run.ledgers[site]))
-        for short, long in combinations(copies, 2):
-            a, b = short.ledgers[site], long.ledgers[site]
-            if a[0].dataset == b[0].dataset and b[: len(a)] != a:
-                names = f"{short.manifest.run_id} and {long.manifest.run_id}"
-                text = f"its ledgers of the runs {names} do not continue each other"
-                remedy = "the ledger was rewritten between the runs: ask the site"
+def compare(runs: Sequence[Run], ledgers: Sequence[OwnLedger] = ()) -> list[Finding]:
+    """Several runs of one federation, and sites' own ledgers.
+
+    Of a site's ledgers of one data set the shorter must begin the longer; no two sites or jobs may use one noise key.
+    """
+    copies: dict[tuple[str, str], list[tuple[str, Sequence[Entry]]]] = {}
+    for run in runs:
+        for site, entries in run.ledgers.items():
+            copies.setdefault((site, entries[0].dataset), []).append((f"the run {run.manifest.run_id}", entries))
+    for own in ledgers:
+        if own.entries:
+            key = own.entries[0].site, own.entries[0].dataset
+            copies.setdefault(key, []).append((str(own.place), own.entries))
+    found: list[Finding] = []
+    for (site, _), some in sorted(copies.items()):
+        some.sort(key=lambda copy: len(copy[1]))
+        for (one, a), (other, b) in combinations(some, 2):
+            if b[len(a) - 1] != a[-1]:  # each holds the hash of all before it
+                text = f"its ledgers in {one} and in {other} do not continue each other"
+                remedy = "the ledger was rewritten between them: ask the site"
                 found.append(Finding("ledger-forked", "fail", site, text, remedy))
-    return found
+    if len({run.manifest.root for run in runs}) > 1:
+        text = "the runs are of federations with different root certificates"
+        found.append(Finding("another-federation", "fail", "runs", text, "audit the runs of one federation together"))
+    longest: Mapping[str, Sequence[Entry]] = {
+        f"{site} ({dataset})": some[-1][1] for (site, dataset), some in copies.items()
+    }
+    return in_order(found + reused_keys(longest))
 
 
-def _third(history: Sequence[Steps], delta: float) -> float:
-    return third_accountant.epsilon([(s.sample_rate, s.noise_multiplier, s.count) for s in history], delta)
-
-
-__all__ = ["AGREEMENT", "INDEPENDENT", "Anchors", "Audit", "audit", "audit_run", "compare"]
+__all__ = [
+    "AGREEMENT",
+    "INDEPENDENT",
+    "REPORTED",
+    "SECOND",
+    "Anchors",
+    "Audit",
+    "audit",
+    "audit_run",
+    "compare",
+]

@@ -1,48 +1,18 @@
-"""A: do the sites' ledgers bear out what the server recorded; B: what was really spent."""
+"""A: do the sites' ledgers bear out what the server recorded; B: what the run, and all jobs before it, spent."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from math import isclose
 from typing import Any
 
+from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.run import Run
-from fedmpt_core.privacy.accounting import Steps, epsilon
+from fedmpt_core.audit.spending import MOST_POINTS, Accountant, Spending, merged, recompute, spent
+from fedmpt_core.privacy.accounting import Steps
 from fedmpt_core.privacy.budget import charges
-from fedmpt_core.privacy.chain import Entry
+from fedmpt_core.privacy.chain import Entry, LedgerError, plain_details
 
 CLOSE = 1e-6  # the same accountant on the same entries
-AGREEMENT = 0.02  # between accountants
-
-
-@dataclass(frozen=True)
-class Spending:
-    """What one site spent, worked out from raw entries.
-
-    Attributes:
-        dataset: name of its data set.
-        unit: `record` or `group`.
-        job: epsilon of the run at the job's delta.
-        total: epsilon of all jobs on the data set until the run ended, at the data set's delta.
-        delta: of the data set.
-        jobs: number of jobs in the ledger.
-        cap: the site's cap, where the auditor was given its policy card; else None.
-        accountants: epsilon of the run by accountant.
-        by_round: epsilon of the job after each of its rounds.
-    """
-
-    dataset: str
-    unit: str
-    job: float
-    total: float
-    delta: float
-    jobs: int
-    cap: float | None
-    accountants: dict[str, float] = field(default_factory=dict)
-    by_round: dict[int, float] = field(default_factory=dict)
-
-
-Accountant = Callable[[Sequence[Steps], float], float]
 
 
 def check_ledgers(
@@ -58,14 +28,19 @@ def check_ledgers(
     Returns:
         By site, what it spent.
     """
-    found = {}
+    found: dict[str, Spending] = {}
     if not run.job.privacy.private:
         return found
     for site, entries in run.ledgers.items():
+        try:
+            found[site] = _spending(run, site, entries, accountants, (caps or {}).get(site))
+        except LedgerError as error:
+            run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
+            continue
         _check_heads(run, site, entries)
         _check_mechanism(run, site, entries)
         _check_rounds(run, site, entries)
-        found[site] = _spending(run, site, entries, accountants, (caps or {}).get(site))
+    run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in found})
     return found
 
 
@@ -73,6 +48,22 @@ def own_jobs(run: Run) -> tuple[str, ...]:
     """Names of the run, and of the run that it continues, in ledgers."""
     resumed = run.record.get("resumed")
     return (run.manifest.run_id, str(resumed["job"])) if resumed else (run.manifest.run_id,)
+
+
+def reused_keys(ledgers: Mapping[str, Sequence[Entry]]) -> list[Finding]:
+    """Every trainer process draws a noise key of its own, so two sites or jobs never show the same one."""
+    users: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for site, entries in ledgers.items():
+        for entry in entries:
+            if entry.kind == "reserve" and "rng_key_id" in entry.details:
+                users[str(entry.details["rng_key_id"])].add((site, entry.job))
+    remedy = "noise under a key that is used twice cancels out: treat these updates as unprotected"
+    return [
+        Finding("noise-key-reused", "fail", site, f"the noise key {key[:16]} serves {len(found)} sites or jobs", remedy)
+        for key, found in users.items()
+        for site in sorted({s for s, _ in found})
+        if len(found) > 1
+    ]
 
 
 def _check_heads(run: Run, site: str, entries: Sequence[Entry]) -> None:
@@ -93,13 +84,14 @@ def _check_heads(run: Run, site: str, entries: Sequence[Entry]) -> None:
 
 
 def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
-    job, genesis = run.job, entries[0]
+    privacy, genesis = run.job.privacy, entries[0]
     agreed = {
-        "sample_rate": job.privacy.sample_rate,
-        "noise_multiplier": job.privacy.noise_multiplier,
-        "steps": job.steps_per_round,
-        "unit": job.privacy.unit,
-        "engine": job.privacy.engine,
+        "sample_rate": privacy.sample_rate,
+        "noise_multiplier": privacy.noise_multiplier,
+        "steps": run.job.steps_per_round,
+        "max_grad_norm": dict(privacy.group_norms) or privacy.max_grad_norm,
+        "unit": privacy.unit,
+        "engine": privacy.engine,
         "aggregation": run.manifest.aggregation,
         "identities": run.manifest.identities,
     }
@@ -108,9 +100,8 @@ def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
             continue
         for name, value in agreed.items():
             charged = entry.details.get(name)
-            same = isclose(float(charged), value) if isinstance(value, float) and charged else charged == value
-            if not same:
-                text = f"round {entry.round} was charged with {name}={charged}, the job says {value}"
+            if charged != plain_details(value, name):
+                text = f"round {entry.round} was charged with {name}={str(charged)[:80]}, the job says {value}"
                 run.say("mechanism-differs", site, text, "the job or the entry was changed after the run")
                 return
         if entry.details.get("config") != run.manifest.config_digest:
@@ -118,8 +109,8 @@ def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
             text = f"round {entry.round} was charged for another job than {digest}, the manifest's"
             run.say("config-changed", site, text, "compare the job with the one that the sites approved")
             return
-    if genesis.unit != job.privacy.unit:
-        text = f"its ledger protects each {genesis.unit}, the job each {job.privacy.unit}"
+    if genesis.unit != privacy.unit:
+        text = f"its ledger protects each {genesis.unit}, the job each {privacy.unit}"
         run.say("mechanism-differs", site, text, "the two numbers cannot be compared: the claim does not hold")
 
 
@@ -131,39 +122,37 @@ def _check_rounds(run: Run, site: str, entries: Sequence[Entry]) -> None:
         if site in row["sites"] and row["round"] not in released:
             text = f"it is in the sum of round {row['round']}, and its ledger releases nothing in that round"
             run.say("round-missing", site, text, "an entry was removed, or the site was added to the round")
+            break
     tried = Counter((e.job, e.round, e.attempt) for e in entries if e.kind == "reserve" and e.job in jobs)
     again = sorted({number for (_, number, _), count in tried.items() if count > 1})
     if again:
-        text = f"rounds {again} are charged again under the same attempt: their trainer was restarted"
+        text = f"rounds {_few(again)} are charged again under the same attempt: their trainer was restarted"
         run.say("round-charged-again", site, text, "", "note")
     rounds = Counter(e.round for e in entries if e.kind == "reserve" and e.job in jobs)
-    retried = {number: count - 1 for number, count in sorted(rounds.items()) if count > 1}
+    retried = sorted(number for number, count in rounds.items() if count > 1)
     if retried:
-        text = f"further attempts were charged in rounds {', '.join(map(str, retried))}"
-        run.say("retries-charged", site, text, "", "note")
-    strange = sorted(set(rounds) - set(range(1, run.job.training.rounds + 1)))
+        run.say("retries-charged", site, f"further attempts were charged in rounds {_few(retried)}", "", "note")
+    strange = sorted(number for number in rounds if not 1 <= number <= run.job.training.rounds)
     if strange:
-        text = f"it was charged for rounds {strange} of a job of {run.job.training.rounds}"
+        text = f"it was charged for rounds {_few(strange)} of a job of {run.job.training.rounds}"
         run.say("round-beyond-the-job", site, text, "the server asked for more than was agreed")
 
 
 def _spending(
     run: Run, site: str, entries: Sequence[Entry], accountants: Mapping[str, Accountant], cap: float | None
 ) -> Spending:
-    jobs, delta = own_jobs(run), run.job.privacy.delta
-    spent = charges(entries)
-    own = [c.steps for c in spent if c.job in jobs]
-    job, total = epsilon(own, delta), epsilon([c.steps for c in spent], float(entries[0].delta))
-    others = {name: accountant(own, delta) for name, accountant in accountants.items()}
-    for name, value in others.items():
-        if abs(value - job) > AGREEMENT:
-            text = f"{name} finds epsilon {value:.3f}, the reported accountant {job:.3f}: more than {AGREEMENT} apart"
-            run.say("accountants-disagree", site, text, "do not rely on either before somebody has explained it")
+    jobs, delta, genesis = own_jobs(run), run.job.privacy.delta, entries[0]
+    every = charges(entries)
+    own = [c.steps for c in every if c.job in jobs]
+    by_accountant, findings = recompute(own, delta, site, accountants)
+    job = next(iter(by_accountant.values()))
+    total, more = spent([c.steps for c in every], float(genesis.delta), site)
+    run.findings += findings + more
     if job > run.job.privacy.epsilon * (1 + CLOSE):
         text = f"the run spent epsilon {job:.3f}, the job declares {run.job.privacy.epsilon:g} (delta {delta:g})"
         run.say("epsilon-above-the-job", site, text, "the claim of the job does not hold: the larger number does")
     if cap is not None and total > cap * (1 + CLOSE):
-        text = f"all jobs on '{entries[0].dataset}' spent epsilon {total:.3f}, its cap is {cap:g}"
+        text = f"all jobs on '{genesis.dataset}' spent epsilon {total:.3f}, its cap is {cap:g}"
         run.say("epsilon-above-the-cap", site, text, "the site's policy was not kept: find out how")
     by_round = _by_round(run, entries, delta)
     for row in run.rounds:
@@ -173,19 +162,42 @@ def _spending(
             text = f"after round {row['round']} the record says epsilon {said['epsilon']:.4f}, its ledger {here:.4f}"
             run.say("epsilon-differs", site, text, "the record or the ledger was changed")
             break
-    genesis = entries[0]
-    every = len({c.job for c in spent})
-    return Spending(genesis.dataset, genesis.unit, job, total, float(genesis.delta), every, cap, others, by_round)
+    kinds = Counter(entry.kind for entry in entries)
+    return Spending(
+        dataset=genesis.dataset,
+        unit=genesis.unit,
+        job=job,
+        total=total,
+        delta=float(genesis.delta),
+        job_delta=delta,
+        jobs=len({c.job for c in every}),
+        open=kinds["reserve"] - kinds["commit"],
+        cap=cap,
+        accountants=by_accountant,
+        by_round=by_round,
+        charged=merged(own),
+        charged_before=merged([c.steps for c in every if c.job not in jobs]),
+    )
 
 
 def _by_round(run: Run, entries: Sequence[Entry], delta: float) -> dict[int, float]:
     """Epsilon of the job at each release: what was charged until the commit, open reservations included."""
-    jobs, charged, found = own_jobs(run), [], {}
+    jobs, numbers = own_jobs(run), sorted({e.round for e in entries if e.kind == "commit" and e.job in own_jobs(run)})
+    stride = -(-len(numbers) // MOST_POINTS) or 1
+    wanted = {*numbers[::stride], *numbers[-1:]}
+    sums: dict[tuple[float, float], int] = {}
+    found: dict[int, float] = {}
     for entry in entries:
         if entry.job not in jobs:
             continue
-        if entry.kind == "reserve":
-            charged += [c.steps for c in charges([entry])]
-        else:
-            found[entry.round] = epsilon(charged, delta)
+        for charge in charges([entry]):
+            kind = charge.steps.sample_rate, charge.steps.noise_multiplier
+            sums[kind] = sums.get(kind, 0) + charge.steps.count
+        if entry.kind == "commit" and entry.round in wanted:
+            found[entry.round] = spent([Steps(*kind, count) for kind, count in sums.items()], delta, "")[0]
     return found
+
+
+def _few(numbers: Sequence[int]) -> str:
+    """Numbers for a sentence, cut to ten."""
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")

@@ -1,27 +1,27 @@
 """A downloaded run, read without believing it: what can be parsed is handed on, what cannot is a finding."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cryptography import x509
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from fedmpt_core.audit.finding import Finding
+from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict
-from fedmpt_core.privacy.chain import Chain, Entry, LedgerError
-from fedmpt_core.privacy.signing import SigningError, verifier_of
+from fedmpt_core.privacy.chain import Entry, LedgerError
+from fedmpt_core.privacy.signing import KeyVerifier, SigningError
 from fedmpt_core.result import load_record
 from fedmpt_core.run_manifest import MANIFEST, ManifestError, RunManifest, check_manifest, read_manifest
 from fedmpt_core.secagg.errors import SecAggError
-from fedmpt_core.secagg.identity import ChainCheck, root_sha256
+from fedmpt_core.secagg.identity import root_sha256
 from fedmpt_core.secagg.roster import Roster
 
 RESULT = "result.json"
-MOST_BYTES = 512 << 20  # of a ledger; chosen, a hundred times the largest real one
 
 
 class NoRun(ValueError):
@@ -69,44 +69,84 @@ class Run:
         self.findings.append(Finding(code, severity, where, text, remedy))
 
 
-def load_run(folder: Path, anchors: Anchors) -> Run:
+def load_run(folder: Path, anchors: Anchors, reader: LedgerReader | None = None) -> Run:
     """Read a run.
 
     Args:
         folder: what `nvflare job download` or `fedmpt simulate` wrote, or its `workspace`.
         anchors: what the auditor knows.
+        reader: shared by several runs, so that no line of a ledger is verified twice.
 
     Raises:
         NoRun: there is nothing to audit.
     """
+    reader = reader or LedgerReader()
     place = folder / "workspace" if (folder / "workspace" / MANIFEST).exists() else folder
     if not place.is_dir():
         raise NoRun(f"{folder}: no such folder")
     try:
         record, manifest = load_record(place), read_manifest(place)
         job = job_from_dict(record["config"], str(place / RESULT))
-        _check_shape(record)
-    except (ManifestError, ConfigError, ValueError, KeyError, TypeError) as error:
+        _check_shape(record, manifest)
+    except (ManifestError, ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
     run = Run(place, record, job, manifest)
     _check_files(run, anchors)
     for site in sorted(record["sites"] or {}):
-        _read_ledger(run, site, anchors)
+        _read_ledger(run, site, anchors, reader)
     return run
 
 
-def _check_shape(record: Mapping[str, Any]) -> None:
-    """Raises ValueError or KeyError unless the parts that the audit reads are of their kinds."""
-    rounds = record["rounds"]
-    kinds = {"round": int, "sites": list, "privacy": dict, "secagg": dict}
-    if not isinstance(rounds, list) or not all(isinstance(row, dict) for row in rounds):
-        raise ValueError("its rounds are no list of tables")
-    for row in rounds:
-        for name, kind in kinds.items():
-            if type(row[name]) is not kind:
-                raise ValueError(f"{name} of a round is no {kind.__name__}")
-    if not isinstance(record["sites"] or {}, dict):
-        raise ValueError("its sites are no table")
+class _Head(TypedDict):
+    seq: Annotated[int, Field(ge=0)]
+    hash: str
+    sig: str
+
+
+class _Said(TypedDict):
+    epsilon: float
+    delta: float
+    head: _Head
+
+
+class _Round(TypedDict):
+    round: int
+    sites: list[str]
+    privacy: dict[str, _Said]
+    secagg: dict[str, Any]
+
+
+class _Resumed(TypedDict):
+    job: str
+    round: int
+
+
+class _Record(TypedDict):
+    """The parts of `result.json` that the audit reads, of the kinds that it relies on."""
+
+    outcome: str
+    sites: dict[str, dict[str, Any]] | None
+    rounds: list[_Round]
+    resumed: _Resumed | None
+
+
+class _Site(TypedDict, total=False):
+    head: _Head | None
+    ledger: dict[str, str]
+
+
+_RECORD, _SITES = TypeAdapter(_Record), TypeAdapter(dict[str, _Site])
+
+
+def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
+    """Raises ValueError unless the parts that the audit reads are of their kinds."""
+    try:
+        _RECORD.validate_python(record, strict=True)
+        _SITES.validate_python(manifest.sites, strict=True)
+        time_of(manifest.ended)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
 
 
 def _check_files(run: Run, anchors: Anchors) -> None:
@@ -147,7 +187,7 @@ def _check_server(run: Run, anchors: Anchors) -> None:
         run.say("no-roster", MANIFEST, text, "give --roster with the file that the sites agreed on", "warning")
 
 
-def _read_ledger(run: Run, site: str, anchors: Anchors) -> None:
+def _read_ledger(run: Run, site: str, anchors: Anchors, reader: LedgerReader) -> None:
     said = run.manifest.sites.get(site, {}).get("ledger")
     if not isinstance(said, dict) or "file" not in said:
         kept = said.get("kept") if isinstance(said, dict) else "the manifest does not name it"
@@ -157,49 +197,26 @@ def _read_ledger(run: Run, site: str, anchors: Anchors) -> None:
         return
     path = run.folder / str(said["file"])
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise LedgerError(f"{path.name} has more than {MOST_BYTES} bytes")
-        chain = Chain(path, _verifier(run, site, said, anchors))
-        torn = chain.follow(path.read_bytes())
+        entries, torn = reader.read(path, _verifier(run, site, said, anchors))
     except OSError as error:
         text = f"the copy of its ledger, {said['file']}, cannot be read ({error.strerror})"
         run.say("ledger-missing", site, text, "download the run again, or ask the site for its ledger")
         return
-    except (LedgerError, SigningError, SecAggError) as error:
+    except (LedgerError, SigningError, SecAggError, ValueError) as error:
         run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
         return
     if torn:
         run.say("ledger-damaged", site, "the last line of its ledger's copy is torn", "download the run again")
-    first = chain.entries[0]
-    if first.site != site:
-        text = f"the ledger under its name is that of {first.site}"
+    if entries[0].site != site:
+        text = f"the ledger under its name is that of {entries[0].site}"
         run.say("ledger-of-another-site", site, text, "download the run again, or ask the site for its ledger")
         return
-    run.ledgers[site] = tuple(chain.entries)
+    run.ledgers[site] = entries
 
 
-def _verifier(run: Run, site: str, said: Mapping[str, Any], anchors: Anchors) -> Any:
-    """Of the site's certificate, after checking whose it is; None for the unsigned ledger of a simulation."""
+def _verifier(run: Run, site: str, said: Mapping[str, Any], anchors: Anchors) -> KeyVerifier | None:
+    """Of the site's certificate; None for the unsigned ledger of a simulation."""
     if run.manifest.identities == "insecure" and "certificate" not in said:
         return None
-    if "certificate" not in said:
-        raise SigningError(f"there is no certificate of {site} beside its ledger, and the run was no simulation")
-    pem = (run.folder / str(said["certificate"])).read_bytes()
-    now = int(datetime.fromisoformat(run.manifest.ended).timestamp())
-    leaf = ChainCheck(run.manifest.root.encode()).certificate(name=site, chain=pem, now=now)
-    verify = verifier_of(pem, f"the certificate of {site}")
-    if anchors.roster is not None:
-        member = anchors.roster.members.get(site)
-        if member is None:
-            raise SigningError(f"{site} is not in the roster")
-        if member.fingerprint.hex() != verify.key_spki:
-            raise SigningError(
-                f"the key of {site} is not the one in the roster: its ledger was signed by somebody else"
-            )
-    del leaf
-    return verify
-
-
-def plain(value: Any) -> str:
-    """JSON of a value for a sentence, cut to a line."""
-    return json.dumps(value, default=str)[:120]
+    root, when = run.manifest.root.encode(), time_of(run.manifest.ended)
+    return key_of_site(site, said, run.folder, root=root, when=when, roster=anchors.roster)

@@ -10,7 +10,7 @@ dp-accounting is imported where it is used and torch only by `cross_checked`: a 
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from importlib.metadata import version
@@ -29,7 +29,6 @@ TOLERANCE = 5e-4  # how much of epsilon the grid may cost
 MOST_POINTS = 1_000_000  # grid points of one step's distribution; a coarser grid is looser, never lower
 PRV_MOST_POINTS = 10_000_000
 MOST_STEPS = 1_000_000  # sampled ones; PLD asked for 9 GB for 100 million
-MOST_UNITS = 10**9  # ten-thousandths of a noise multiplier that `calibrate` tries
 ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024)  # whole orders only: the fractional ones may not converge
 
 Kind = tuple[float, float, int]
@@ -55,10 +54,10 @@ class Steps:
 
     def __post_init__(self) -> None:
         """Raises ValueError for impossible values."""
-        _check_rate(self.sample_rate)
-        if not (_is_real(self.noise_multiplier) and self.noise_multiplier > 0):
+        check_rate(self.sample_rate)
+        if not (is_real(self.noise_multiplier) and self.noise_multiplier > 0):
             raise ValueError(f"noise_multiplier={self.noise_multiplier!r} must be a finite number above 0")
-        _check_count("count", self.count, 0)
+        check_count("count", self.count, 0)
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def epsilon(history: Iterable[Steps], delta: float) -> float:
 
     Edge cases: no step at all -> 0.0; sample_rate 1 -> one Gaussian mechanism with 1/noise^2 added up, which is exact.
     """
-    _check_delta(delta)
+    require_delta(delta)
     return _epsilon(_merged(history), float(delta), False)
 
 
@@ -124,7 +123,7 @@ def cross_checked(history: Iterable[Steps], delta: float) -> Epsilons:
         ValueError: delta outside its range.
         AccountingError: an accountant cannot answer, or PLD and PRV are more than 0.02 apart.
     """
-    _check_delta(delta)
+    require_delta(delta)
     kinds, delta = _merged(history), float(delta)
     if not kinds:
         return Epsilons(0.0, 0.0, 0.0, 0.0)
@@ -139,46 +138,16 @@ def cross_checked(history: Iterable[Steps], delta: float) -> Epsilons:
     return Epsilons(pld, prv, _rdp(kinds, delta), _epsilon(kinds, delta, True))
 
 
-def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """The least noise that keeps a run within a budget.
+def prv(history: Iterable[Steps], delta: float) -> float:
+    """Epsilon by Opacus' PRV accountant alone, the cross-check; arguments and errors as in `epsilon`."""
+    require_delta(delta)
+    kinds = _merged(history)
+    return _cached_prv(kinds, float(delta)) if kinds else 0.0
 
-    Args:
-        epsilon: the most that may be spent, in (0, 200].
-        delta: in (0, 1).
-        sample_rate: in (0, 1].
-        steps: at least 1.
 
-    Returns:
-        The smallest noise multiplier of 4 decimals (5 digits from 10 on) whose `epsilon(...)` is at most `epsilon`.
-
-    Raises:
-        ValueError: an argument outside its range.
-        AccountingError: no noise multiplier up to 100,000 suffices, or `epsilon` cannot answer.
-    """
-    if not (_is_real(epsilon) and 0 < epsilon <= LARGEST):
-        raise ValueError(f"epsilon={epsilon!r} must be a number in (0, {LARGEST:g}]")
-    _check_delta(delta)
-    _check_rate(sample_rate)
-    _check_count("steps", steps, 1)
-
-    def spends(units: int) -> float:
-        return _epsilon(_merged([Steps(sample_rate, units / 10_000, steps)]), float(delta), False)
-
-    def excess(units: int) -> float:
-        try:
-            spent = spends(units)
-        except AccountingError:
-            return math.inf
-        return math.log(spent / epsilon) if spent else -math.inf
-
-    units = _least_units(excess)
-    if units is None:
-        spends(MOST_UNITS)  # has its own sentence where steps or delta are what cannot be accounted for
-        raise AccountingError(
-            f"no noise_multiplier up to {MOST_UNITS // 10_000:,} keeps {steps} steps at sample_rate={sample_rate} "
-            f"within epsilon={epsilon} at delta={delta}: allow more epsilon, or take fewer steps or smaller batches"
-        )
-    return units / 10_000
+@lru_cache(maxsize=1024)
+def _cached_prv(kinds: tuple[Kind, ...], delta: float) -> float:
+    return _prv(kinds, delta, _epsilon(kinds, delta, False))
 
 
 def check_delta(delta: float, records: int) -> None:
@@ -191,8 +160,8 @@ def check_delta(delta: float, records: int) -> None:
     Raises:
         ValueError: unless 0 < delta < 1/records.
     """
-    _check_count("records", records, 1)
-    if not (_is_real(delta) and 0 < delta < 1 / records):
+    check_count("records", records, 1)
+    if not (is_real(delta) and 0 < delta < 1 / records):
         raise ValueError(f"delta={delta!r} must be above 0 and below 1/{records}: choose 1e-5 or {records}^-1.1")
 
 
@@ -211,7 +180,7 @@ def privacy_profile(history: Iterable[Steps], epsilons: Sequence[float]) -> list
         AccountingError: as in `epsilon`.
     """
     for value in epsilons:
-        if not (_is_real(value) and value >= 0):
+        if not (is_real(value) and value >= 0):
             raise ValueError(f"epsilon={value!r} must be a finite number, at least 0")
     kinds = _merged(history)
     if not kinds:
@@ -220,23 +189,27 @@ def privacy_profile(history: Iterable[Steps], epsilons: Sequence[float]) -> list
     return [min(1.0, float(loss.get_delta_for_epsilon(float(e))) + _rounding(kinds)) for e in epsilons]
 
 
-def _is_real(value: float) -> bool:
+def is_real(value: float) -> bool:
+    """Whether it is a finite number and no truth value."""
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return number and math.isfinite(value)
 
 
-def _check_rate(rate: float) -> None:
-    if not (_is_real(rate) and 0 < rate <= 1):
+def check_rate(rate: float) -> None:
+    """Raises ValueError unless it is in (0, 1]."""
+    if not (is_real(rate) and 0 < rate <= 1):
         raise ValueError(f"sample_rate={rate!r} must be a probability in (0, 1]")
 
 
-def _check_count(name: str, count: int, least: int) -> None:
+def check_count(name: str, count: int, least: int) -> None:
+    """Raises ValueError unless it is a whole number of at least `least`."""
     if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
         raise ValueError(f"{name}={count!r} must be a whole number, at least {least}")
 
 
-def _check_delta(delta: float) -> None:
-    if not (_is_real(delta) and 0 < delta < 1):
+def require_delta(delta: float) -> None:
+    """Raises ValueError unless delta is in (0, 1)."""
+    if not (is_real(delta) and 0 < delta < 1):
         raise ValueError(f"delta={delta!r} must be in (0, 1)")
 
 
@@ -374,26 +347,3 @@ def _in_words(kinds: tuple[Kind, ...]) -> str:
 
 def _name(package: str) -> str:
     return f"{package} {version(package)}"
-
-
-def _least_units(excess: Callable[[int], float]) -> int | None:
-    """The smallest whole number where the falling `excess` is not above 0; to five digits, None when there is none.
-
-    Regula falsi with halved weights (Illinois) on the logarithm, over which that of epsilon is nearly straight.
-    """
-    low, above, high = 0, math.inf, 10_000
-    while (below := excess(high)) > 0:
-        low, above, high = high, below, high * 4
-        if high > MOST_UNITS:
-            return None
-    last = 0
-    while high - low > max(1, high // 100_000):
-        share = above / (above - below) if math.isfinite(above - below) else 0.5
-        start = math.log(low or 1)
-        middle = min(max(round(math.exp(start + share * (math.log(high) - start))), low + 1), high - 1)
-        found = excess(middle)
-        if found > 0:
-            low, above, below, last = middle, found, below / 2 if last > 0 else below, 1
-        else:
-            high, below, above, last = middle, found, above / 2 if last < 0 else above, -1
-    return high

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedmpt_core.config import JobConfig
-from fedmpt_core.privacy.accounting import Steps, calibrate, epsilon
-from fedmpt_core.privacy.ledger import Entry, Head, Ledger
+from fedmpt_core.privacy.accounting import Steps, epsilon
+from fedmpt_core.privacy.calibration import calibrate
+from fedmpt_core.privacy.ledger import Entry, Head, Ledger, LedgerError
 from fedmpt_core.site_config import SiteConfig, SitePrivacyConfig
 
 
@@ -171,20 +172,36 @@ def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[C
 
 
 def history(entries: Sequence[Entry], *job_ids: str) -> list[Steps]:
-    """The steps that a ledger's reservations charge; of some jobs, or of all."""
+    """The steps that a ledger charges; of some jobs, or of all. Raises LedgerError."""
     return [c.steps for c in charges(entries) if not job_ids or c.job in job_ids]
 
 
 def charges(entries: Sequence[Entry]) -> list[Charge]:
-    """What a ledger's reservations charge, each for its job."""
-    return [
-        Charge(
-            e.job,
-            Steps(float(e.details["sample_rate"]), float(e.details["noise_multiplier"]), int(e.details["steps"])),
-        )
-        for e in entries
-        if e.kind == "reserve"
-    ]
+    """What a ledger charges, each for its job: reservations, and what the genesis carries on from closed ledgers.
+
+    Raises:
+        LedgerError: an entry does not say what it charges.
+    """
+    found = []
+    for entry in entries:
+        if entry.kind == "reserve":
+            found.append(_charge(entry, entry.job, entry.details))
+        elif entry.kind == "genesis":
+            try:
+                found += [_charge(entry, str(carried["job"]), carried) for carried in entry.details.get("carried", ())]
+            except (KeyError, TypeError):
+                raise LedgerError(f"the genesis of '{entry.dataset}' does not say what it carries on") from None
+    return found
+
+
+def _charge(entry: Entry, job: str, details: Mapping[str, Any]) -> Charge:
+    try:
+        rate, noise, count = details["sample_rate"], details["noise_multiplier"], details["steps"]
+        if type(count) is not int:
+            raise ValueError("steps is no whole number")
+        return Charge(job, Steps(float(rate), float(noise), count))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(f"entry {entry.seq} of '{entry.dataset}' does not say what it charges ({error})") from None
 
 
 class Budget:

@@ -19,9 +19,10 @@ from typing import Any, TypeAlias
 
 LEDGER_SCHEMA = 1
 SIGNED_PREFIX = b"\xffFEDMPT-LEDGER/1\0"  # 0xff starts no text, so no signed text can pass for an entry
+PROOF_PREFIX = b"\xffFEDMPT-LEDGER-KEY/1\0"
 UNITS = ("record", "group")
 ADJACENCY = "add-remove"
-MAX_LINE = 1 << 16  # bytes without the newline; chosen, entries of real jobs are below 2 KiB
+MAX_LINE = 1 << 20  # bytes without the newline; chosen: a genesis that carries 5,000 jobs; others are below 2 KiB
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Verifier = Callable[[bytes, str], bool]
@@ -33,8 +34,8 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 _COUNTS = {"v", "seq", "round", "attempt"}
 _TEXTS = {
     **dict.fromkeys(("prev", "hash", "reservation", "release"), _DIGEST),
-    **dict.fromkeys(("kind", "site", "dataset", "job"), _NAME),
-    "sig": re.compile(r"([0-9a-f]{2}){0,1024}"),
+    **dict.fromkeys(("kind", "site", "dataset", "job", "successor"), _NAME),
+    **dict.fromkeys(("sig", "proof", "public_key"), re.compile(r"([0-9a-f]{2}){0,1024}")),
     "time": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII),
     "delta": re.compile(r"[0-9][0-9.e-]{0,31}"),
     "unit": re.compile("|".join(UNITS)),
@@ -43,9 +44,11 @@ _TEXTS = {
 }
 _COMMON = ("v", "seq", "prev", "hash", "sig", "kind", "site", "dataset", "time")
 _KINDS = {
-    "genesis": {*_COMMON, "delta", "unit", "adjacency", "key_spki"},
+    "genesis": {*_COMMON, "delta", "unit", "adjacency", "key_spki", "public_key", "details"},
     "reserve": {*_COMMON, "job", "round", "attempt", "details"},
     "commit": {*_COMMON, "job", "round", "attempt", "reservation", "release"},
+    "rotate": {*_COMMON, "key_spki", "public_key", "proof"},
+    "close": {*_COMMON, "successor"},
 }
 
 
@@ -89,18 +92,23 @@ class Entry:
         prev: hash of the line before, 64 zeros for the genesis.
         hash: SHA-256 hex of the canonical line without `hash` and `sig`.
         sig: signature in hex, "" when unsigned.
-        kind: `genesis`, `reserve` or `commit`.
+        kind: `genesis`, `reserve`, `commit`; `rotate`, after which another key signs; or `close`, after
+            which nothing is charged.
         site: name of the site.
         dataset: name of the data set.
         time: UTC, ISO 8601 with microseconds.
         delta: genesis; the data set's delta as a decimal string.
         unit: genesis; what one neighbour differs in, `record` or `group`.
         adjacency: genesis; `add-remove`.
-        key_spki: genesis; SHA-256 hex of the signer's public key, or "".
+        key_spki: genesis and rotate; SHA-256 hex of the public key that signs from here on, or "".
+        public_key: genesis and rotate; that key (DER, SubjectPublicKeyInfo) in hex, or "".
+        proof: rotate; the new key's signature over the hash of the entry before, hex.
+        successor: close; name of the data set under which these records go on.
         job: reserve and commit; the job's name.
         round: reserve and commit; 0-based, -1 in a genesis.
         attempt: reserve and commit; 0-based, -1 in a genesis.
-        details: reserve; mechanism and steps, reals as decimal strings.
+        details: reserve; mechanism and steps, reals as decimal strings. Genesis: `carried`, the charges of ledgers that
+            this one continues.
         reservation: commit; hash of the `reserve` it closes.
         release: commit; SHA-256 hex of the released bytes.
     """
@@ -124,6 +132,9 @@ class Entry:
     details: Mapping[str, Any] = field(default_factory=dict)
     reservation: str = ""
     release: str = ""
+    public_key: str = ""
+    proof: str = ""
+    successor: str = ""
 
 
 class Damage(ValueError):
@@ -131,14 +142,19 @@ class Damage(ValueError):
 
 
 class Chain:
-    """The verified entries of a file, and how far it was read."""
+    """The verified entries of a file, and how far it was read.
+
+    `verify` is that of the key which signs the ledger's end. Where the key changed, entries before the `rotate` are
+    checked with the older keys that the ledger itself holds: `verify.of(public_key)` must make verifiers of them.
+    """
 
     def __init__(self, path: Path, verify: Verifier | None) -> None:
         self.path, self.verify = path, verify
+        self.key: Verifier | None = None  # whose signature the next line must carry
         self.entries: list[Entry] = []
         self.reserves: dict[str, Entry] = {}  # by their hash, in order
         self.commits: dict[str, Entry] = {}  # by the hash of their reservation
-        self.offset, self.last = 0, b""
+        self.offset, self.last, self.closed = 0, b"", False
 
     def follow(self, data: bytes) -> bytes:
         """Verifies and takes over bytes that start with the last verified line; returns the unfinished last line."""
@@ -158,6 +174,12 @@ class Chain:
         if not self.entries:
             raise LedgerError(
                 f"{self.path} has no complete first line: restore it; remove it only if it was being created"
+            )
+        ends, given = (getattr(key, "key_spki", "") for key in (self.key, self.verify))
+        if ends != given:
+            raise LedgerError(
+                f"{self.path} ends with entries signed by the key {ends[:16]}, not by the key {given[:16]} that was "
+                "given: `fedmpt ledger rotate` hands a ledger over to a new key"
             )
         return torn
 
@@ -190,9 +212,16 @@ class Chain:
             raise LedgerError(f"{self.path} is unsigned, as in a simulation, but a key was given: use it without a key")
         if bool(entry.sig) != bool(first.sig):
             raise Damage("is unsigned in a signed ledger, or signed in an unsigned one")
-        if self.verify and not self.verify(SIGNED_PREFIX + bytes.fromhex(entry.hash), entry.sig):
-            key = first.key_spki[:16] or "of no name"
-            raise Damage(f"has a signature that this key did not make (the ledger's is {key})")
+        if self.closed and kind != "rotate":
+            raise Damage("follows the line that closed the ledger")
+        if entry.public_key and hashlib.sha256(bytes.fromhex(entry.public_key)).hexdigest() != entry.key_spki:
+            raise Damage("names a key by another digest than its own")
+        key = self.key if last else self._key_of(entry)
+        if key and not key(SIGNED_PREFIX + bytes.fromhex(entry.hash), entry.sig):
+            name = first.key_spki[:16] or "of no name"
+            raise Damage(f"has a signature that this key did not make (the ledger's is {name})")
+        if kind == "rotate":
+            self._check_rotation(entry)
         if kind == "commit":
             reserved = self.reserves.get(entry.reservation)
             identity = (entry.job, entry.round, entry.attempt)
@@ -202,13 +231,33 @@ class Chain:
                 raise Damage("commits a reservation for the second time")
         return entry
 
+    def _key_of(self, entry: Entry) -> Verifier | None:
+        """The verifier of the key that a genesis or rotate names."""
+        if self.verify is None or not entry.public_key or entry.key_spki == getattr(self.verify, "key_spki", ""):
+            return self.verify
+        try:
+            return getattr(self.verify, "of")(entry.public_key)  # noqa: B009 - only where verifiers can do that
+        except (AttributeError, ValueError):
+            raise Damage("names a key that cannot be used") from None
+
+    def _check_rotation(self, entry: Entry) -> None:
+        if not entry.sig or not entry.public_key:
+            raise Damage("changes the key of an unsigned ledger, or to none")
+        key = self._key_of(entry)
+        if key and not key(PROOF_PREFIX + bytes.fromhex(entry.prev), entry.proof):
+            raise Damage("changes to a key whose holder did not agree")
+
     def add(self, entry: Entry, line: bytes) -> None:
         """Takes over a checked entry."""
         self.entries.append(entry)
+        if entry.kind in ("genesis", "rotate"):
+            self.key = self._key_of(entry)
         if entry.kind == "reserve":
             self.reserves[entry.hash] = entry
         elif entry.kind == "commit":
             self.commits[entry.reservation] = entry
+        elif entry.kind == "close":
+            self.closed = True
         self.last = line + b"\n"
         self.offset += len(self.last)
 

@@ -8,15 +8,12 @@ that follows names the bytes that were released. So a crash can charge too much,
 A file that was cut at a line's end is still a valid chain: whoever holds a later `Head` can tell, see `contains`.
 
 This module never writes an epsilon as truth, never edits a line, and starts no new ledger where one is missing. It
-needs the standard library and chain.py alone (fcntl, so not Windows), so that an auditor can run it.
+needs the standard library, chain.py and ledger_file.py alone, so that an auditor can run it.
 """
 
-import fcntl
 import hashlib
 import itertools
 import os
-import stat
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -28,6 +25,7 @@ from fedmpt_core.privacy.chain import (
     FIRST,
     JSON,
     LEDGER_SCHEMA,
+    PROOF_PREFIX,
     SIGNED_PREFIX,
     TIME,
     UNITS,
@@ -40,6 +38,7 @@ from fedmpt_core.privacy.chain import (
     canonical,
     plain_details,
 )
+from fedmpt_core.privacy.ledger_file import disk, fetch, locked, sync_folder, write
 
 __all__ = ["LEDGER_SCHEMA", "Entries", "Entry", "Head", "Ledger", "LedgerError", "Signer", "Verifier", "read_ledger"]
 
@@ -73,13 +72,18 @@ def read_ledger(path: Path | str, verify: Verifier | None = None, *, lock_timeou
         LedgerError: missing, unreadable, damaged, unsigned although `verify` is given, of a later schema, or locked.
     """
     chain = Chain(Path(path), verify)
-    with _locked(Path(path), lock_timeout, write=False) as file:
-        data = _fetch(chain, file)
+    with locked(Path(path), lock_timeout, write=False) as file:
+        data = fetch(chain, file)
     torn = chain.follow(data)
     entries = Entries(chain.entries)
     if torn:
         entries.torn = f"line {len(entries) + 1} of {path} is torn: its writer died before the line was a promise"
     return entries
+
+
+def successor_of(entries: Sequence[Entry]) -> str:
+    """The data set under which the records of a closed ledger go on; "" while it is open."""
+    return next((entry.successor for entry in reversed(entries) if entry.kind == "close"), "")
 
 
 class Ledger:
@@ -108,6 +112,7 @@ class Ledger:
         unit: str = "record",
         signer: Signer | None,
         verify: Verifier | None = None,
+        carried: Sequence[Mapping[str, JSON]] = (),
         clock: Clock | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> "Ledger":
@@ -121,6 +126,7 @@ class Ledger:
             unit: what one neighbour differs in, `record` or `group`; jobs that protect another are kept apart.
             signer: signs every entry; None in a simulation.
             verify: checks what other processes append; without it this object checks their chain alone.
+            carried: charges of closed ledgers that this one continues, in the genesis so that none can be lost.
             clock: the time with a time zone, for tests.
             lock_timeout: seconds to wait for other writers, >= 0.
 
@@ -134,16 +140,17 @@ class Ledger:
             raise LedgerError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
         ledger = Ledger(path, signer=signer, verify=verify, clock=clock, lock_timeout=lock_timeout)
         fields = {"kind": "genesis", "delta": repr(float(delta)), "unit": unit, "adjacency": ADJACENCY}
-        fields |= {"site": site, "dataset": dataset, "key_spki": getattr(signer, "key_spki", "")}
-        with _disk(path):
+        fields |= {"site": site, "dataset": dataset, "details": plain_details({"carried": carried}, "details")}
+        fields |= {name: getattr(signer, name, "") for name in ("key_spki", "public_key")}
+        with disk(path):
             made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            with _locked(path, lock_timeout, write=True) as file, _disk(path):
+            with locked(path, lock_timeout, write=True) as file, disk(path):
                 ledger._append(file, fields)
                 for folder in (path.parent, *(folder.parent for folder in made)):
-                    _sync_folder(folder)
+                    sync_folder(folder)
         except BaseException:  # no promise was made yet, and half a ledger would only be in the way
             path.unlink(missing_ok=True)
             raise
@@ -175,8 +182,8 @@ class Ledger:
         if (signer is None) != (verify is None):
             raise LedgerError(f"{path} was opened with only one of signer and verify: pass both, or None for both")
         ledger = Ledger(path, signer=signer, verify=verify, clock=clock, lock_timeout=lock_timeout)
-        with _locked(path, lock_timeout, write=True) as file:
-            torn = ledger._chain.follow(_fetch(ledger._chain, file))
+        with locked(path, lock_timeout, write=True) as file:
+            torn = ledger._chain.follow(fetch(ledger._chain, file))
             first = ledger._chain.entries[0]
             for name, wanted in (("site", site), ("dataset", dataset), ("delta", repr(float(delta))), ("unit", unit)):
                 if getattr(first, name) != wanted:
@@ -205,8 +212,8 @@ class Ledger:
             round: 0-based.
             attempt: 0-based.
             details: what the accountant needs; reals become decimal strings (`repr`), so that hashes are stable.
-            admit: called with all reservations so far while nobody else can add one; raises to refuse. It must not
-                use the ledger itself.
+            admit: called with the genesis and all reservations so far while nobody else can add one; raises to refuse.
+                It must not use the ledger itself.
 
         Raises:
             LedgerError: damage, a lock held for too long, a clock behind the last entry, or a disk that refuses.
@@ -214,7 +221,7 @@ class Ledger:
         """
         plain = plain_details(details, "details")
         with self._writing() as file:
-            admit(tuple(self._chain.reserves.values()))
+            admit((self._chain.entries[0], *self._chain.reserves.values()))
             fields = {"kind": "reserve", "job": job, "round": round, "attempt": attempt, "details": plain}
             return self._append(file, fields)
 
@@ -245,6 +252,28 @@ class Ledger:
             fields |= {"kind": "commit", "reservation": reservation.hash, "release": release}
             return self._append(file, fields)
 
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._path
+
+    def rotate(self, signer: Signer) -> None:
+        """Hands the ledger, open or closed, to another key, whose holder signs too; open it anew with that one.
+
+        Raises LedgerError as `reserve` does, also for an unsigned ledger or a key that is the ledger's already.
+        """
+        key = {name: getattr(signer, name, "") for name in ("key_spki", "public_key")}
+        with self._writing() as file:
+            if key["key_spki"] == getattr(self._signer, "key_spki", ""):
+                raise LedgerError(f"{self._path} is signed by this key already: give the old kit and the new one")
+            proof = signer(PROOF_PREFIX + bytes.fromhex(self._chain.entries[-1].hash))
+            self._append(file, {"kind": "rotate", **key, "proof": proof})
+
+    def close(self, successor: str) -> None:
+        """Ends the ledger for ever: its records go on in the ledger of the data set `successor`. Raises LedgerError."""
+        with self._writing() as file:
+            self._append(file, {"kind": "close", "successor": successor})
+
     def head(self) -> Head:
         """The newest entry in short, whoever wrote it. Raises LedgerError as `reserve` does."""
         with self._writing():
@@ -262,8 +291,8 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[int]:
-        with _locked(self._path, self._lock_timeout, write=True) as file:
-            self._set_aside(file, self._chain.follow(_fetch(self._chain, file)))
+        with locked(self._path, self._lock_timeout, write=True) as file:
+            self._set_aside(file, self._chain.follow(fetch(self._chain, file)))
             yield file
 
     def _append(self, file: int, fields: dict[str, Any]) -> Entry:
@@ -271,6 +300,11 @@ class Ledger:
         plain = {"v": LEDGER_SCHEMA, "seq": len(chain.entries), "prev": FIRST, "time": now, **fields}
         if chain.entries:
             last = chain.entries[-1]
+            if fields["kind"] != "rotate" and (successor := successor_of(chain.entries)):
+                raise LedgerError(
+                    f"{self._path} is closed: its records go on as '{successor}', name that data set in the site's "
+                    "policy"
+                )
             plain |= {"prev": last.hash, "site": last.site, "dataset": last.dataset}
             if now < last.time:
                 raise LedgerError(
@@ -284,9 +318,9 @@ class Ledger:
             entry = chain.check(line)  # nothing is written that could not be read back
         except Damage as damage:
             raise LedgerError(f"the new line for {self._path} {damage}: correct the arguments or the key") from None
-        with _disk(self._path):
+        with disk(self._path):
             try:
-                _write(file, line + b"\n")
+                write(file, line + b"\n")
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(file, chain.offset)
@@ -297,86 +331,18 @@ class Ledger:
     def _set_aside(self, file: int, torn: bytes) -> None:
         if not torn:
             return
-        with _disk(self._path):
+        with disk(self._path):
             numbers = itertools.count(1)
             names = (self._path.with_name(f"{self._path.name}.torn-{number}") for number in numbers)
             aside = next(name for name in names if not name.exists())  # the ledger's lock is held
             copy = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                _write(copy, torn)
+                write(copy, torn)
             except OSError:
                 aside.unlink()
                 raise
             finally:
                 os.close(copy)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
             os.ftruncate(file, self._chain.offset)
             os.fsync(file)
-
-
-def _fetch(chain: Chain, file: int) -> bytes:
-    """The last verified line and all that follows it."""
-    with _disk(chain.path), os.fdopen(os.dup(file), "rb") as stream:
-        stream.seek(chain.offset - len(chain.last))
-        return stream.read()
-
-
-@contextmanager
-def _locked(path: Path, timeout: float, *, write: bool) -> Iterator[int]:
-    """The file, with all other writers shut out; every call has a lock of its own, so threads wait for each other."""
-    flags, lock = (os.O_RDWR | os.O_APPEND, fcntl.LOCK_EX) if write else (os.O_RDONLY, fcntl.LOCK_SH)
-    with _disk(path):
-        file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place must not make us wait
-    try:
-        with _disk(path):
-            deadline, pause = time.monotonic() + timeout, 0.001
-            while not _try_lock(file, lock):
-                if time.monotonic() >= deadline:
-                    raise LedgerError(
-                        f"{path} is locked by another process for over {timeout} s: let it end, then retry"
-                    )
-                time.sleep(pause)
-                pause = min(2 * pause, 0.05)
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode) or not os.path.samestat(found, path.stat()):
-                raise LedgerError(f"{path} was replaced, or is not a plain file: see who changed it, then retry")
-        yield file
-    finally:
-        os.close(file)
-
-
-def _try_lock(file: int, lock: int) -> bool:
-    try:
-        fcntl.flock(file, lock | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Errors of the file system as sentences."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise LedgerError(f"{path} is missing: restore it from a backup, a new one never starts on its own") from None
-    except FileExistsError as error:
-        raise LedgerError(f"{error.filename} exists: open it, a ledger is never started twice") from None
-    except OSError as error:
-        raise LedgerError(
-            f"{path} cannot be used ({error.strerror}): give it a writable disk with free space"
-        ) from None
-
-
-def _write(file: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(file, data) :]
-    os.fsync(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -1,7 +1,8 @@
 """Signatures of a site: RSA-PSS with SHA-256 (RFC 8017, salt of 32 bytes) under the key of its FLARE start-up kit.
 
 FLARE gives every site an RSA key `client.key` (PEM, unencrypted) and a certificate `client.crt` of the project's root.
-This module must never put key material into an error or a `repr`, and never signs under a certificate out of date.
+This module must never put key material into an error or a `repr`, and signs under a certificate out of date only to
+hand a ledger over to the next key.
 It does not check who issued the certificate: that is the business of whoever relies on the signature.
 """
 
@@ -16,7 +17,12 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_private_key,
+)
 
 SALT_BYTES = 32
 MIN_BITS = 2048  # what FLARE provisions
@@ -37,6 +43,11 @@ class KeySigner:
 
     key_spki: str
     _key: RSAPrivateKey = field(repr=False, compare=False)
+
+    @property
+    def public_key(self) -> str:
+        """The public key (DER, SubjectPublicKeyInfo) in hex."""
+        return _der(self._key.public_key()).hex()
 
     def __call__(self, message: bytes) -> str:
         """The signature of a message, in hex."""
@@ -65,13 +76,27 @@ class KeyVerifier:
             return False
         return True
 
+    @staticmethod
+    def of(public_key: str) -> "KeyVerifier":
+        """The verifier of a public key (DER in hex), as a ledger holds it. Raises SigningError."""
+        try:
+            key = load_der_public_key(bytes.fromhex(public_key))
+        except (ValueError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:
+            raise SigningError(f"a public key is not one for RSA of {MIN_BITS} bits or more")
+        return KeyVerifier(_digest(key), key)
 
-def load_signer(key_path: Path | str, certificate_path: Path | str) -> tuple[KeySigner, KeyVerifier, str]:
+
+def load_signer(
+    key_path: Path | str, certificate_path: Path | str, *, expired: bool = False
+) -> tuple[KeySigner, KeyVerifier, str]:
     """Signer, verifier and public key digest of a start-up kit.
 
     Args:
         key_path: `client.key`, PEM, RSA of 2048 bits or more, unencrypted.
         certificate_path: `client.crt`, PEM, of the same key and valid now.
+        expired: let the certificate be out of date, to hand a ledger over from the key of a kit that ran out.
 
     Returns:
         The signer, the verifier, and the SHA-256 hex of the public key (DER, SubjectPublicKeyInfo).
@@ -86,7 +111,7 @@ def load_signer(key_path: Path | str, certificate_path: Path | str) -> tuple[Key
     if key.public_key().public_numbers() != public.public_numbers():
         raise SigningError(f"{key_path} is not the key of {certificate_path}: take both from the same start-up kit")
     now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+    if not (expired or certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc):
         raise SigningError(
             f"{certificate_path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
             f"{certificate.not_valid_after_utc:%Y-%m-%d} and it is {now:%Y-%m-%d}: have the site provisioned anew, or "
@@ -151,4 +176,8 @@ def _private(path: Path) -> RSAPrivateKey:
 
 
 def _digest(key: RSAPublicKey) -> str:
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return hashlib.sha256(_der(key)).hexdigest()
+
+
+def _der(key: RSAPublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

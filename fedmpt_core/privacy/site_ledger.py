@@ -1,5 +1,6 @@
 """Where a site's policy keeps the ledger of its data set, and the key that signs it. Needs no torch."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ from fedmpt_core.privacy.ledger import Entries, Ledger, LedgerError, read_ledger
 from fedmpt_core.privacy.signing import load_signer, verifier
 from fedmpt_core.site_config import SitePrivacyConfig
 
+SUFFIX = ".ledger.jsonl"
+
 
 def ledger_path(policy: SitePrivacyConfig) -> Path:
     """The ledger of the policy's data set. Raises LedgerError when the policy names no folder."""
     if not policy.ledger:
         raise LedgerError("privacy.ledger is empty: name the folder of the site's ledgers in its site file")
-    return Path(policy.ledger) / f"{policy.dataset}.ledger.jsonl"
+    return Path(policy.ledger) / f"{policy.dataset}{SUFFIX}"
 
 
 def open_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledger:
@@ -21,10 +24,13 @@ def open_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledge
     return Ledger.open(ledger_path(policy), **_identity(policy, name), signer=signer, verify=verify)
 
 
-def create_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledger:
+def create_ledger(
+    policy: SitePrivacyConfig, name: str, kit: Path | None, *, carried: Sequence[Mapping[str, Any]] = ()
+) -> Ledger:
     """Start the ledger of a data set that no job has used yet. Raises LedgerError when there is one."""
     signer, verify = signing(kit)
-    return Ledger.create(ledger_path(policy), **_identity(policy, name), signer=signer, verify=verify)
+    identity = _identity(policy, name)
+    return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried)
 
 
 def _identity(policy: SitePrivacyConfig, name: str) -> dict[str, Any]:
@@ -34,6 +40,20 @@ def _identity(policy: SitePrivacyConfig, name: str) -> dict[str, Any]:
 def read_site_ledger(policy: SitePrivacyConfig, kit: Path | None) -> Entries:
     """All entries, chain and signatures verified, without writing. Raises LedgerError or SigningError."""
     return read_ledger(ledger_path(policy), verifier(kit / "client.crt") if kit else None)
+
+
+def read_site_ledgers(policy: SitePrivacyConfig, kit: Path | None) -> dict[str, Entries]:
+    """The ledgers of all data sets in the policy's folder, verified, by data set. Raises as `read_site_ledger`."""
+    verify = verifier(kit / "client.crt") if kit else None
+    return {path.name.removesuffix(SUFFIX): read_ledger(path, verify) for path in ledger_paths(policy)}
+
+
+def ledger_paths(policy: SitePrivacyConfig) -> list[Path]:
+    """The ledgers in the policy's folder. Raises LedgerError when there is none."""
+    paths = sorted(ledger_path(policy).parent.glob(f"*{SUFFIX}"))
+    if not paths:
+        raise LedgerError(f"{policy.ledger} holds no ledger: start one with `fedmpt ledger create`, or restore it")
+    return paths
 
 
 def ledger_copy(policy: SitePrivacyConfig, kit: Path | None) -> tuple[bytes, bytes]:

@@ -18,12 +18,12 @@ from fedmpt_core.privacy.accounting import (
     AccountingError,
     Epsilons,
     Steps,
-    calibrate,
     check_delta,
     cross_checked,
     epsilon,
     privacy_profile,
 )
+from fedmpt_core.privacy.calibration import calibrate
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -343,6 +343,7 @@ def test_the_privacy_profile_is_the_inverse_of_epsilon() -> None:
 def test_a_parent_process_accounts_without_torch() -> None:
     code = (
         "import sys; from fedmpt_core.privacy.accounting import *;"
+        "from fedmpt_core.privacy.calibration import calibrate;"
         "assert 'dp_accounting' not in sys.modules;"
         "history = [Steps(0.1, 2.0, 5)]; epsilon(history, 1e-5); privacy_profile(history, [1.0]);"
         "calibrate(3.0, 1e-5, 0.1, 5);"

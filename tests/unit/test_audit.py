@@ -5,13 +5,14 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fedmpt_core.audit.auditor import INDEPENDENT, audit_run, compare
+from fedmpt_core.audit.auditor import AGREEMENT, INDEPENDENT, REPORTED, SECOND, audit_run, compare
 from fedmpt_core.audit.run import Anchors, NoRun, load_run
 from fedmpt_core.config import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.kit import card_of, write_roster
@@ -81,11 +82,13 @@ class Federation:
         budgets = {site: self._budget(site, job, run_id) for site in SITES}
         details = {"unit": "record", "engine": job.privacy.engine, "config": job.digest()}
         details |= {"aggregation": "masked", "identities": "start-up kits"}
+        details |= {"max_grad_norm": job.privacy.max_grad_norm, "code": f"fedmpt {version('fedmpt')}"}
         for number in range(1, job.training.rounds + 1):
             privacy = {}
             for site, budget in budgets.items():
                 for attempt in range(2 if number == 2 else 1):
-                    reserved = budget.reserve(number, attempt, details)
+                    key = hashlib.sha256(f"{run_id} {site}".encode()).hexdigest()
+                    reserved = budget.reserve(number, attempt, {**details, "rng_key_id": key})
                 budget.commit(reserved, hashlib.sha256(f"{run_id} {site} {number}".encode()).hexdigest())
                 head = budget.head().to_dict()
                 privacy[site] = {"epsilon": budget.spent(), "delta": job.privacy.delta, "head": head}
@@ -150,7 +153,9 @@ def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anch
     for site, spent in found.spending.items():
         assert (spent.dataset, spent.jobs, spent.cap) == ("images", 2, 20.0 if site == SITES[0] else None)
         assert 0 < spent.job <= JOB.privacy.epsilon < spent.total
-        assert spent.accountants[INDEPENDENT] == pytest.approx(spent.job, abs=0.02)
+        assert list(spent.accountants) == [REPORTED, SECOND, INDEPENDENT]
+        for value in spent.accountants.values():
+            assert value == pytest.approx(spent.job, abs=AGREEMENT)
         assert sorted(spent.by_round) == [1, 2, 3]
     record = json.loads((folder / "result.json").read_text())
     assert record["rounds"][3]["privacy"][SITES[0]]["epsilon"] == pytest.approx(found.spending[SITES[0]].by_round[3])
@@ -200,7 +205,8 @@ def another_key(folder: Path) -> None:
     found, before = [], "0" * 64
     for line in lines(folder):
         entry = json.loads(line)
-        entry |= {"prev": before} | ({"key_spki": spki} if entry["kind"] == "genesis" else {})
+        genesis = {"key_spki": spki, "public_key": sign.public_key}
+        entry |= {"prev": before} | (genesis if entry["kind"] == "genesis" else {})
         body = {k: v for k, v in entry.items() if k not in ("hash", "sig")}
         before = hashlib.sha256(canonical(body)).hexdigest()
         found.append(canonical({**body, "hash": before, "sig": sign(SIGNED_PREFIX + bytes.fromhex(before))}) + b"\n")
@@ -208,9 +214,9 @@ def another_key(folder: Path) -> None:
     shutil.copy(kit / "client.crt", folder / "privacy" / f"{SITES[0]}.crt")
 
 
-def change_job(**privacy: Any) -> Callable[[Path], Any]:
+def change_job(section: str, **values: Any) -> Callable[[Path], Any]:
     def change(folder: Path) -> None:
-        job = replace(JOB, privacy=replace(JOB.privacy, **privacy))
+        job = replace(JOB, **{section: replace(getattr(JOB, section), **values)})
         edit_record(folder, lambda r: r.update(config=job.to_dict(), config_digest=job.digest()))
 
     return change
@@ -229,14 +235,15 @@ MANIPULATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut the tail": (lambda f: write(f, lines(f)[:-1]), "ledger-cut"),
     "replay another job's entry": (lambda f: write(f, [*lines(f), lines(f)[1]]), "ledger-damaged"),
     "swap sites": (swap, "ledger-damaged"),
-    "change sigma": (change_job(noise_multiplier=9.0), "mechanism-differs"),
-    "change rate": (change_job(sample_rate=0.125), "mechanism-differs"),
+    "change sigma": (change_job("privacy", noise_multiplier=9.0), "mechanism-differs"),
+    "change rate": (change_job("privacy", sample_rate=0.125), "mechanism-differs"),
     "forge a signature": (forge, "ledger-damaged"),
     "re-sign with another key": (another_key, "ledger-damaged"),
     "remove a site's ledger": (lambda f: (f / "privacy" / f"{SITES[0]}.ledger.jsonl").unlink(), "ledger-missing"),
-    "change the config": (change_job(max_grad_norm=2.0), "config-changed"),
+    "change the config": (change_job("training", learning_rate=0.5), "config-changed"),
     "change the model": (lambda f: (f / "model.safetensors").write_bytes(b"another"), ""),
     "duplicate a round": (repeat_round, "round-twice"),
+    "change the bound": (change_job("privacy", max_grad_norm=2.0), "mechanism-differs"),
     "restore an old ledger": (lambda f: write(f, lines(f)[:OLD]), "ledger-cut"),
 }
 
@@ -290,8 +297,8 @@ def test_ledgers_that_do_not_continue_between_runs_are_named(
     first, second = federation.run("run-1"), federation.run("run-2")
     runs = [load_run(f, anchors) for f in (second, first)]
     assert compare(runs) == []
-    kept = runs[0].ledgers[SITES[0]]
-    runs[0].ledgers[SITES[0]] = (*kept[:3], replace(kept[3], job="another"), *kept[4:])
+    kept = runs[1].ledgers[SITES[0]]  # the shorter one ends differently
+    runs[1].ledgers[SITES[0]] = (*kept[:-1], replace(kept[-1], hash="f" * 64))
     assert [(f.code, f.where) for f in compare(runs)] == [("ledger-forked", SITES[0])]
 
 

@@ -125,7 +125,13 @@ def test_a_file_that_was_changed_or_lost_is_named(run: Path, name: str) -> None:
 def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     found = read_manifest(left_by(tmp_path, None, insecure=True))
     with pytest.raises(ManifestError, match="outside the run's folder"):
-        check_manifest(replace(found, files={name: "0" * 64}), tmp_path)
+        check_manifest(replace(found, files={name: "0" * 64, **found.files}), tmp_path)
+
+
+def test_a_manifest_must_name_the_record(tmp_path: Path) -> None:
+    found = read_manifest(left_by(tmp_path, None, insecure=True))
+    with pytest.raises(ManifestError, match=r"does not name the digest of result\.json"):
+        check_manifest(replace(found, files={}), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +139,8 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, name: str) 
     [
         (None, "the run has not ended yet"),
         ("", "is not a run manifest"),
-        ("[]", "is not a run manifest"),
-        ('{"run_id": 1}', "is not a run manifest"),
+        ("[]", "schema=None"),
+        ('{"run_id": 1, "schema": 1}', "is not a run manifest"),
     ],
 )
 def test_what_is_no_manifest_is_a_sentence(run: Path, text: str | None, sentence: str) -> None:

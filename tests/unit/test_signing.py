@@ -209,5 +209,5 @@ def test_a_ledger_signed_with_a_kit_verifies_with_its_certificate_alone(kit: Kit
     kit.key_path.write_bytes(pem(other))
     kit.certificate_path.write_bytes(certificate(other))
     sign, verify, _ = load_signer(kit.key_path, kit.certificate_path)
-    with pytest.raises(LedgerError, match=f"the ledger's is {spki[:16]}"):
+    with pytest.raises(LedgerError, match=f"signed by the key {spki[:16]}, not by the key"):
         Ledger.open(path, **place, signer=sign, verify=verify)

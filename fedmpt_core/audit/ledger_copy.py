@@ -1,0 +1,87 @@
+"""Copies of sites' ledgers, verified: chain, signatures, and whose the key is."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedmpt_core.privacy.chain import Chain, Entry, LedgerError, Verifier
+from fedmpt_core.privacy.signing import KeyVerifier, SigningError, verifier_of
+from fedmpt_core.secagg.identity import ChainCheck
+from fedmpt_core.secagg.roster import Roster
+
+MOST_BYTES = 512 << 20  # of a ledger; chosen, a hundred times the largest real one
+
+
+class LedgerReader:
+    """Verifies ledgers. Every run of a site brings the same ledger, longer each time: each line is verified once."""
+
+    def __init__(self) -> None:
+        """Nothing is verified yet."""
+        self._known: dict[tuple[str, bytes], tuple[bytes, Chain]] = {}
+
+    def read(self, path: Path, verify: Verifier | None) -> tuple[tuple[Entry, ...], bytes]:
+        """The entries, and the unfinished last line, which is none.
+
+        Args:
+            path: the copy.
+            verify: of the key that signs its end; None for the unsigned ledger of a simulation.
+
+        Raises:
+            OSError: it cannot be read; LedgerError: it cannot be trusted.
+        """
+        if path.stat().st_size > MOST_BYTES:
+            raise LedgerError(f"{path.name} has more than {MOST_BYTES} bytes")
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        whole, torn = data[:end], data[end:]
+        key = getattr(verify, "key_spki", ""), data[: data.find(b"\n")]
+        known, chain = self._known.get(key, (b"", Chain(path, verify)))
+        if known.startswith(whole) and whole:
+            count = whole.count(b"\n")
+            if all(entry.kind != "rotate" for entry in chain.entries[count:]):
+                return tuple(chain.entries[:count]), torn
+        if not whole.startswith(known):
+            known, chain = b"", Chain(path, verify)
+        chain.path = path
+        chain.follow(chain.last + whole[len(known) :])
+        self._known[key] = whole, chain
+        return tuple(chain.entries), torn
+
+
+def key_of_site(
+    site: str, said: Mapping[str, Any], folder: Path, *, root: bytes, when: datetime, roster: Roster | None
+) -> KeyVerifier:
+    """The verifier of a site's certificate, after checking whose it is.
+
+    Args:
+        site: its name.
+        said: `certificate`, the file's name in `folder`.
+        folder: where the copy lies.
+        root: the federation's root certificate, PEM.
+        when: the time at which the certificate had to be valid.
+        roster: of the keys that the sites agreed on, where the auditor has one.
+
+    Raises:
+        SigningError: there is none, or the roster has another key; SecAggError: it does not follow from the root.
+    """
+    if "certificate" not in said:
+        raise SigningError(f"there is no certificate of {site} beside its ledger, and the run was no simulation")
+    pem = (folder / str(said["certificate"])).read_bytes()
+    ChainCheck(root).certificate(name=site, chain=pem, now=int(when.timestamp()))
+    verify = verifier_of(pem, f"the certificate of {site}")
+    if roster is not None:
+        member = roster.members.get(site)
+        if member is None:
+            raise SigningError(f"{site} is not in the roster")
+        if member.fingerprint.hex() != verify.key_spki:
+            raise SigningError(
+                f"the key of {site} is not the one in the roster: its ledger was signed by somebody else"
+            )
+    return verify
+
+
+def time_of(text: str) -> datetime:
+    """A time in ISO 8601; UTC where it names no zone. Raises ValueError."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,0 +1,96 @@
+"""B: what was really spent, worked out from raw entries by accountants that share no code."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from fedmpt_core.audit.finding import Finding
+from fedmpt_core.privacy import accounting, third_accountant
+from fedmpt_core.privacy.accounting import AccountingError, Steps
+
+AGREEMENT = accounting.AGREEMENT
+REPORTED, SECOND = "PLD (dp-accounting)", "PRV (Opacus)"
+INDEPENDENT = "FFT (this program's own)"
+MOST_POINTS = 512  # rounds of a curve; chosen, more than a screen shows
+
+Accountant = Callable[[Sequence[Steps], float], float]
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What one site spent.
+
+    Attributes:
+        dataset: name of its data set.
+        unit: `record` or `group`.
+        job: epsilon of the run at the job's delta; infinite where no accountant can answer.
+        total: epsilon of all jobs on the data set until the run ended, at the data set's delta.
+        delta: of the data set; `job_delta` of the job.
+        jobs: number of jobs in the ledger.
+        open: reservations of any job that nothing was released for; they count all the same.
+        cap: the site's cap, where the auditor was given its policy card; else None.
+        accountants: epsilon of the run by accountant, the reported one first.
+        by_round: epsilon of the job after each of its rounds, at most 512 of them.
+        charged: (sample rate, noise multiplier, steps) of the run, `charged_before` of the data set's other jobs.
+    """
+
+    dataset: str
+    unit: str
+    job: float
+    total: float
+    delta: float
+    job_delta: float
+    jobs: int
+    open: int
+    cap: float | None
+    accountants: dict[str, float] = field(default_factory=dict)
+    by_round: dict[int, float] = field(default_factory=dict)
+    charged: tuple[tuple[float, float, int], ...] = ()
+    charged_before: tuple[tuple[float, float, int], ...] = ()
+
+
+def accountants_of(*, independent: bool) -> dict[str, Accountant]:
+    """The accountants beside the reported one: Opacus' where it is installed, else or when asked for our own."""
+    found: dict[str, Accountant] = {SECOND: accounting.prv} if find_spec("opacus") else {}
+    return found | ({INDEPENDENT: _third} if independent or not found else {})
+
+
+def recompute(
+    history: Sequence[Steps], delta: float, where: str, accountants: Mapping[str, Accountant]
+) -> tuple[dict[str, float], list[Finding]]:
+    """Epsilon of a history by every accountant, and what is wrong between them."""
+    reported, findings = spent(history, delta, where)
+    found = {REPORTED: reported}
+    for name, accountant in accountants.items():
+        try:
+            found[name] = accountant(history, delta)
+        except AccountingError as error:
+            text = f"{name} cannot answer: {error}"
+            findings.append(Finding("accountant-silent", "warning", where, text, "add --independent"))
+            continue
+        if not abs(found[name] - reported) <= AGREEMENT:
+            text = f"{name} finds epsilon {found[name]:.3f}, {REPORTED} {reported:.3f}: more than {AGREEMENT} apart"
+            remedy = "do not rely on either before somebody has explained it"
+            findings.append(Finding("accountants-disagree", "fail", where, text, remedy))
+    return found, findings
+
+
+def spent(history: Sequence[Steps], delta: float, where: str) -> tuple[float, list[Finding]]:
+    """The reported epsilon; infinite, with a finding, where it cannot be worked out."""
+    try:
+        return accounting.epsilon(history, delta), []
+    except (AccountingError, ValueError) as error:
+        remedy = "nothing is known of what was spent: treat the site's updates as unprotected"
+        return float("inf"), [Finding("epsilon-unknown", "fail", where, str(error), remedy)]
+
+
+def merged(history: Sequence[Steps]) -> tuple[tuple[float, float, int], ...]:
+    """(sample rate, noise multiplier, steps) of each mechanism."""
+    sums: dict[tuple[float, float], int] = {}
+    for s in history:
+        sums[s.sample_rate, s.noise_multiplier] = sums.get((s.sample_rate, s.noise_multiplier), 0) + s.count
+    return tuple((*kind, count) for kind, count in sums.items())
+
+
+def _third(history: Sequence[Steps], delta: float) -> float:
+    return third_accountant.epsilon([(s.sample_rate, s.noise_multiplier, s.count) for s in history], delta)
