@@ -96,14 +96,7 @@ class RunManifest:
             site: {**said, "head": heads.get(site), "ledger": dict(ledgers.get(site, {"kept": "not asked for"}))}
             for site, said in (record.sites or {}).items()
         }
-        rounds = [
-            {
-                "round": row["round"],
-                "survivors": row["sites"],
-                **{k: row["secagg"][k] for k in _SECAGG if row["secagg"]},
-            }
-            for row in record.rounds
-        ]
+        rounds = [round_facts(row) for row in record.rounds]
         certificate, root = (_text(kit / name) for name in ("server.crt", "rootCA.pem")) if kit else ("", "")
         found = RunManifest(
             run_id=record.run_id,
@@ -134,6 +127,12 @@ class RunManifest:
     def to_json(self) -> str:
         """What `read_manifest` reads."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+
+def round_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a round of `result.json`."""
+    masks = row["secagg"]
+    return {"round": row["round"], "survivors": row["sites"], **{name: masks.get(name) for name in _SECAGG if masks}}
 
 
 def read_manifest(folder: Path) -> RunManifest:

@@ -9,6 +9,7 @@ from fedmpt_core.admission import floors_of
 from fedmpt_core.audit.ledgers import own_jobs
 from fedmpt_core.audit.run import Run
 from fedmpt_core.audit.spending import Spending
+from fedmpt_core.run_manifest import round_facts
 from fedmpt_core.secagg.errors import SecAggError
 
 
@@ -144,7 +145,7 @@ def _check_numbers(run: Run) -> None:
     elif run.record["outcome"] == "completed" and len(numbers) != run.job.training.rounds:
         text = f"it completed with {len(numbers)} of {run.job.training.rounds} rounds"
         run.say("round-missing", "run", text, "a round was removed from the record")
-    if [r["survivors"] for r in run.manifest.rounds] != [row["sites"] for row in run.record["rounds"]]:
+    if run.manifest.rounds != [round_facts(row) for row in run.record["rounds"]]:
         text = "the record and the manifest differ in who was in the sums"
         run.say("record-changed", "run", text, "one of the two was edited: download the run again")
     if run.record["outcome"] != "completed":

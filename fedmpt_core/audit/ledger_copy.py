@@ -30,8 +30,8 @@ class LedgerReader:
         Raises:
             OSError: it cannot be read; LedgerError: it cannot be trusted.
         """
-        if path.stat().st_size > MOST_BYTES:
-            raise LedgerError(f"{path.name} has more than {MOST_BYTES} bytes")
+        if path.stat().st_size > MOST_BYTES or not path.is_file():
+            raise LedgerError(f"{path.name} is no file, or has more than {MOST_BYTES} bytes")
         data = path.read_bytes()
         end = data.rfind(b"\n") + 1
         whole, torn = data[:end], data[end:]
@@ -67,7 +67,7 @@ def key_of_site(
     """
     if "certificate" not in said:
         raise SigningError(f"there is no certificate of {site} beside its ledger, and the run was no simulation")
-    pem = (folder / str(said["certificate"])).read_bytes()
+    pem = inside(folder, str(said["certificate"])).read_bytes()
     ChainCheck(root).certificate(name=site, chain=pem, now=int(when.timestamp()))
     verify = verifier_of(pem, f"the certificate of {site}")
     if roster is not None:
@@ -79,6 +79,14 @@ def key_of_site(
                 f"the key of {site} is not the one in the roster: its ledger was signed by somebody else"
             )
     return verify
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder that somebody else has filled. Raises LedgerError when the name leads out of it."""
+    path = folder / name
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+        raise LedgerError(f"{name[:80]!r} is no file of {folder}")
+    return path
 
 
 def time_of(text: str) -> datetime:

@@ -87,7 +87,7 @@ def load_ledger(place: Path, anchors: Anchors, reader: LedgerReader, certificate
     """
     found = OwnLedger(place)
     try:
-        if place.is_file():
+        if not (place / EXPORT).exists():
             verify = _pinned(verifier(certificate), anchors, certificate) if certificate else None
             _read(found, place, verify, reader)
             return found

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedmpt_core.audit.finding import Finding
-from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
+from fedmpt_core.audit.ledger_copy import LedgerReader, inside, key_of_site, time_of
 from fedmpt_core.config import JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict
 from fedmpt_core.privacy.chain import Entry, LedgerError
@@ -109,11 +109,17 @@ class _Said(TypedDict):
     head: _Head
 
 
+class _Sum(TypedDict, total=False):
+    cohort: list[str]
+    threshold: int
+    transcript: str
+
+
 class _Round(TypedDict):
     round: int
     sites: list[str]
     privacy: dict[str, _Said]
-    secagg: dict[str, Any]
+    secagg: _Sum
 
 
 class _Resumed(TypedDict):
@@ -195,9 +201,8 @@ def _read_ledger(run: Run, site: str, anchors: Anchors, reader: LedgerReader) ->
             text = f"there is no copy of its ledger: {kept}"
             run.say("ledger-missing", site, text, "ask the site for its ledger, and audit it beside this run", "fail")
         return
-    path = run.folder / str(said["file"])
     try:
-        entries, torn = reader.read(path, _verifier(run, site, said, anchors))
+        entries, torn = reader.read(inside(run.folder, said["file"]), _verifier(run, site, said, anchors))
     except OSError as error:
         text = f"the copy of its ledger, {said['file']}, cannot be read ({error.strerror})"
         run.say("ledger-missing", site, text, "download the run again, or ask the site for its ledger")

@@ -14,6 +14,7 @@ NAMES = (
     "private_step",
     "accounting",
     "ledger",
+    "audit",
     "masking",
     "secagg",
     "latency",

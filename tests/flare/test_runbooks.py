@@ -22,8 +22,12 @@ import psutil
 import pytest
 import yaml
 
+from fedmpt_core.audit.auditor import Anchors, audit_run
+from fedmpt_core.audit.run import load_run
+from fedmpt_core.kit import load_roster
 from fedmpt_core.result import load_record
 from fedmpt_core.run_manifest import check_manifest, read_manifest
+from tests.audited import MANIPULATIONS, resign
 from tests.federation import DEPLOY, REPOSITORY, free_port
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("flare")]
@@ -162,6 +166,24 @@ class Rehearsal:
         return who.removesuffix("-user")
 
 
+def check_manipulations(run: Path, root: Path) -> None:
+    """What forgers do to a run that was really downloaded; a server that lies signs it all the same."""
+    anchors = Anchors(load_roster(root / "mail" / "secagg_roster.json"))
+
+    def failures(folder: Path) -> set[str]:
+        return {f.code for f in audit_run(load_run(folder, anchors)).findings if f.severity == "fail"}
+
+    assert failures(run) == set()
+    for name, (change, code) in MANIPULATIONS.items():
+        folder = root / "forged" / name.replace("'", "")
+        shutil.copytree(run, folder)
+        change(folder)
+        assert "file-changed" in failures(folder), name
+        if code:
+            resign(folder, root / "server" / "opt" / "server" / "startup")
+            assert code in failures(folder), name
+
+
 def test_every_block_is_followed_or_says_why_not() -> None:
     assert len(PAGES) == 8
     assert {block.page for block in ALL} == {page.name for page in PAGES}
@@ -206,4 +228,5 @@ def test_the_runbooks_stand_up_a_federation_and_carry_it_through(tmp_path: Path)
         assert {p.name for p in (run / "privacy").iterdir()} == {
             f"{s}.{e}" for s in SITES for e in ("ledger.jsonl", "crt")
         }
+        check_manipulations(run, tmp_path)
     assert not [p for p in psutil.process_iter() if rehearsal._runs(p, "")]

@@ -22,7 +22,8 @@ from fedmpt_core.privacy.budget import history
 from fedmpt_core.privacy.ledger_export import EXPORT, export_ledger
 from fedmpt_core.privacy.site_ledger import ledger_path, read_site_ledger
 from fedmpt_flare.cli import app
-from tests.unit.test_audit import SITES, Federation, anchors, federation, kits  # noqa: F401 - fixtures
+from tests.audited import SITES, Federation
+from tests.unit.test_audit import anchors, federation, kits  # noqa: F401 - fixtures
 
 SITE = SITES[0]
 
@@ -30,7 +31,7 @@ SITE = SITES[0]
 @pytest.fixture
 def exported(federation: Federation, tmp_path: Path) -> Path:  # noqa: F811
     federation.run("run-1")
-    export_ledger(federation._policy(SITE), SITE, federation.kit(SITE), tmp_path / "export")
+    export_ledger(federation.policy(SITE), SITE, federation.kit(SITE), tmp_path / "export")
     return tmp_path / "export"
 
 
@@ -47,7 +48,7 @@ def test_an_export_passes_with_the_numbers_of_the_ledger(
     found = audit_ledger(load_ledger(exported, anchors, LedgerReader()), accountants_of(independent=True))
     assert found.passed
     assert [f.code for f in found.findings] == ["retries-charged"]
-    entries = read_site_ledger(federation._policy(SITE), federation.kit(SITE))
+    entries = read_site_ledger(federation.policy(SITE), federation.kit(SITE))
     assert found.statement
     assert found.statement.total == epsilon(history(entries), 1e-5)
     assert found.statement.cap == 20.0
@@ -105,7 +106,7 @@ def test_a_bare_file_is_audited_with_the_site_s_certificate(
     anchors: Anchors,  # noqa: F811
     exported: Path,
 ) -> None:
-    path = ledger_path(federation._policy(SITE))
+    path = ledger_path(federation.policy(SITE))
     assert codes(path, anchors, certificate=federation.kit(SITE) / "client.crt") == set()
     assert codes(path, anchors, "warning") == {"ledger-not-verified"}
     assert codes(path, anchors, certificate=federation.kit(SITES[1]) / "client.crt") == {"ledger-damaged"}
@@ -141,7 +142,7 @@ def test_a_rotated_and_a_migrated_ledger_say_so(
     tmp_path: Path,
 ) -> None:
     federation.run("run-1")
-    policy, kit = federation._policy(SITE), federation.kit(SITE)
+    policy, kit = federation.policy(SITE), federation.kit(SITE)
     renamed = replace(policy, dataset="pictures")
     succession.migrate(renamed, SITE, kit, ["images"])
     export_ledger(policy, SITE, kit, tmp_path / "old")
@@ -155,7 +156,7 @@ def test_a_rotated_and_a_migrated_ledger_say_so(
 
 @pytest.fixture
 def site_file(federation: Federation, tmp_path: Path) -> Path:  # noqa: F811
-    policy = federation._policy(SITE)
+    policy = federation.policy(SITE)
     values = {"data": {"source": "scenes"}, "privacy": {n: v for n, v in vars(policy).items() if v != ""}}
     (tmp_path / "site.toml").write_text(tomli_w.dumps(values))
     return tmp_path / "site.toml"
@@ -184,7 +185,7 @@ def test_the_commands_show_plan_and_export(
     (tmp_path / "job.toml").write_text(JOB)
     done = CliRunner().invoke(app, ["ledger", "show", *options, "--plan", str(tmp_path / "job.toml")])
     assert done.exit_code == 0, done.output
-    total = epsilon(history(read_site_ledger(federation._policy(SITE), kit)), 1e-5)
+    total = epsilon(history(read_site_ledger(federation.policy(SITE), kit)), 1e-5)
     assert f"images: epsilon {total:.3f} of 20" in done.output
     assert "Job planned would spend epsilon 3.0" in done.output or "Job planned would spend epsilon 2.99" in done.output
     plain = json.loads(

@@ -1,0 +1,257 @@
+"""Runs as an auditor downloads them, without training: signed ledgers, records and manifests, and what forgers do."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedmpt_core.audit.run import Anchors
+from fedmpt_core.config import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config_file import job_from_dict
+from fedmpt_core.kit import card_of
+from fedmpt_core.policy_card import PolicyCard
+from fedmpt_core.privacy.accounting import Steps, epsilon
+from fedmpt_core.privacy.budget import Budget, resolved
+from fedmpt_core.privacy.chain import SIGNED_PREFIX, canonical
+from fedmpt_core.privacy.signing import load_signer
+from fedmpt_core.privacy.site_ledger import create_ledger, ledger_copy, open_ledger
+from fedmpt_core.result import RunRecord
+from fedmpt_core.run_manifest import MANIFEST, RunManifest, file_digest, read_manifest, round_facts
+from fedmpt_core.secagg.policy import Floors
+from fedmpt_core.secagg.roster import Member, Roster
+from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
+from tests.federation import DEPLOY
+from tests.kits import write_kit
+from tests.unit.test_deploy import flare
+
+SITES, SERVER = ("hospital-a", "hospital-b", "hospital-c"), "fl.example.org"
+JOB = resolved(
+    JobConfig(
+        "audited",
+        ("cat", "dog"),
+        training=TrainingConfig(rounds=3, local_steps=2),
+        privacy=PrivacyConfig(epsilon=6.0),
+        federation=FederationConfig(max_failed_rounds=1, evaluate_every=0),
+    )
+)
+SAID = {"device": "cpu", "versions": {"fedmpt": "1"}, "evaluates": False, "backbone_digest": "aa"}
+
+
+def provision(root: Path, sites: Sequence[str] = SITES) -> Path:
+    """Kits of a federation, provisioned by FLARE from deploy/'s project file."""
+    project = yaml.safe_load((DEPLOY / "provision" / "project.yml").read_text())
+    others = [p for p in project["participants"] if p["type"] != "client"]
+    project["participants"] = others + [{"name": s, "type": "client", "org": s.replace("-", "_")} for s in sites]
+    (root / "project.yml").write_text(yaml.safe_dump(project))
+    flare("provision", "-p", root / "project.yml", "-w", root / "kits", home=root)
+    return root / "kits" / "fedmpt" / "prod_00"
+
+
+def roster_of(kits: Path, sites: Sequence[str] = SITES) -> Anchors:
+    """What an auditor knows who was given the roster."""
+    cards = [card_of(kits / site / "startup") for site in sites]
+    return Anchors(Roster(cards[0].root, {c.name: Member(c.fingerprint, c.org) for c in cards}))
+
+
+class Federation:
+    """Ledgers that go on from run to run, and the runs that a server would leave."""
+
+    def __init__(self, root: Path, kits: Path, sites: Sequence[str] = SITES, cap: float = 20.0) -> None:
+        self.root, self.kits = root, kits
+        self.sites = {}
+        for site in sites:
+            policy = SitePrivacyConfig("images", 1000, cap, 1e-5, ledger=str(root / "ledgers" / site))
+            self.sites[site] = SiteConfig(DataConfig("scenes"), privacy=policy)
+            create_ledger(policy, site, self.kit(site))
+
+    def kit(self, who: str) -> Path:
+        return self.kits / who / "startup"
+
+    def run(self, run_id: str, job: JobConfig = JOB) -> Path:
+        """A completed run; round 2 was tried twice."""
+        folder = self.root / run_id
+        (folder / "privacy").mkdir(parents=True)
+        record = RunRecord.start(job, run_id).joined(
+            {site: {"backbone": "b", "is_stand_in": False, **SAID} for site in self.sites}
+        )
+        record = record.with_round(0, 0.1, {}, {})
+        budgets = {site: self._budget(site, job, run_id) for site in self.sites}
+        details = {"unit": "record", "engine": job.privacy.engine, "config": job.digest()}
+        details |= {"aggregation": "masked", "identities": "start-up kits"}
+        details |= {"max_grad_norm": job.privacy.max_grad_norm, "code": f"fedmpt {version('fedmpt')}"}
+        noise, charged = job.privacy.noise_multiplier or 0.0, 0
+        for number in range(1, job.training.rounds + 1):
+            privacy = {}
+            charged += job.steps_per_round * (2 if number == 2 else 1)
+            spent = epsilon([Steps(job.privacy.sample_rate, noise, charged)], job.privacy.delta)
+            for site, budget in budgets.items():
+                for attempt in range(2 if number == 2 else 1):
+                    key = hashlib.sha256(f"{run_id} {site}".encode()).hexdigest()
+                    reserved = budget.reserve(number, attempt, {**details, "rng_key_id": key})
+                budget.commit(reserved, hashlib.sha256(f"{run_id} {site} {number}".encode()).hexdigest())
+                head = budget.head().to_dict()
+                privacy[site] = {"epsilon": spent, "delta": job.privacy.delta, "head": head}
+            facts = {
+                "cohort": list(self.sites),
+                "threshold": Floors(3, 1).threshold(len(self.sites)),
+                "number": number,
+                "epoch": 1,
+            }
+            facts |= {"attempt": int(number == 2), "corrected": [], "transcript": f"{run_id}-{number}"}
+            record = record.with_round(number, 0.1, dict.fromkeys(self.sites, 10), {}, privacy, facts)
+        record = record.ended_as("completed")
+        files = ["result.json", "model.safetensors"]
+        (folder / "result.json").write_text(json.dumps(record.to_dict()))
+        (folder / "model.safetensors").write_bytes(b"model")
+        copies = {}
+        for site in self.sites:
+            ledger, certificate = ledger_copy(self.policy(site), self.kit(site))
+            copies[site] = {"file": f"privacy/{site}.ledger.jsonl", "certificate": f"privacy/{site}.crt"}
+            (folder / copies[site]["file"]).write_bytes(ledger)
+            (folder / copies[site]["certificate"]).write_bytes(certificate)
+            files += copies[site].values()
+        found = RunManifest.of(
+            record, folder, versions={"fedmpt": "1"}, ledgers=copies, files=files, kit=self.kit(SERVER)
+        )
+        (folder / MANIFEST).write_text(found.to_json())
+        return folder
+
+    def resign(self, folder: Path, **changes: Any) -> None:
+        """A server that lies signs what was changed."""
+        resign(folder, self.kit(SERVER), **changes)
+
+    def card(self, site: str, cap: float) -> PolicyCard:
+        changed = replace(self.sites[site], privacy=replace(self.policy(site), epsilon=cap))
+        return PolicyCard.of(site, changed, open_ledger(self.policy(site), site, self.kit(site)).entries())
+
+    def policy(self, site: str) -> SitePrivacyConfig:
+        policy = self.sites[site].privacy
+        assert policy
+        return policy
+
+    def _budget(self, site: str, job: JobConfig, run_id: str) -> Budget:
+        return Budget(job, self.sites[site], open_ledger(self.policy(site), site, self.kit(site)), run_id)
+
+
+def resign(folder: Path, kit: Path, **changes: Any) -> None:
+    """A server that lies signs what was changed."""
+    old = read_manifest(folder)
+    record = json.loads((folder / "result.json").read_text())
+    digests = {name: file_digest(folder / name) for name in old.files if (folder / name).exists()}
+    found = replace(
+        old,
+        files=digests,
+        rounds=[round_facts(row) for row in record["rounds"]],
+        config_digest=record["config_digest"],
+        signature="",
+        **changes,
+    )
+    sign, _, _ = load_signer(kit / "server.key", kit / "server.crt")
+    (folder / MANIFEST).write_text(replace(found, signature=sign(found.signed_text())).to_json())
+
+
+def ledger_of(folder: Path, number: int = 0) -> Path:
+    """The copy of a site's ledger, the first site's unless another is asked for."""
+    return sorted((folder / "privacy").glob("*.ledger.jsonl"))[number]
+
+
+def lines(folder: Path) -> list[bytes]:
+    return ledger_of(folder).read_bytes().splitlines(keepends=True)
+
+
+def write(folder: Path, found: list[bytes]) -> None:
+    ledger_of(folder).write_bytes(b"".join(found))
+
+
+def edit_record(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads((folder / "result.json").read_text())
+    change(values)
+    (folder / "result.json").write_text(json.dumps(values))
+
+
+def edit_field(folder: Path) -> None:
+    found = lines(folder)
+    number, entry = next((i, e) for i, e in enumerate(map(json.loads, found)) if e["kind"] == "reserve")
+    entry["details"]["steps"] -= 1
+    found[number] = canonical(entry) + b"\n"
+    write(folder, found)
+
+
+def forge(folder: Path) -> None:
+    found = lines(folder)
+    entry = json.loads(found[-1])
+    found[-1] = canonical({**entry, "sig": "00" * 256}) + b"\n"
+    write(folder, found)
+
+
+def swap(folder: Path) -> None:
+    names = [ledger_of(folder, number).name.removesuffix(".ledger.jsonl") for number in (0, 1)]
+    for kind in ("ledger.jsonl", "crt"):
+        a, b = (folder / "privacy" / f"{name}.{kind}" for name in names)
+        a_bytes, b_bytes = a.read_bytes(), b.read_bytes()
+        a.write_bytes(b_bytes)
+        b.write_bytes(a_bytes)
+
+
+def another_key(folder: Path) -> None:
+    """The whole ledger again, under a key that its forger made."""
+    kit, site = folder.parent / "forged", ledger_of(folder).name.removesuffix(".ledger.jsonl")
+    write_kit(kit, site)
+    sign, _, spki = load_signer(kit / "client.key", kit / "client.crt")
+    found, before = [], "0" * 64
+    for line in lines(folder):
+        entry = json.loads(line)
+        genesis = {"key_spki": spki, "public_key": sign.public_key}
+        entry |= {"prev": before} | (genesis if entry["kind"] == "genesis" else {})
+        body = {k: v for k, v in entry.items() if k not in ("hash", "sig")}
+        before = hashlib.sha256(canonical(body)).hexdigest()
+        found.append(canonical({**body, "hash": before, "sig": sign(SIGNED_PREFIX + bytes.fromhex(before))}) + b"\n")
+    write(folder, found)
+    shutil.copy(kit / "client.crt", folder / "privacy" / f"{site}.crt")
+
+
+def change_job(section: str, **values: Any) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        agreed = job_from_dict(json.loads((folder / "result.json").read_text())["config"], "")
+        job = replace(agreed, **{section: replace(getattr(agreed, section), **values)})
+        edit_record(folder, lambda r: r.update(config=job.to_dict(), config_digest=job.digest()))
+
+    return change
+
+
+def repeat_round(folder: Path) -> None:
+    edit_record(folder, lambda r: r["rounds"].append(r["rounds"][-1]))
+
+
+def before_this_run(folder: Path) -> None:
+    """An old ledger, as it was when the run began."""
+    run_id, found = read_manifest(folder).run_id, lines(folder)
+    write(folder, found[: next(i for i, line in enumerate(found) if json.loads(line).get("job") == run_id)])
+
+
+# what is done, and what an auditor finds when the server signs the change all the same; nothing a site signs speaks of
+# the model, so a server that lies may publish another
+MANIPULATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "edit a field": (edit_field, "ledger-damaged"),
+    "drop an entry": (lambda f: write(f, [*lines(f)[:-3], *lines(f)[-2:]]), "ledger-damaged"),
+    "reorder": (lambda f: write(f, [*lines(f)[:-2], *lines(f)[:-3:-1]]), "ledger-damaged"),
+    "cut the tail": (lambda f: write(f, lines(f)[:-1]), "ledger-cut"),
+    "replay another job's entry": (lambda f: write(f, [*lines(f), lines(f)[1]]), "ledger-damaged"),
+    "swap sites": (swap, "ledger-damaged"),
+    "change sigma": (change_job("privacy", noise_multiplier=9.0), "mechanism-differs"),
+    "change rate": (change_job("privacy", sample_rate=0.125), "mechanism-differs"),
+    "change the bound": (change_job("privacy", max_grad_norm=2.0), "mechanism-differs"),
+    "forge a signature": (forge, "ledger-damaged"),
+    "re-sign with another key": (another_key, "ledger-damaged"),
+    "remove a site's ledger": (lambda f: ledger_of(f).unlink(), "ledger-missing"),
+    "change the config": (change_job("training", learning_rate=0.5), "config-changed"),
+    "change the model": (lambda f: (f / "model.safetensors").write_bytes(b"another"), ""),
+    "duplicate a round": (repeat_round, "round-twice"),
+    "restore an old ledger": (before_this_run, "ledger-cut"),
+}
