@@ -31,7 +31,7 @@ from fedmpt_flare.recipe import TENSORBOARD
 from fedmpt_flare.site_check import check_site_folder
 from tests.federation import ADMIN, AUDITOR, DEPLOY, LEAD, REPOSITORY, SERVER, Federation
 
-pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("flare")]
+pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("administration")]
 SITES = ("site-1", "site-2", "site-3", "site-4")
 
 

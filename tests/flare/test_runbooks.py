@@ -30,7 +30,7 @@ from fedmpt_core.run_manifest import check_manifest, read_manifest
 from tests.audited import MANIPULATIONS, resign
 from tests.federation import DEPLOY, REPOSITORY, free_port
 
-pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("flare")]
+pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("administration")]
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 PEOPLE = {"lead": "lead", "admin-user": "org_admin", "auditor": "member"}
