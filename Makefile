@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 		{ echo "error: $$($(PYTHON) --version) found, Python 3.11 to 3.13 is needed: run make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --requirement $(LOCK)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode --requirement $(LOCK)
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -11,7 +11,7 @@ from fedmpt_core.privacy.accounting import AccountingError, Steps
 AGREEMENT = accounting.AGREEMENT
 REPORTED, SECOND = "PLD (dp-accounting)", "PRV (Opacus)"
 INDEPENDENT = "FFT (this program's own)"
-MOST_POINTS = 512  # rounds of a curve; chosen, more than a screen shows
+MOST_POINTS = 64  # rounds of a curve that are worked out; chosen, as many as a chart shows
 
 Accountant = Callable[[Sequence[Steps], float], float]
 
@@ -30,7 +30,7 @@ class Spending:
         open: reservations of any job that nothing was released for; they count all the same.
         cap: the site's cap, where the auditor was given its policy card; else None.
         accountants: epsilon of the run by accountant, the reported one first.
-        by_round: epsilon of the job after each of its rounds, at most 512 of them.
+        by_round: epsilon of the job after its rounds, evenly thinned to about 64 of them.
         charged: (sample rate, noise multiplier, steps) of the run, `charged_before` of the data set's other jobs.
     """
 

@@ -104,6 +104,19 @@ def test_without_a_roster_the_audit_says_what_it_could_not_check(federation: Fed
     assert codes(folder, Anchors(), "warning") == {"no-roster"}
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_epsilon_that_the_ledger_does_not_bear_out_is_named(
+    federation: Federation, anchors: Anchors, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Also in a round whose epsilon is not worked out, as there are too many."""
+    monkeypatch.setattr("fedmpt_core.audit.ledgers.MOST_POINTS", 2)
+    folder = federation.run("run-1")
+    assert sorted(audit_run(load_run(folder, anchors)).spending[SITES[1]].by_round) == [1, 3]
+    edit_record(folder, lambda r: r["rounds"][number]["privacy"][SITES[1]].update(epsilon=0.5))
+    federation.resign(folder)
+    assert codes(folder, anchors) == {"epsilon-differs"}
+
+
 def test_a_site_over_its_cap_is_named(federation: Federation, anchors: Anchors) -> None:
     folder = federation.run("run-1")
     assert codes(folder, anchors, cards=[federation.card(SITES[1], 1.0)]) == {"epsilon-above-the-cap"}
