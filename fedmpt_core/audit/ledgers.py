@@ -176,7 +176,7 @@ def _spending(
 
 
 def _check_said(run: Run, site: str, by_round: Mapping[int, float]) -> None:
-    """What the record says of each round against the ledger; a round that was thinned out is bounded by its neighbours."""
+    """What the record says of each round against the ledger; one that was thinned out is bounded by its neighbours."""
     known = sorted(by_round)
     for row in run.rounds:
         said, number = row["privacy"].get(site), row["round"]

@@ -4,10 +4,16 @@ A list is a JSON file with its words, where they come from (prompts, raw answers
 a note for lists taken by hand) and a digest over all of it, so that a run can name exactly the list it used.
 Presets lie beside this module; anyone may give a file of the same form. It must never call a language model
 and never repair a damaged list.
+
+| schema | what it adds |
+|---|---|
+| 1 | words, provenance with `model`, `prompts`, `answers`, `note` |
+| 2 | `classes`: the labels for which the words were found; provenance of a discovery, see `discover` |
 """
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,9 +24,14 @@ from fedmpt_core.schema import canonical_digest
 if TYPE_CHECKING:
     from fedmpt_core.backbone.base import Backbone
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_LEXICON = "lexicon.json"  # lies in the same folder and is no list
 _KEYS = {"schema", "name", "conditions", "provenance", "digest"}
-_PROVENANCE_KEYS = {"model", "prompts", "answers", "note"}
+_KEYS_OF = {1: _KEYS, 2: {*_KEYS, "classes"}}
+_PROVENANCE_OF = {
+    1: {"model", "prompts", "answers", "note"},
+    2: {"model", "method", "settings", "prompts", "answers", "ranking", "counts", "note"},
+}
 
 
 @dataclass(frozen=True)
@@ -30,17 +41,36 @@ class ConditionSet:
     Attributes:
         name: name of the list.
         conditions: N words or phrases such as `scene type`, no two alike.
-        digest: SHA-256 hex over name, words and provenance.
+        digest: SHA-256 hex over name, words, classes and provenance.
+        classes: the labels for which the words were found; empty when they are for any labels.
     """
 
     name: str
     conditions: tuple[str, ...]
     digest: str
+    classes: tuple[str, ...] = ()
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """That the words may be used with these labels: any of those for which they were found, in any order.
+
+        Raises:
+            ValueError: the list was found for other labels.
+        """
+        strange = [c for c in classes if c not in self.classes] if self.classes else []
+        if strange:
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            raise ValueError(
+                f"the conditions '{self.name}' were found for {len(self.classes)} other classes, among which "
+                f"{', '.join(map(repr, strange[:3]))}{more} is not: find conditions for these classes with "
+                f"`fedmpt conditions discover`, or write the words themselves into the job: "
+                f"conditions = {json.dumps(list(self.conditions))}"
+            )
 
 
 def preset_names() -> tuple[str, ...]:
     """Names of the lists that come with the package, sorted."""
-    return tuple(sorted(f.name.removesuffix(".json") for f in _folder().iterdir() if f.name.endswith(".json")))
+    found = (f.name for f in _folder().iterdir() if f.name.endswith(".json") and f.name != _LEXICON)
+    return tuple(sorted(name.removesuffix(".json") for name in found))
 
 
 def load_conditions(name_or_path: str | os.PathLike[str], backbone: "Backbone | None" = None) -> ConditionSet:
@@ -58,19 +88,28 @@ def load_conditions(name_or_path: str | os.PathLike[str], backbone: "Backbone | 
         ValueError: unknown preset, missing or damaged file, later schema, empty list, empty or double
             condition, wrong digest, or a condition that the backbone cannot tokenise.
     """
+    content = read_content(name_or_path)
+    if backbone is not None:
+        for condition in content["conditions"]:
+            backbone.tokenize(condition)
+    found = tuple(content["conditions"]), content["digest"], tuple(content.get("classes") or ())
+    return ConditionSet(content["name"], *found)
+
+
+def read_content(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked JSON content of a list, provenance included; arguments and errors as in `load_conditions`."""
     origin, text = _read(name_or_path)
     content = _parse(origin, text)
-    conditions = _words(origin, content["conditions"])
+    check_words(origin, "condition", content["conditions"])
+    if content.get("classes") is not None:
+        check_words(origin, "class", content["classes"])
     found = content_digest(content)
     if found != content["digest"]:
         raise ValueError(
             f"{origin}: digest={str(content['digest'])[:12]}... but the content has {found[:12]}...: the list was "
             "changed after it was made; restore it, or give the changed list its own name and digest"
         )
-    if backbone is not None:
-        for condition in conditions:
-            backbone.tokenize(condition)
-    return ConditionSet(content["name"], conditions, found)
+    return content
 
 
 def content_digest(content: dict[str, Any]) -> str:
@@ -106,31 +145,32 @@ def _parse(origin: str, text: str) -> dict[str, Any]:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{origin}: is not JSON ({error}): a condition list is a JSON object") from None
-    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:
         raise ValueError(f"{origin}: is not a condition list: it needs a whole number 'schema'")
-    if content["schema"] != SCHEMA_VERSION:
-        raise ValueError(f"{origin}: schema={content['schema']} is not supported: this release reads {SCHEMA_VERSION}")
-    if set(content) != _KEYS:
-        odd = ", ".join(sorted(set(content) ^ _KEYS))
-        raise ValueError(f"{origin}: missing or unknown keys {odd}: a list has exactly {', '.join(sorted(_KEYS))}")
+    schema = content["schema"]
+    if schema not in _KEYS_OF:
+        raise ValueError(f"{origin}: schema={schema} is not supported: this release reads 1 to {SCHEMA_VERSION}")
+    if set(content) != _KEYS_OF[schema]:
+        odd = ", ".join(sorted(set(content) ^ _KEYS_OF[schema]))
+        expected = ", ".join(sorted(_KEYS_OF[schema]))
+        raise ValueError(f"{origin}: missing or unknown keys {odd}: a list has exactly {expected}")
     if not isinstance(content["name"], str) or not content["name"]:
         raise ValueError(f"{origin}: name={content['name']!r}: give the list a name")
     provenance = content["provenance"]
-    if not isinstance(provenance, dict) or set(provenance) != _PROVENANCE_KEYS:
-        raise ValueError(
-            f"{origin}: provenance must have exactly {', '.join(sorted(_PROVENANCE_KEYS))}; use null for none"
-        )
+    if not isinstance(provenance, dict) or set(provenance) != _PROVENANCE_OF[schema]:
+        expected = ", ".join(sorted(_PROVENANCE_OF[schema]))
+        raise ValueError(f"{origin}: provenance must have exactly {expected}; use null for none")
     return content
 
 
-def _words(origin: str, conditions: Any) -> tuple[str, ...]:
-    if not isinstance(conditions, list) or not conditions:
-        raise ValueError(f"{origin}: conditions={conditions!r}: give a list of at least one condition")
-    for condition in conditions:
-        if not isinstance(condition, str) or not condition.strip() or condition != condition.strip():
-            raise ValueError(f"{origin}: condition {condition!r}: give words that do not start or end blank")
-    folded = [c.casefold() for c in conditions]
-    double = next((c for c, f in zip(conditions, folded, strict=True) if folded.count(f) > 1), None)
+def check_words(origin: str, what: str, words: Any) -> None:
+    plural = {"condition": "conditions", "class": "classes"}[what]
+    if not isinstance(words, list) or not words:
+        raise ValueError(f"{origin}: {plural}={words!r}: give a list of at least one {what}")
+    for word in words:
+        if not isinstance(word, str) or not word.strip() or word != word.strip():
+            raise ValueError(f"{origin}: {what} {word!r}: give words that do not start or end blank")
+    folded = [w.casefold() for w in words] if what == "condition" else words
+    double = next((w for w, f in zip(words, folded, strict=True) if folded.count(f) > 1), None)
     if double is not None:
-        raise ValueError(f"{origin}: condition {double!r} is listed more than once: conditions must differ")
-    return tuple(conditions)
+        raise ValueError(f"{origin}: {what} {double!r} is listed more than once: {plural} must differ")

@@ -36,6 +36,7 @@ def private_update(
     declared_units: int,
     keystream: Keystream,
     on_step: Callable[[StepRecord], None] | None = None,
+    plant: Callable[[PrivateOptimizer], None] | None = None,
 ) -> LocalUpdate:
     """Train from `state` on this site's records, `job.steps_per_round` noisy steps.
 
@@ -50,6 +51,8 @@ def private_update(
         declared_units: the site's public number of units; the true one stays out of every formula.
         keystream: secret randomness of this process.
         on_step: called after each step.
+        plant: called in each step when all units are in the sum and none of the noise is: where an audit adds units of
+            its own.
 
     Returns:
         The update and its step records.
@@ -77,6 +80,8 @@ def private_update(
 
         for _ in in_pieces(len(batch), size, accumulate):
             pass
+        if plant:
+            plant(optimizer)
         engine.fill((), 0)  # all units are in the sum: the step adds noise to it and nothing else
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
