@@ -57,7 +57,8 @@ def evaluate(model: FedMPT, test: Split, val: Split | None = None) -> dict[str, 
 
     Returns:
         mAP, CF1 (overall), CF1_macro, OF1 in percent, `threshold`, `threshold_from_val` (1 or 0), `ece`,
-        `classes_without_positives`, `AP` (per class, NaN left out as -1), `gate` (mean weight per condition) and
+        `classes_without_positives`, `AP` (per class, NaN left out as -1), `share` (of the test
+        pictures that show a class, [0, 1]), `gate` (mean weight per condition) and
         `gate_entropy` (mean over records, nats).
     """
     threshold = DEFAULT_THRESHOLD
@@ -80,6 +81,7 @@ def figures(scores: Scores, targets: np.ndarray, threshold: float, *, from_val: 
         "ece": metrics.calibration_error(scores.probabilities, targets),
         "classes_without_positives": float(precision.without_positives),
         "AP": [-1.0 if np.isnan(ap) else 100 * float(ap) for ap in precision.per_class],
+        "share": [float(s) for s in targets.mean(0)],
         "gate": [float(g) for g in scores.gate.mean(0)],
         "gate_entropy": float(entropy(torch.from_numpy(np.log(np.maximum(scores.gate, 1e-300)))).mean()),
     }

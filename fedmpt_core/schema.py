@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
@@ -21,6 +22,19 @@ def check_unique(owner: object, name: str) -> None:
     twice = sorted({v for v in values if list(values).count(v) > 1})
     if twice:
         raise ValueError(f"{name} lists {', '.join(map(repr, twice))} more than once: list each once")
+
+
+def json_value(value: Any) -> Any:
+    """The same in values that JSON has: text for keys, lists for tuples, None for numbers that are not finite."""
+    match value:
+        case dict():
+            return {str(key): json_value(item) for key, item in value.items()}
+        case list() | tuple():
+            return [json_value(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
 
 
 def canonical_digest(value: Any) -> str:

@@ -65,7 +65,7 @@ def audit(
     if as_json:
         found: dict[str, Any] = {"passed": passed, "runs": [a.to_dict() for a in audits]}
         found |= {"ledgers": [a.to_dict() for a in ledgers], "between": [f.to_dict() for f in between]}
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(found, allow_nan=False))
     else:
         for one in audits:
             _show_run(one)

@@ -18,6 +18,7 @@ from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
 from fedmpt_flare.audit_cli import audit
 from fedmpt_flare.ledger_cli import ledger
+from fedmpt_flare.report_cli import report
 from fedmpt_flare.roster_cli import roster
 from fedmpt_flare.site import default_cache
 from fedmpt_flare.site_cli import site
@@ -226,6 +227,7 @@ def prepare(
 
 
 app.command()(audit)
+app.command()(report)
 app.add_typer(roster, name="roster")
 app.add_typer(site, name="site")
 app.add_typer(ledger, name="ledger")

@@ -312,7 +312,8 @@ def _check_ledger(parts: Mapping[str, Any], policy: SitePrivacyConfig, fl_ctx: F
 def _are_figures(figures: Any, job: Mapping[str, Any], *, nested: bool) -> bool:
     if type(figures) is not dict:
         return False
-    longest = {"AP": len(job["classes"]), "gate": len(job["model"]["conditions"])}
+    labels, conditions = len(job["classes"]), len(job["model"]["conditions"])
+    longest = {"AP": labels, "share": labels, "gate": conditions}
     for name, value in figures.items():
         if name == "zero_shot" and nested:
             fine = _are_figures(value, job, nested=False)

@@ -17,6 +17,7 @@ _PHASES = {
     tasks.CONSISTENCY: "sites agree on who is in the sum",
     tasks.UNMASK: "opening the sum",
     tasks.VALIDATE: "evaluating",
+    tasks.LEDGER: "sites hand over their ledgers",
 }
 _PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {epsilon:>9}  {gate:>6}  {mib:>6}  {seconds:>7}"
 

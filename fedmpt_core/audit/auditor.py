@@ -15,6 +15,7 @@ from fedmpt_core.audit.run import Anchors, Run, load_run
 from fedmpt_core.audit.spending import AGREEMENT, INDEPENDENT, REPORTED, SECOND, Spending, accountants_of
 from fedmpt_core.policy_card import PolicyCard
 from fedmpt_core.privacy.chain import Entry
+from fedmpt_core.schema import json_value
 
 AUDIT_SCHEMA = 1
 
@@ -46,8 +47,8 @@ class Audit:
         return worst(self.findings) != "fail"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "passed": self.passed, "schema": AUDIT_SCHEMA}
+        """Plain values for JSON; a number that is not finite is None."""
+        return json_value({**asdict(self), "passed": self.passed, "schema": AUDIT_SCHEMA})
 
 
 def audit(folder: Path, anchors: Anchors, *, independent: bool = False, cards: Sequence[PolicyCard] = ()) -> Audit:

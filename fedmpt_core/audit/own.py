@@ -18,6 +18,7 @@ from fedmpt_core.privacy.ledger import Entries
 from fedmpt_core.privacy.ledger_export import EXPORT, ExportError, LedgerExport, check_export, read_export
 from fedmpt_core.privacy.signing import SigningError, verifier
 from fedmpt_core.privacy.statement import Statement, statement
+from fedmpt_core.schema import json_value
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.identity import root_sha256
 
@@ -65,7 +66,7 @@ class LedgerAudit:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         account = self.statement and self.statement.to_dict()
-        return {**asdict(self), "statement": account, "passed": self.passed}
+        return json_value({**asdict(self), "statement": account, "passed": self.passed})
 
 
 def is_ledger(place: Path) -> bool:

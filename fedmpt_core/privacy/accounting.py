@@ -138,6 +138,12 @@ def cross_checked(history: Iterable[Steps], delta: float) -> Epsilons:
     return Epsilons(pld, prv, _rdp(kinds, delta), _epsilon(kinds, delta, True))
 
 
+def replace_one(history: Iterable[Steps], delta: float) -> float:
+    """Epsilon where a record is replaced by another, see `cross_checked`; arguments and errors as in `epsilon`."""
+    require_delta(delta)
+    return _epsilon(_merged(history), float(delta), True)
+
+
 def prv(history: Iterable[Steps], delta: float) -> float:
     """Epsilon by Opacus' PRV accountant alone, the cross-check; arguments and errors as in `epsilon`."""
     require_delta(delta)

@@ -93,7 +93,8 @@ def test_thresholds_come_from_val_and_never_from_test(tmp_path: Path) -> None:
     assert found["with"]["threshold"] != 0.5
     for figures in found.values():
         assert 0 <= figures["mAP"] <= 100
-        assert len(figures["AP"]) == 3
+        assert len(figures["AP"]) == len(figures["share"]) == 3
+        assert all(0 <= s <= 1 for s in figures["share"])
         assert abs(sum(figures["gate"]) - 1) < 1e-6
         assert figures["gate_entropy"] == pytest.approx(np.log(2), abs=1e-6)
         assert figures["zero_shot"]["gate"] == [1.0]

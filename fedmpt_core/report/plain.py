@@ -1,0 +1,104 @@
+"""Text from a run that may be hostile, made harmless to look at: a run's names are written by others.
+
+HTML is escaped by jinja2 and Markdown by `markdown`; this is about what escaping leaves: control characters, marks that
+turn the reading direction, invisible characters, towers of accents, and names without an end.
+"""
+
+import re
+import unicodedata
+from datetime import UTC, datetime
+from math import ceil, floor, isfinite, log10
+from typing import Any
+
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MOST_NAME, MOST_TEXT = 80, 600  # characters that are shown; chosen
+_MARKS = re.compile(r"[\\`*_\[\]<>#|~&$@]|:(?=//)|(?<=www)\.")  # what marks up, and what becomes a link by itself
+
+
+def shown(text: Any, most: int = MOST_TEXT) -> str:
+    """Text as it may be shown.
+
+    Args:
+        text: anything; what is no string is written as one.
+        most: characters to keep; the last becomes an ellipsis where some are cut.
+
+    Guarantees: no control, format, surrogate, private or unassigned character (each becomes U+FFFD), no line break, no
+        more than three combining marks in a row, at most `most` characters.
+    """
+    kept: list[str] = []
+    marks = 0
+    for c in str(text)[: 4 * most]:
+        marks = marks + 1 if unicodedata.combining(c) else 0
+        if marks <= 3:
+            kept.append(c if c.isprintable() else " " if c.isspace() else "\ufffd")
+    cut = "".join(kept)
+    return cut if len(cut) <= most and len(str(text)) <= 4 * most else cut[: most - 1] + "…"
+
+
+def name(text: Any) -> str:
+    """The name of a site, a label, a file: as `shown`, cut to 80 characters."""
+    return shown(text, MOST_NAME)
+
+
+def names(found: Any, most: int = 8) -> str:
+    """Some names for a sentence: a, b and c."""
+    listed = [name(n) for n in found]
+    if len(listed) > most:
+        listed = [*listed[:most], f"{len(listed) - most} more"]
+    return " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]])) if listed else "none"
+
+
+def markdown(text: Any) -> str:
+    """The same for Markdown: every character that could mark something up is escaped."""
+    return _MARKS.sub(lambda m: "\\" + m[0], shown(text))
+
+
+def count(number: int, thing: str) -> str:
+    """`1 site`, `2 sites`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def up(value: float, digits: int = 2) -> str:
+    """A bound, rounded up: what is shown is never less than what is meant."""
+    scale = 10**digits
+    return f"{ceil(value * scale - 1e-9) / scale:,.{digits}f}" if isfinite(value) else "unbounded"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:,.{digits}f}" if isfinite(value) else "unbounded"
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference, with a true minus."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def small(value: float | None) -> str:
+    """A probability such as delta: `1e-5`, `0.19`."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if value >= 1e-3:
+        return f"{value:.3g}"
+    power = floor(log10(value))
+    digits = f"{value / 10.0**power:.2f}".rstrip("0").rstrip(".")
+    return f"1e{power + 1}" if digits == "10" else f"{digits}e{power}"
+
+
+def moment(text: Any) -> str:
+    """A time in ISO 8601 as people write it; what is none stays as it is."""
+    try:
+        found = datetime.fromisoformat(str(text))
+        found = found.astimezone(UTC) if found.tzinfo else found
+    except (ValueError, OverflowError):
+        return name(text)
+    return f"{found.day} {MONTHS[found.month - 1]} {found.year}, {found:%H:%M} UTC"
+
+
+def one_in(probability: float) -> str:
+    """`1 in 100,000`."""
+    return f"1 in {round(1 / probability):,}" if 0 < probability < 1 else "always"

@@ -1,0 +1,197 @@
+"""Sections of facts: mechanism, accountants, sums and the run itself, each value taken from job or audit."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from typing import Any
+
+from fedmpt_core.audit.auditor import AGREEMENT, Audit
+from fedmpt_core.audit.run import Run
+from fedmpt_core.report.content import Fact, RoundSpan, SiteFacts
+from fedmpt_core.report.plain import count, moment, name, names, number, shown, small
+
+ENGINES = {
+    "feature_space": "noise goes on the gradients of the text features and the head; the text tower is passed once",
+    "exact": "noise goes on the gradients of the trained parameters themselves",
+}
+TRAINED = {
+    "contexts": "the learnable words of the prompts",
+    "contexts+gate": "the learnable words of the prompts, the gate, scale and bias",
+    "adapters": "the patch adapters' outer matrices, scale and bias",
+    "all": "prompts, adapters, gate, scale and bias",
+}
+
+
+def mechanism_of(run: Run, audit: Audit) -> tuple[Fact, ...]:
+    """What the job asks for, what the ledgers charged and, where one is here, what a site noted of it."""
+    job, privacy = run.job, run.job.privacy
+    if not privacy.private:
+        return (Fact("Mechanism", "none", "updates are what training gave"),)
+    bounds = ", ".join(f"{group} {bound:g}" for group, bound in privacy.group_norms.items())
+    noted = _noted(run)
+    facts = [
+        Fact(
+            "Mechanism", "DP-SGD", "each unit's gradient is clipped, summed and covered by Gaussian noise (Abadi 2016)"
+        ),
+        Fact(
+            "Protected unit",
+            privacy.unit,
+            "all records of a group count as one unit" if privacy.unit == "group" else "",
+        ),
+        Fact("Sampling rate", f"{privacy.sample_rate:g}", "probability of each unit to take part in a step"),
+        Fact("Noise multiplier", f"{privacy.noise_multiplier:g}", "standard deviation of the noise over the bound"),
+        Fact(
+            "Bound on a unit's gradient", bounds or f"{privacy.max_grad_norm:g}", "L2 norm; longer ones are cut to it"
+        ),
+        Fact(
+            "Steps in a round",
+            f"{job.steps_per_round}",
+            "each one noisy, each one charged, also where a batch is empty",
+        ),
+        Fact(
+            "Rounds",
+            f"{job.training.rounds}",
+            _failures(job.federation.max_failed_rounds),
+        ),
+        Fact(
+            "Declared by the job",
+            f"epsilon {privacy.epsilon:g}, delta {small(privacy.delta)}",
+            "most that it may spend",
+        ),
+        Fact("Engine", privacy.engine, ENGINES[privacy.engine]),
+        Fact("Trained", job.model.trained, TRAINED[job.model.trained]),
+    ]
+    kinds = dict.fromkeys(kind for spent in audit.spending.values() for kind in spent.charged)
+    charged = "; ".join(f"{steps} at rate {rate:g}, noise {noise:g}" for rate, noise, steps in list(kinds)[:8])
+    facts.append(
+        Fact("Steps charged", charged or "none", "by the sites' ledgers for this run; differing sites in turn")
+    )
+    if noted:
+        facts += [
+            Fact("Numbers under noise in a step", shown(noted.get("released", "–"), 40), "as a site noted them"),
+            Fact(
+                "Divisor of the sum",
+                shown(noted.get("expected_batch_size", "–"), 40),
+                "from the declared number of units",
+            ),
+            Fact("Grid", f"2^-{shown(noted.get('grid_bits', '–'), 10)} of the bound", "all released numbers lie on it"),
+            Fact("Randomness", shown(noted.get("rng", "–"), 80), "key from the operating system, never stored"),
+            Fact("Program at the sites", shown(noted.get("code", "–"), 80), "as noted in the ledger"),
+        ]
+    return tuple(facts)
+
+
+def accountants_of(audit: Audit) -> tuple[Fact, ...]:
+    """Which accountants answered, in which versions, and how far apart they are."""
+    found: dict[str, list[float]] = {}
+    apart = 0.0
+    for spent in audit.spending.values():
+        for accountant, value in spent.accountants.items():
+            found.setdefault(accountant, []).append(value)
+            apart = max(apart, abs(value - spent.job))
+    facts = [
+        Fact(
+            accountant, " to ".join(dict.fromkeys((number(min(values)), number(max(values))))), _version_of(accountant)
+        )
+        for accountant, values in found.items()
+    ]
+    if len(found) > 1:
+        facts.append(Fact("Largest difference", number(apart, 4), f"{AGREEMENT} is allowed"))
+    return tuple(facts)
+
+
+def spans_of(run: Run) -> tuple[RoundSpan, ...]:
+    """Rounds with masked sums; neighbours that were formed alike are one span."""
+    rows = []
+    for row in run.rounds if run.job.secagg.masked else ():
+        facts = row["secagg"]
+        cohort = facts.get("cohort")
+        size = len(cohort) if isinstance(cohort, list) else 0
+        rows.append(
+            (row["round"], (size, len(row["sites"]), _whole(facts.get("threshold")), _whole(facts.get("attempt"))))
+        )
+    spans = []
+    for (cohort, survivors, threshold, retried), some in groupby(rows, key=lambda r: r[1]):
+        numbers = [r[0] for r in some]
+        spans.append(RoundSpan(numbers[0], numbers[-1], cohort, survivors, threshold, retried))
+    return tuple(spans)
+
+
+def manifest_of(run: Run) -> tuple[Fact, ...]:
+    """Who ran what, when, and who signed for it."""
+    manifest, job = run.manifest, run.job
+    signed = "signed by the server" if manifest.signature else "not signed"
+    versions = manifest.server.get("versions")
+    facts = [
+        Fact("Run", name(manifest.run_id)),
+        Fact("Job", job.name),
+        Fact("Job digest", name(manifest.config_digest), "SHA-256 of everything that the sites agreed on"),
+        Fact("Outcome", shown(manifest.outcome, 200)),
+        Fact("Began", moment(manifest.started)),
+        Fact("Ended", moment(manifest.ended)),
+        Fact("Manifest", signed, "the server's signature proves what it said, not that it was honest"),
+        Fact(
+            "Identities",
+            name(manifest.identities),
+            "" if manifest.identities != "insecure" else "made up, as in a simulation",
+        ),
+        Fact("Aggregation", name(manifest.aggregation), "what the server saw of updates: sums, or each one"),
+        Fact("Backbone", name(run.record.get("backbone") or "–"), _stand_in(run)),
+        Fact("Labels", count(len(job.classes), "label")),
+        Fact("Conditions", names(job.model.conditions)),
+        Fact("Server's packages", _versions(versions)),
+    ]
+    if manifest.resumed:
+        facts.append(Fact("Continues", name(manifest.resumed.get("job")), "its steps count as this run's"))
+    return tuple(facts)
+
+
+def sites_of(run: Run) -> tuple[SiteFacts, ...]:
+    """What every site said when it joined, and its ledger's copy."""
+    found = []
+    for site, said in sorted((run.record["sites"] or {}).items()):
+        stated = run.manifest.sites.get(site, {})
+        ledger = stated.get("ledger")
+        copy = "verified here" if site in run.ledgers else shown((ledger or {}).get("kept", "not verified"), 200)
+        head = stated.get("head") or {}
+        seen = f"{name(head.get('seq'))} {name(head.get('hash'))[:12]}" if head else "–"
+        device, evaluates = name(said.get("device", "–")), said.get("evaluates") is True
+        found.append(SiteFacts(site, device, _versions(said.get("versions")), copy, seen, evaluates))
+    return tuple(found)
+
+
+def _failures(most: int) -> str:
+    return f"and at most {count(most, 'failed attempt')}, charged too" if most else "and no failed attempt"
+
+
+def _noted(run: Run) -> Mapping[str, Any]:
+    for entries in run.ledgers.values():
+        for entry in entries:
+            if entry.kind == "reserve" and entry.job == run.manifest.run_id:
+                return entry.details
+    return {}
+
+
+def _version_of(accountant: str) -> str:
+    """Of the package that an accountant of the audit comes from, as installed where the report was made."""
+    for package in ("dp-accounting", "opacus"):
+        if package in accountant.lower():
+            try:
+                return f"{package} {version(package)}"
+            except PackageNotFoundError:
+                return f"{package}, not installed here"
+    return f"fedmpt {version('fedmpt')}"
+
+
+def _versions(said: Any) -> str:
+    if not isinstance(said, dict):
+        return "–"
+    return ", ".join(f"{name(package)} {name(number)}" for package, number in list(said.items())[:20])
+
+
+def _stand_in(run: Run) -> str:
+    return "a stand-in, not CLIP: its figures say nothing of CLIP" if run.record.get("is_stand_in") else ""
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 10**9 else 0
