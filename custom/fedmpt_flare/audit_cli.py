@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
+from fedmpt_core.config_file import ConfigError
 from fedmpt_flare.console import say
 
 SHOWN = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
@@ -17,9 +19,9 @@ SHOWN = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"
 
 def audit(
     places: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="DIR...", help="Runs, downloaded or simulated, and sites' ledgers or exports of them."),
-    ],
+    ] = None,
     roster: Annotated[
         Path | None, typer.Option("--roster", metavar="FILE", help="The roster of keys that the sites agreed on.")
     ] = None,
@@ -35,12 +37,48 @@ def audit(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Also test this installation's mechanism with the job's settings.")
     ] = False,
+    canaries: Annotated[
+        Path | None,
+        typer.Option(
+            "--canaries",
+            metavar="JOB.TOML",
+            help="Instead, at a site: train this job with planted canaries and attack it. Charged like the job.",
+        ),
+    ] = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option("--sites", metavar="FILE", help="With --canaries: the site file; default: site.toml beside it."),
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="NAME", help="With --canaries: the site; default: the first.")
+    ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option("--kit", metavar="DIR", help="With --canaries: the startup folder that signs the ledger."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="With --canaries: for the result; default: runs/NAME-canaries."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Audit runs and ledgers: chains, signatures, epsilon, sums, and everything that left each site.
 
     Exit code 0: nothing fails. 1: something does. 2: there is nothing that could be audited.
     """
+    if canaries:
+        if places:
+            raise ConfigError(f"--canaries {canaries}: is a run of its own: leave {places[0]} away")
+        from fedmpt_flare import canary_cli
+
+        if not canary_cli.canaries(canaries, sites=sites, site=site, kit=kit, out=out, as_json=as_json):
+            raise typer.Exit(1)
+        return
+    if not places:
+        raise ConfigError("DIR is missing: name a run's folder, a ledger or an export, or --canaries JOB.TOML")
+    given = {"--sites": sites, "--site": site, "--kit": kit, "--out": out}
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(f"{odd[0]}: goes with --canaries JOB.TOML")
     from fedmpt_core.audit.auditor import Anchors, audit_run, compare
     from fedmpt_core.audit.ledger_copy import LedgerReader
     from fedmpt_core.audit.own import audit_ledger, is_ledger, load_ledger
@@ -81,7 +119,9 @@ def _show_run(one: Any) -> None:
     say(f"Run {plain(one.run_id)} of job {plain(one.job)}")
     if one.spending:
         names = list(next(iter(one.spending.values())).accountants)
-        table = Table("site", "data set", *names, "all jobs", "cap", "delta", "unit", title="Epsilon of this run")
+        short = [name.split(" (")[0] for name in names]
+        table = Table("site", "data set", *short, "all jobs", "cap", "delta", "unit", title="Epsilon of this run")
+        table.caption = "; ".join(names)
         for site, spent in one.spending.items():
             cap = "–" if spent.cap is None else f"{spent.cap:g}"
             numbers = [f"{spent.accountants[n]:.3f}" if n in spent.accountants else "–" for n in names]
@@ -90,10 +130,14 @@ def _show_run(one: Any) -> None:
             table.add_row(*(shown(cell) for cell in row))
         Console(highlight=False).print(table)
     say(_sums(one.sums))
-    table = Table("site", "what left it", "protected by", title="What left the sites")
+    alike: dict[tuple[Any, ...], list[str]] = {}
     for site, left in one.releases.items():
-        for release in left:
-            table.add_row(shown(site), shown(release.what), shown(release.protection))
+        alike.setdefault(tuple(left), []).append(site)
+    table = Table("sites", "what left each", "protected by", title="What left the sites")
+    for left, sites in alike.items():
+        for number, release in enumerate(left):
+            table.add_row("" if number else shown(", ".join(sites)), shown(release.what), shown(release.protection))
+        table.add_section()
     Console(highlight=False).print(table)
     show_findings("Findings", one.findings)
 
@@ -101,9 +145,10 @@ def _show_run(one: Any) -> None:
 def _sums(sums: Any) -> str:
     if not sums.masked:
         return f"The server saw every update of {sums.rounds} rounds: no secure aggregation."
+    size = f"{sums.least}" if sums.least == sums.most else f"{sums.least} to {sums.most}"
     return (
-        f"The server saw {sums.rounds} sums of {sums.least} to {sums.most} sites (at least {sums.threshold} by the "
-        f"rules) and nothing else of any update; with {sums.colluders} sites on its side an update hides among "
+        f"The server saw {sums.rounds} sums of {size} sites (at least {sums.threshold} by the rules) and nothing else of "
+        f"any update; with {sums.colluders} site{'s' * (sums.colluders != 1)} on its side an update hides among "
         f"{sums.hidden_among}. If the masks had failed, each site's epsilon would be the same."
     )
 
@@ -122,15 +167,14 @@ def _show_ledger(one: Any) -> None:
 
 
 def show_findings(title: str, findings: Sequence[Any]) -> None:
-    """A table of findings; nothing where there are none."""
+    """Every finding with what to do; nothing where there are none."""
     if not findings:
         return
-    table = Table("", "code", "where", "what", "do", title=title)
-    for column in table.columns:
-        column.overflow = "fold"
+    console = Console(highlight=False)
+    console.print(f"[bold]{title}[/]")
     for f in findings:
-        table.add_row(SHOWN[f.severity], f.code, shown(f.where), shown(f.text), shown(f.remedy))
-    Console(highlight=False).print(table)
+        console.print(f"  {SHOWN[f.severity]} [bold]{f.code}[/] at {shown(f.where)}", soft_wrap=True)
+        console.print(Padding(shown(f.text) + (f"\n[dim]do:[/] {shown(f.remedy)}" if f.remedy else ""), (0, 0, 0, 6)))
 
 
 def plain(text: str) -> str:

@@ -17,6 +17,7 @@ from fedmpt_core.privacy.chain import Entry, LedgerError
 from fedmpt_core.privacy.signing import KeyVerifier, SigningError
 from fedmpt_core.result import load_record
 from fedmpt_core.run_manifest import MANIFEST, ManifestError, RunManifest, check_manifest, read_manifest
+from fedmpt_core.schema import canonical_digest
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.identity import root_sha256
 from fedmpt_core.secagg.roster import Roster
@@ -168,10 +169,9 @@ def _check_files(run: Run, anchors: Anchors) -> None:
     if differ:
         text = f"{RESULT} and {MANIFEST} differ in {', '.join(differ)}"
         run.say("record-changed", RESULT, text, "one of the two was edited: download the run again")
-    if run.job.digest() != manifest.config_digest:
-        text = (
-            f"the job in {RESULT} has the digest {run.job.digest()[:16]}, the run was of {manifest.config_digest[:16]}"
-        )
+    digest = canonical_digest(run.record["config"])  # as it stands: a later release may know more fields
+    if digest != manifest.config_digest:
+        text = f"the job in {RESULT} has the digest {digest[:16]}, the run was of {manifest.config_digest[:16]}"
         run.say("config-changed", RESULT, text, "compare the job with the one that the sites approved")
 
 
