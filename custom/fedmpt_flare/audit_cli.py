@@ -147,8 +147,8 @@ def _sums(sums: Any) -> str:
         return f"The server saw every update of {sums.rounds} rounds: no secure aggregation."
     size = f"{sums.least}" if sums.least == sums.most else f"{sums.least} to {sums.most}"
     return (
-        f"The server saw {sums.rounds} sums of {size} sites (at least {sums.threshold} by the rules) and nothing else of "
-        f"any update; with {sums.colluders} site{'s' * (sums.colluders != 1)} on its side an update hides among "
+        f"The server saw {sums.rounds} sums of {size} sites (at least {sums.threshold} by the rules) and nothing else "
+        f"of any update; with {sums.colluders} site{'s' * (sums.colluders != 1)} on its side an update hides among "
         f"{sums.hidden_among}. If the masks had failed, each site's epsilon would be the same."
     )
 
