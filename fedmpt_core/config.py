@@ -9,7 +9,7 @@ Types, unknown keys and non-finite numbers are refused by pydantic (strict, extr
 `config_file`.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import ceil
 from typing import Any, Literal
 
@@ -19,6 +19,26 @@ from fedmpt_core.secagg.policy import LEAST_COHORT
 from fedmpt_core.secagg_config import SecAggConfig
 
 SCHEMA_VERSION = 1
+
+_OUTPUT = ("scale", "bias")
+METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
+    "linear": ("bias",),
+    "coop": ("context_tokens", "patch_temperature", *_OUTPUT),
+    "dualcoop": ("context_tokens", "patch_temperature", *_OUTPUT),
+    "poscoop": ("context_tokens", "patch_temperature", *_OUTPUT),
+    "fedtpg": ("context_tokens", "patch_temperature", *_OUTPUT),
+    "fedmvp": ("adapter_width", "adapter_ratio", "patch_temperature", *_OUTPUT),
+    "released": (
+        "conditions",
+        "context_tokens",
+        "adapter_width",
+        "adapter_ratio",
+        "patch_temperature",
+        "gate_temperature",
+        *_OUTPUT,
+    ),
+}
+"""What each baseline takes of `ModelConfig`; everything else must stay at its default."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +79,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """FedMPT's modules (method of the paper, sections 3 to 5).
+    """FedMPT's modules (method of the paper, sections 3 to 5), or a baseline in their place.
 
     Attributes:
+        method: `fedmpt`, or a baseline of `baselines`, which takes only what `METHOD_SETTINGS` lists.
         conditions: condition words, resolved from a preset, a file or a list when the job is read.
         components: parts in use; leaving one out is the ablation of that part.
         trained: which parameters are trained and travel; the others stay as they start. `contexts`; `contexts+gate`
@@ -70,6 +91,7 @@ class ModelConfig:
         condition_tokens: learnable vectors before each condition (paper: beta_cond = 4), 0..32.
         class_tokens: learnable vectors before the class, shared by all classes (paper: beta_cls = 4), 0..32.
         class_init: words whose embeddings start the class context.
+        context_tokens: learnable vectors of a baseline's prompt (CoOp: 16), 1..64.
         adapter_width: inner width of an adapter (paper: D_s = 32), 1..4096.
         adapter_ratio: share of the adapter's output that is added to the frozen patch, (0, 1].
         patch_temperature: temperature of the patch importance on the cosine, (0, 10].
@@ -83,6 +105,7 @@ class ModelConfig:
         bias: initial bias of a label's logit; None takes the backbone's constant.
     """
 
+    method: Literal["fedmpt", "linear", "coop", "dualcoop", "poscoop", "fedtpg", "fedmvp", "released"] = "fedmpt"
     conditions: tuple[str, ...] = ("color", "background", "scene type", "spatial layout", "pose")
     components: tuple[Literal["prompts", "adapters", "transport", "gate"], ...] = (
         "prompts",
@@ -94,6 +117,7 @@ class ModelConfig:
     condition_tokens: int = 4
     class_tokens: int = 4
     class_init: str = "a photo of a"
+    context_tokens: int = 16
     adapter_width: int = 32
     adapter_ratio: float = 0.2
     patch_temperature: float = 0.1
@@ -116,6 +140,7 @@ class ModelConfig:
         check_unique(self, "components")
         for name in ("condition_tokens", "class_tokens"):
             check_range(self, name, 0, 32)
+        check_range(self, "context_tokens", 1, 64)
         for name in ("adapter_width", "gate_width"):
             check_range(self, name, 1, 4096)
         check_range(self, "adapter_ratio", 0, 1, open_low=True)
@@ -128,6 +153,18 @@ class ModelConfig:
                 check_range(self, name, 0, 1000, open_low=True)
         if self.bias is not None:
             check_range(self, "bias", -1000, 1000)
+        self._check_method()
+
+    def _check_method(self) -> None:
+        taken = METHOD_SETTINGS.get(self.method)
+        for known in fields(self):
+            mine = known.name in taken if taken is not None else known.name != "context_tokens"
+            if known.name != "method" and not mine and getattr(self, known.name) != known.default:
+                others = ", ".join(taken) if taken is not None else "everything but context_tokens"
+                raise ValueError(
+                    f"method='{self.method}' has no {known.name}, given is {getattr(self, known.name)!r}: remove it; "
+                    f"the method takes {others}"
+                )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ The model must never compute a statistic over a batch, hold the backbone in its 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from fedmpt_core import adapters, causal, gating, prediction, transport
 from fedmpt_core.config import ModelConfig
-from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.prompts import PromptLearner
+from fedmpt_core.tuned import Prediction, TunedModel
 
 if TYPE_CHECKING:
     from fedmpt_core.backbone.base import Backbone
@@ -35,27 +35,6 @@ TRAINED = {
 }
 ZERO_SHOT_TEMPLATE = "a photo of a"
 NO_CONDITION = "no condition"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of B records. Without the leading B where a single record went in.
-
-    Attributes:
-        probabilities: (B, C) P(Y = 1 | do(D)), [0, 1].
-        log_positive: (B, C) log P(Y = 1 | do(D)), at most 0.
-        log_negative: (B, C) log P(Y = 0 | do(D)), at most 0.
-        gate: (B, N) weights of the conditions, summing to 1.
-        condition_probabilities: (B, N, C) each condition's own prediction, [0, 1].
-        plan: (B, N, P, C) transport plan, columns summing to 1 / C; None without transport.
-    """
-
-    probabilities: Tensor
-    log_positive: Tensor
-    log_negative: Tensor
-    gate: Tensor
-    condition_probabilities: Tensor
-    plan: Tensor | None
 
 
 class Head(nn.Module):
@@ -158,16 +137,15 @@ class Head(nn.Module):
         ).plan
 
 
-class FedMPT(nn.Module):
+class FedMPT(TunedModel):
     """Prompts, frozen text tower and head.
 
     Attributes:
-        classes: C class names, in the order of every score.
-        conditions: N conditions, in the order of every gate; `("no condition",)` without prompts.
-        config: the settings.
         prompts: the learnable contexts.
         head: everything after the towers.
     """
+
+    head: Head
 
     def __init__(
         self,
@@ -191,15 +169,10 @@ class FedMPT(nn.Module):
         Raises:
             ValueError: no class, no condition, or words that the backbone cannot tokenise.
         """
-        super().__init__()
         words = tuple(conditions) if "prompts" in config.components else ()
         if "prompts" in config.components and not words:
             raise ValueError("conditions is empty: give at least one condition, or leave 'prompts' out of components")
-        self.classes = tuple(classes)
-        self.conditions = words or (NO_CONDITION,)
-        self.config = config
-        # In a tuple, so that towers that are themselves modules do not become part of this one.
-        self._frozen = (backbone,)
+        super().__init__(backbone, classes, words or (NO_CONDITION,), config)
         contexts, adapter, gate = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
         self.prompts = PromptLearner(
             backbone,
@@ -238,28 +211,6 @@ class FedMPT(nn.Module):
         # Half precision is widened first: the head is float32.
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
-    def forward(self, patches: Tensor, text: Tensor | None = None) -> Prediction:
-        """Prediction of B records.
-
-        Args:
-            patches: (B, P, D) patch features, or (P, D).
-            text: (N, C, D) from `text_features`, if already computed.
-
-        Returns:
-            Prediction.
-
-        Raises:
-            ValueError: patches or text of another width or count.
-        """
-        width = self._frozen[0].feature_dim
-        if patches.ndim < 2 or patches.shape[-1] != width:
-            raise ValueError(f"patches has shape {tuple(patches.shape)}: give (B, P, {width})")
-        text = self.text_features() if text is None else text
-        expected = (len(self.conditions), len(self.classes), width)
-        if tuple(text.shape) != expected:
-            raise ValueError(f"text has shape {tuple(text.shape)}: give {expected}, as text_features() returns")
-        return self.head(text, patches)
-
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, always in this order; absent and untrained parts are left out.
 
@@ -289,33 +240,6 @@ class FedMPT(nn.Module):
         named = self._parameters_by_name()
         return {part: sum(p.numel() for n, p in named.items() if n.startswith(part)) for part in parts}
 
-    def layout(self) -> ParameterLayout:
-        """Names and shapes of the trained parameters in the order of `vector`."""
-        parameters = self.trainable_parameters()
-        return ParameterLayout(tuple(parameters), tuple(tuple(p.shape) for p in parameters.values()))
-
-    def vector(self) -> np.ndarray:
-        """A copy of the trained parameters as one (d,) float32 vector."""
-        return self.layout().flatten(
-            {name: p.detach().float().cpu().numpy() for name, p in self.trainable_parameters().items()}
-        )
-
-    def load_vector(self, vector: np.ndarray) -> None:
-        """Overwrites the trained parameters.
-
-        Args:
-            vector: (d,) finite, as `vector` returns it.
-
-        Raises:
-            ValueError: another length, or a value that is not finite; nothing is changed then.
-        """
-        tensors = self.layout().split(vector)
-        if not np.isfinite(vector).all():
-            raise ValueError("vector holds NaN or infinity: the parameters stay as they were")
-        with torch.no_grad():
-            for name, parameter in self.trainable_parameters().items():
-                parameter.copy_(torch.from_numpy(np.array(tensors[name])))
-
 
 def zero_shot_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig | None = None) -> FedMPT:
     """The untrained baseline: prompt "a photo of a CLASS." and the head as it starts, one condition.
@@ -330,6 +254,8 @@ def zero_shot_model(backbone: "Backbone", classes: Sequence[str], config: ModelC
         A model to score with, on the backbone's words alone. Nothing in it depends on a seed.
     """
     config = ModelConfig() if config is None else config
+    if config.method != "fedmpt":
+        config = ModelConfig(components=(), scale=config.scale, bias=config.bias)
     plain = replace(
         config,
         components=tuple(c for c in config.components if c == "transport"),

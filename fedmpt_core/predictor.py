@@ -16,8 +16,9 @@ from torch import Tensor
 from fedmpt_core.backbone.base import Backbone
 from fedmpt_core.backbone.load import load_backbone
 from fedmpt_core.data.pictures import FilePicture
-from fedmpt_core.model import FedMPT
+from fedmpt_core.methods import build_model
 from fedmpt_core.result import load_model, load_record
+from fedmpt_core.tuned import TunedModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Answer:
 class Predictor:
     """A trained model with its frozen towers."""
 
-    def __init__(self, backbone: Backbone, model: FedMPT, conditions: tuple[str, ...], threshold: float) -> None:
+    def __init__(self, backbone: Backbone, model: TunedModel, conditions: tuple[str, ...], threshold: float) -> None:
         """Takes ready parts; `load` makes them from a run's folder."""
         self._backbone, self._model = backbone, model.eval()
         self.conditions, self.threshold = conditions, threshold
@@ -75,7 +76,7 @@ class Predictor:
         job, layout, state = load_model(folder)
         record = load_record(folder)
         backbone = load_backbone(job.backbone)
-        model = FedMPT(backbone, job.classes, job.model.conditions, job.model, job.seed)
+        model = build_model(backbone, job.classes, job.model, job.seed)
         if model.layout() != layout:
             raise ValueError(f"{folder}: the model's layout is not that of its own job: the folder mixes two runs")
         model.load_vector(state)
@@ -107,7 +108,10 @@ class Predictor:
         path = Path(answer.picture)
         prediction = self._run(path)
         if prediction.plan is None:
-            raise ValueError("this model was trained without 'transport' in model.components: there is no plan to draw")
+            raise ValueError(
+                "this model works without 'transport', so there is no plan to draw: only model.method = 'fedmpt' with "
+                "'transport' in model.components has one"
+            )
         weights = prediction.plan[0] * len(answer.classes)  # (N,P,C)
         picture = self._seen(path)
         rows = answer.ranked(top)

@@ -16,7 +16,8 @@ from fedmpt_core.config import JobConfig
 from fedmpt_core.data.pictures import Picture
 from fedmpt_core.data.source import load_split
 from fedmpt_core.device import pick_device
-from fedmpt_core.model import TRAINED, FedMPT
+from fedmpt_core.methods import build_model
+from fedmpt_core.model import TRAINED
 from fedmpt_core.privacy.accounting import Epsilons, cross_checked
 from fedmpt_core.privacy.budget import PrivacyRefused, Projection, planned_steps, project, steps_of
 from fedmpt_core.privacy.keystream import Keystream
@@ -101,7 +102,7 @@ def check_model(job: JobConfig) -> ModelSize:
         ValueError: unknown or missing weights, a condition or class that no prompt can be made of.
     """
     backbone = load_backbone(job.backbone)
-    model = FedMPT(backbone, job.classes, job.model.conditions, job.model, job.seed)
+    model = build_model(backbone, job.classes, job.model, job.seed)
     groups: dict[str, int] = {}
     for name, parameter in model.trainable_parameters().items():
         group = name.split(".")[0]
@@ -110,9 +111,10 @@ def check_model(job: JobConfig) -> ModelSize:
     if job.privacy.private:
         mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
     sizes = model.group_sizes()
-    if job.privacy.engine == "feature_space":
+    if job.privacy.engine == "feature_space" and sizes["contexts."]:
         sizes["contexts."] = text.numel()
-    released = {choice: sum(sizes.get(part, 0) for part in parts) for choice, parts in TRAINED.items()}
+    choices = TRAINED if job.model.method == "fedmpt" else {"all": tuple(sizes)}
+    released = {choice: sum(sizes.get(part, 0) for part in parts) for choice, parts in choices.items()}
     return ModelSize(groups, released, backbone.name, backbone.is_stand_in)
 
 

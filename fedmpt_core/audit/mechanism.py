@@ -17,11 +17,11 @@ def check_mechanism(run: Run) -> list[Finding]:
         return []
     try:
         from fedmpt_core.backbone.load import load_backbone
-        from fedmpt_core.model import FedMPT
+        from fedmpt_core.methods import build_model
         from fedmpt_core.privacy.self_test import self_test
 
         job = run.job
-        model = FedMPT(load_backbone(job.backbone), job.classes, job.model.conditions, job.model, job.seed)
+        model = build_model(load_backbone(job.backbone), job.classes, job.model, job.seed)
         checks = self_test(model, job)
     except (ImportError, ValueError, OSError) as error:
         text = f"the mechanism was not tested here: {error}"

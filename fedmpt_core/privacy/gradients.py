@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedmpt_core.config import LossConfig
 from fedmpt_core.losses import asymmetric_loss
-from fedmpt_core.model import FedMPT
+from fedmpt_core.tuned import TunedModel
 
 TEXT = "text"
 
@@ -36,7 +36,7 @@ class GradientEngine:
             and a stand-in for the text features under the name `text` (`feature_space`).
     """
 
-    def __init__(self, model: FedMPT, loss: LossConfig, loss_weight: float, *, feature_space: bool) -> None:
+    def __init__(self, model: TunedModel, loss: LossConfig, loss_weight: float, *, feature_space: bool) -> None:
         """Prepares the model's gradients.
 
         Args:
@@ -128,7 +128,7 @@ def _fill(parameter: Any, rows: Tensor) -> None:
 
 
 def _per_record_gradients(
-    model: FedMPT, loss: LossConfig, weight: float, *, with_text: bool
+    model: TunedModel, loss: LossConfig, weight: float, *, with_text: bool
 ) -> Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], dict[str, Tensor]]:
     """(head, text, patches, targets) -> gradients of each record by name, (B, ...) each."""
 

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from fedmpt_core.config import JobConfig, PrivacyConfig
 from fedmpt_core.losses import asymmetric_loss
-from fedmpt_core.model import FedMPT
+from fedmpt_core.methods import build_model
 from fedmpt_core.privacy.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.noise import GRID_BITS, PrivateOptimizer
 from fedmpt_core.privacy.sampling import poisson_batches
 from fedmpt_core.privacy.training import clip_groups
+from fedmpt_core.tuned import TunedModel
 
 FALSE_ALARM = 1e-3  # of one statistical check, before its repetition; chosen
 _UNITS = 20  # declared number of units of the stand-ins
@@ -75,7 +76,7 @@ class _Measured(NamedTuple):
         return f"{self.what} is {self.value:.5g}, allowed {self.low:.5g} to {self.high:.5g}"
 
 
-def require_self_test(model: FedMPT, job: JobConfig) -> None:
+def require_self_test(model: TunedModel, job: JobConfig) -> None:
     """Raises SelfTestFailed, naming every failed check, unless the mechanism does what is charged for it."""
     failed = [f"{c.name}: {c.detail}" for c in self_test(model, job) if not c.passed]
     if failed:
@@ -85,7 +86,7 @@ def require_self_test(model: FedMPT, job: JobConfig) -> None:
         )
 
 
-def self_test(model: FedMPT, job: JobConfig, parts: Parts = REAL) -> tuple[Check, ...]:
+def self_test(model: TunedModel, job: JobConfig, parts: Parts = REAL) -> tuple[Check, ...]:
     """Test the mechanism with a job's settings.
 
     Args:
@@ -184,7 +185,7 @@ class _Bench:
 
 @dataclass(frozen=True)
 class _Subject:
-    model: FedMPT
+    model: TunedModel
     job: JobConfig
     parts: Parts
 
@@ -192,7 +193,7 @@ class _Subject:
     def device(self) -> torch.device:
         return next(iter(self.model.trainable_parameters().values())).device
 
-    def engine(self, model: FedMPT) -> GradientEngine:
+    def engine(self, model: TunedModel) -> GradientEngine:
         feature_space = self.job.privacy.engine == "feature_space"
         return self.parts.engine(model, self.job.loss, self.job.training.loss_weight, feature_space=feature_space)
 
@@ -323,7 +324,7 @@ def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
     """
     model, job, device = subject.model, subject.job, subject.device
     backbone = model._frozen[0]
-    small = FedMPT(backbone, model.classes[:2], model.conditions, model.config, job.seed).to(device)
+    small = build_model(backbone, model.classes[:2], model.config, job.seed).to(device)
     trained = small.trainable_parameters()
     generator = torch.Generator()
     generator.seed()

@@ -16,7 +16,6 @@ import numpy as np
 from fedmpt_core.config import JobConfig
 from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.data.pictures import Dataset
-from fedmpt_core.model import FedMPT
 from fedmpt_core.privacy.accounting import cross_checked
 from fedmpt_core.privacy.budget import Budget, PrivacyRefused, planned_steps, steps_of
 from fedmpt_core.privacy.fingerprint import fingerprint, site_key
@@ -28,6 +27,7 @@ from fedmpt_core.privacy.site_ledger import open_ledger
 from fedmpt_core.privacy.training import mechanism, private_update
 from fedmpt_core.site_config import SiteConfig, SitePrivacyConfig
 from fedmpt_core.training import LocalUpdate, StepRecord
+from fedmpt_core.tuned import TunedModel
 
 FINGERPRINT_KEY = "fingerprint.key"
 
@@ -64,7 +64,12 @@ class SiteBudget:
         """The site's public number of units."""
         return self._policy.units
 
-    def test_mechanism(self, model: FedMPT) -> None:
+    @property
+    def keystream(self) -> Keystream:
+        """The run's secret randomness, which the ledger's entries commit to."""
+        return self._keystream
+
+    def test_mechanism(self, model: TunedModel) -> None:
         """Run the self-test and note the mechanism for the ledger. Raises SelfTestFailed."""
         engine, optimizer = mechanism(model, self._job, 1, self._policy.units, self._keystream)
         privacy = self._job.privacy
@@ -102,7 +107,7 @@ class SiteBudget:
 
     def train(
         self,
-        model: FedMPT,
+        model: TunedModel,
         features: PatchFeatures,
         targets: np.ndarray,
         units: np.ndarray,

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from fedmpt_core.config import JobConfig, PrivacyConfig
 from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.memory import PieceSize, in_pieces
-from fedmpt_core.model import FedMPT
 from fedmpt_core.privacy.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.noise import ClipGroup, PrivateOptimizer
 from fedmpt_core.privacy.sampling import poisson_batches
 from fedmpt_core.training import LocalUpdate, StepRecord, make_optimizer
+from fedmpt_core.tuned import TunedModel
 
 
 def private_update(
-    model: FedMPT,
+    model: TunedModel,
     features: PatchFeatures,
     targets: np.ndarray,
     units: np.ndarray,
@@ -98,7 +98,7 @@ def private_update(
 
 
 def mechanism(
-    model: FedMPT, job: JobConfig, round_number: int, declared_units: int, keystream: Keystream
+    model: TunedModel, job: JobConfig, round_number: int, declared_units: int, keystream: Keystream
 ) -> tuple[GradientEngine, PrivateOptimizer]:
     """The engine and the optimizer of a round. Raises ValueError when the job's settings do not fit the model."""
     privacy = job.privacy

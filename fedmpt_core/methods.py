@@ -1,0 +1,53 @@
+"""The model that a job names: FedMPT, or a baseline in the same harness and under the same privacy."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmpt_core.baselines import coop, dualcoop, fedmvp, fedtpg, linear, poscoop, released
+from fedmpt_core.config import ModelConfig
+from fedmpt_core.model import FedMPT
+from fedmpt_core.tuned import TunedModel
+
+if TYPE_CHECKING:
+    from fedmpt_core.backbone.base import Backbone
+
+LABELS = {
+    "linear": "linear head",
+    "coop": "Fed-CoOp",
+    "dualcoop": "Fed-DualCoOp",
+    "poscoop": "Fed-PosCoOp",
+    "fedtpg": "FedTPG",
+    "fedmvp": "FedMVP (feature space)",
+    "released": "FedMPT as released",
+    "fedmpt": "FedMPT",
+}
+"""What each method is called in tables."""
+
+_BASELINES = {
+    "linear": linear.build,
+    "coop": coop.build,
+    "dualcoop": dualcoop.build,
+    "poscoop": poscoop.build,
+    "fedtpg": fedtpg.build,
+    "fedmvp": fedmvp.build,
+    "released": released.build,
+}
+
+
+def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig, seed: int) -> TunedModel:
+    """A model of `config.method` at its start, which depends on the seed and the backbone only.
+
+    Args:
+        backbone: frozen towers.
+        classes: C >= 1 class names.
+        config: method and settings.
+        seed: fixes the initial values, >= 0.
+
+    Raises:
+        ValueError: no class, no condition, or words that the backbone cannot tokenise.
+    """
+    if config.method == "fedmpt":
+        return FedMPT(backbone, classes, config.conditions, config, seed)
+    return _BASELINES[config.method](backbone, classes, config, np.random.default_rng(seed))
