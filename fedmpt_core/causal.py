@@ -9,8 +9,8 @@ remains is a mixture of probabilities, which `front_door` computes from logits i
 `front_door_adjustment` is the literal double sum for discrete tables.
 
 Limits: a condition's prediction sees the patches, so paths from D to Y beside r are not ruled out, and the
-inner expectation has no estimator of its own. It must never mix logits: that is a product of experts, not
-this sum.
+inner expectation has no estimator of its own. `front_door` must never mix logits: that is a product of experts,
+which `product_of_experts` computes to compare with.
 """
 
 from typing import NamedTuple
@@ -54,6 +54,20 @@ def front_door(log_r_given_d: Tensor, logit_y_given_r: Tensor) -> Outcome:
     log_negative = torch.logsumexp(log_r + F.logsigmoid(-logit_y_given_r), dim=-2)
     # Weights that sum to one only up to rounding may put a certain outcome a hair above log 1.
     return Outcome(log_positive.clamp(max=0), log_negative.clamp(max=0))
+
+
+def product_of_experts(log_r_given_d: Tensor, logit_y_given_r: Tensor) -> Outcome:
+    """Weighted mean of the conditions' logits: what the front-door sum is not, for comparison.
+
+    Args:
+        log_r_given_d: (..., N) log-weights; exponentials sum to 1.
+        logit_y_given_r: (..., N, C) logits.
+
+    Returns:
+        Outcome of two (..., C).
+    """
+    logit = (log_r_given_d.exp().unsqueeze(-1) * logit_y_given_r).sum(-2)
+    return Outcome(F.logsigmoid(logit), F.logsigmoid(-logit))
 
 
 def front_door_adjustment(p_r_given_d: Tensor, p_d: Tensor, p_y_given_r_d: Tensor) -> Tensor:

@@ -100,6 +100,8 @@ class ModelConfig:
         iterations: Sinkhorn iterations, always all of them, 1..1000.
         gate_width: inner width of the gate, 1..4096.
         gate_temperature: softmax temperature of the gate, (0, 100].
+        mixture: `probabilities`, the front-door sum; `logits` takes the weighted mean of the conditions' logits
+            instead, a product of experts, for comparison.
         prediction: `sigmoid` of a scaled cosine with a bias, or the paper's `literal` sum of plan times similarity.
         scale: initial scale of a label's logit; None takes the backbone's constant.
         bias: initial bias of a label's logit; None takes the backbone's constant.
@@ -126,6 +128,7 @@ class ModelConfig:
     iterations: int = 50
     gate_width: int = 32
     gate_temperature: float = 1.0
+    mixture: Literal["probabilities", "logits"] = "probabilities"
     prediction: Literal["sigmoid", "literal"] = "sigmoid"
     scale: float | None = None
     bias: float | None = None
@@ -202,6 +205,8 @@ class TrainingConfig:
             `privacy.sample_rate` decides.
         optimizer: `sgd` (paper) or `adam`; its state starts anew in every round.
         learning_rate: step size, (0, 100].
+        group_rates: factors on the step size by group of parameters (`contexts`, `adapters`, `gate`, `head`), (0,
+            1000]; 1 for a group that is not named.
         momentum: momentum of sgd, or beta1 of adam, [0, 1).
         weight_decay: L2 penalty, [0, 1].
         schedule: `cosine` over the rounds (paper), or `constant`.
@@ -214,6 +219,7 @@ class TrainingConfig:
     batch_size: int | None = None
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.001
+    group_rates: dict[str, float] = field(default_factory=dict)
     momentum: float = 0.9
     weight_decay: float = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -230,6 +236,7 @@ class TrainingConfig:
         if self.batch_size is not None:
             check_range(self, "batch_size", 1, 65536)
         check_range(self, "learning_rate", 0, 100, open_low=True)
+        _check_groups("group_rates", self.group_rates, 1000)
         check_range(self, "momentum", 0, 0.9999)
         check_range(self, "weight_decay", 0, 1)
         check_range(self, "loss_weight", 0, 1000, open_low=True)
@@ -278,11 +285,7 @@ class PrivacyConfig:
             check_range(self, "noise_multiplier", 0, 10_000, open_low=True)
         check_range(self, "max_grad_norm", 0, 1e6, open_low=True)
         check_range(self, "micro_batch", 1, 65536)
-        for name, bound in self.group_norms.items():
-            if name not in ("contexts", "adapters", "gate", "head"):
-                raise ValueError(f"group_norms names {name!r}: the groups are contexts, adapters, gate, head")
-            if not 0 < bound <= 1e6:
-                raise ValueError(f"group_norms.{name}={bound} is out of range: allowed is (0, 1e+06]")
+        _check_groups("group_norms", self.group_norms, 1e6)
 
     @property
     def private(self) -> bool:
@@ -349,6 +352,11 @@ class JobConfig:
                 f"federation.min_sites={sites}: secure aggregation hides a site among at least {LEAST_COHORT} and at "
                 f"most secagg.max_sites={secagg.max_sites}; secagg.mechanism = 'none' shows updates to the server"
             )
+        if self.federation.participation < 1:
+            raise ValueError(
+                f"federation.participation={self.federation.participation}: with secure aggregation every site is "
+                "asked in every round, so that it hides among all: set it to 1, or secagg.mechanism = 'none'"
+            )
         if self.federation.weighting == "records" and secagg.max_weight is None:
             raise ValueError(
                 "federation.weighting='records' needs secagg.max_weight, the largest site's number of units"
@@ -376,3 +384,12 @@ class JobConfig:
     def digest(self) -> str:
         """SHA-256 hex of the canonical JSON of every field."""
         return canonical_digest(self.to_dict())
+
+
+def _check_groups(field_name: str, values: dict[str, float], most: float) -> None:
+    """Raises ValueError unless all keys are groups of parameters and all values are in (0, most]."""
+    for name, value in values.items():
+        if name not in ("contexts", "adapters", "gate", "head"):
+            raise ValueError(f"{field_name} names {name!r}: the groups are contexts, adapters, gate, head")
+        if not 0 < value <= most:
+            raise ValueError(f"{field_name}.{name}={value} is out of range: allowed is (0, {most:g}]")

@@ -1,10 +1,12 @@
 """Scoring the global model on a site's held-out pictures.
 
 Thresholds are chosen on the `val` split and used on `test`; without a `val` split the threshold is 0.5 and the result
-says so. Scores of pictures never leave this module, only the figures over the whole split.
+says so. Where some classes were never trained, the threshold is chosen on the trained ones alone. Scores of pictures
+never leave this module, only the figures over the whole split.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from fedmpt_core import metrics
 from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.gating import entropy
 from fedmpt_core.memory import PieceSize, in_pieces
-from fedmpt_core.model import FedMPT
+from fedmpt_core.tuned import TunedModel
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -34,7 +36,7 @@ class Split:
     targets: np.ndarray
 
 
-def score(model: FedMPT, features: PatchFeatures, *, batch_size: int = 64) -> Scores:
+def score(model: TunedModel, features: PatchFeatures, *, batch_size: int = 64) -> Scores:
     """Probabilities and gate weights of every record, without gradients."""
     device = next(iter(model.trainable_parameters().values())).device
     probabilities, gates = [], []
@@ -52,19 +54,35 @@ def score(model: FedMPT, features: PatchFeatures, *, batch_size: int = 64) -> Sc
     return Scores(np.concatenate(probabilities), np.concatenate(gates))
 
 
-def evaluate(model: FedMPT, test: Split, val: Split | None = None) -> dict[str, float | list[float]]:
+def evaluate(model: TunedModel, test: Split, val: Split | None = None, *, unseen: int = 0) -> dict[str, Any]:
     """Figures of the model on the test split.
+
+    Args:
+        model: whose classes are the columns of the targets.
+        test: what is judged.
+        val: what the threshold is chosen on.
+        unseen: so many of the last classes were in no training target (generalised zero-shot): their labels in `val`
+            are not looked at.
 
     Returns:
         mAP, CF1 (overall), CF1_macro, OF1 in percent, `threshold`, `threshold_from_val` (1 or 0), `ece`,
         `classes_without_positives`, `AP` (per class, NaN left out as -1), `share` (of the test
         pictures that show a class, [0, 1]), `gate` (mean weight per condition) and
-        `gate_entropy` (mean over records, nats).
+        `gate_entropy` (mean over records, nats). With unseen classes these are over all classes, and `seen` and
+        `unseen` hold the same figures over these classes' columns, of the same scores and threshold.
     """
+    seen = test.targets.shape[1] - unseen
     threshold = DEFAULT_THRESHOLD
     if val is not None:
-        threshold = metrics.best_threshold(score(model, val.features).probabilities, val.targets)
-    return figures(score(model, test.features), test.targets, threshold, from_val=val is not None)
+        known = score(model, val.features).probabilities[:, :seen]
+        threshold = metrics.best_threshold(known, val.targets[:, :seen])
+    scores = score(model, test.features)
+    found: dict[str, Any] = dict(figures(scores, test.targets, threshold, from_val=val is not None))
+    if unseen:
+        for name, part in (("seen", slice(None, seen)), ("unseen", slice(seen, None))):
+            chosen = Scores(scores.probabilities[:, part], scores.gate)
+            found[name] = dict(figures(chosen, test.targets[:, part], threshold, from_val=val is not None))
+    return found
 
 
 def figures(scores: Scores, targets: np.ndarray, threshold: float, *, from_val: bool) -> dict[str, float | list[float]]:

@@ -13,6 +13,9 @@ class FederationConfig:
     Attributes:
         min_sites: a round with fewer updates fails; below it the job ends, 1..1000. At least 3 with secure aggregation,
             whose threshold is often higher: two thirds of the sites that start a round, and one.
+        participation: share of the sites that is asked in each round, drawn by the server from the seed, never fewer
+            than `min_sites`, (0, 1]; 1 with secure aggregation. It amplifies no privacy: a site is charged for each
+            round in which it is asked, and its budget must suffice for all rounds.
         weighting: `equal`, or `records`: by the number of units that each site declares in its policy, or, without
             differential privacy, by its true number of records.
         join_timeout: seconds for a site to start, check its data and compute missing patch features, 1..604800.
@@ -26,6 +29,7 @@ class FederationConfig:
     """
 
     min_sites: int = 3
+    participation: float = 1.0
     weighting: Literal["equal", "records"] = "equal"
     join_timeout: int = 3600
     round_timeout: int = 3600
@@ -39,6 +43,7 @@ class FederationConfig:
     def __post_init__(self) -> None:
         """Raises ValueError when a field is out of range."""
         check_range(self, "min_sites", 1, 1000)
+        check_range(self, "participation", 0, 1, open_low=True)
         check_unique(self, "tracking")
         for name in ("join_timeout", "round_timeout"):
             check_range(self, name, 1, 604_800)

@@ -3,9 +3,9 @@
     y = 1:  -(1 - p)^gamma_positive * log p
     y = 0:  -p_m^gamma_negative * log(1 - p_m),   p_m = max(p - margin, 0)
 
-The powers are focusing weights and carry no gradient. The loss takes log p and log(1 - p) because the model's
-mixture is computed there: going through p would lose every value below 1e-38. It must never reduce over
-records: per-record gradients need one number per record.
+The powers are focusing weights and carry no gradient. A label that nobody knows costs nothing. The loss takes log p and
+log(1 - p) because the model's mixture is computed there: going through p would lose every value below 1e-38. It must
+never reduce over records: per-record gradients need one number per record.
 """
 
 import math
@@ -22,19 +22,16 @@ def asymmetric_loss(
     gamma_negative: float = 2.0,
     gamma_positive: float = 1.0,
     margin: float = 0.05,
-    known: Tensor | None = None,
 ) -> Tensor:
     """Asymmetric loss of each record, summed over its classes.
 
     Args:
         log_positive: (..., C) log p, at most 0.
         log_negative: (..., C) log(1 - p), at most 0.
-        targets: (..., C) labels, 1 present and 0 absent.
+        targets: (..., C) labels: 1 present, 0 absent, 2 (or above) unknown.
         gamma_negative: focusing exponent of absent labels, >= 0.
         gamma_positive: focusing exponent of present labels, >= 0.
         margin: probability below which an absent label costs nothing, [0, 1).
-        known: (..., C), True where the label was annotated; None if all were. An unknown label costs nothing,
-            whatever its target says.
 
     Returns:
         (...) loss of each record in nats, >= 0, finite for log-probabilities down to -1e4.
@@ -45,8 +42,8 @@ def asymmetric_loss(
     Edge cases:
         No known label -> 0. margin = 0 and both gammas = 0 -> binary cross-entropy.
     """
-    for name, tensor in (("log_negative", log_negative), ("targets", targets), ("known", known)):
-        if tensor is not None and tensor.shape != log_positive.shape:
+    for name, tensor in (("log_negative", log_negative), ("targets", targets)):
+        if tensor.shape != log_positive.shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)} but log_positive has {tuple(log_positive.shape)}: "
                 "give one value per record and class"
@@ -64,6 +61,4 @@ def asymmetric_loss(
     weight_present = (gamma_positive * log_negative.detach()).exp()
     weight_absent = (log_positive.detach().exp() - margin).clamp(min=0) ** gamma_negative
     loss = -torch.where(targets > 0.5, weight_present * log_positive, weight_absent * log_absent)
-    if known is not None:
-        loss = torch.where(known.bool(), loss, 0)
-    return loss.sum(-1)
+    return torch.where(targets < 1.5, loss, 0).sum(-1)

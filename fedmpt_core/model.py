@@ -113,7 +113,8 @@ class Head(nn.Module):
         log_gate = gating.uniform_log_weights(patches, self._conditions)  # (B,N)
         if self.gate is not None:
             log_gate = self.gate(patches)
-        outcome = causal.front_door(log_gate, logits)
+        mix = causal.front_door if self._config.mixture == "probabilities" else causal.product_of_experts
+        outcome = mix(log_gate, logits)
         return Prediction(
             probabilities=outcome.log_positive.exp(),
             log_positive=outcome.log_positive,

@@ -26,6 +26,7 @@ from fedmpt_core.privacy.site_ledger import read_site_ledger
 from fedmpt_core.privacy.training import mechanism
 from fedmpt_core.session import open_cache
 from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.training import make_optimizer
 
 Progress = Callable[[int, int], None]
 
@@ -108,6 +109,7 @@ def check_model(job: JobConfig) -> ModelSize:
         group = name.split(".")[0]
         groups[group] = groups.get(group, 0) + parameter.numel()
     text = model.text_features()  # also finds prompts that do not fit the tower's context
+    make_optimizer(model, job.training, 1)  # finds rates that do not fit the trained groups
     if job.privacy.private:
         mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
     sizes = model.group_sizes()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fedmpt_core.admission import check_site
+from fedmpt_core.backbone.base import Backbone
 from fedmpt_core.backbone.load import load_backbone
 from fedmpt_core.config import JobConfig
 from fedmpt_core.data.feature_cache import FeatureCache, PatchFeatures
@@ -27,7 +28,8 @@ from fedmpt_core.device import device_name, pick_device
 from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.memory import DeviceFull
-from fedmpt_core.model import FedMPT, zero_shot_model
+from fedmpt_core.methods import build_model
+from fedmpt_core.model import zero_shot_model
 from fedmpt_core.packages import package_versions
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.privacy.site_budget import SiteBudget, units_of
@@ -64,6 +66,21 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class SiteData:
+    """A site's records with their patch features; never leaves the site.
+
+    Attributes:
+        train: features, (R, C) targets, (R,) units; None for a site that only scores.
+        val: records to choose thresholds on, or None.
+        test: records to score, or None.
+    """
+
+    train: tuple[PatchFeatures, np.ndarray, np.ndarray] | None = None
+    val: Split | None = None
+    test: Split | None = None
+
+
+@dataclass(frozen=True)
 class SiteUpdate:
     """What a site hands on after a round.
 
@@ -88,7 +105,14 @@ class SiteSession:
     """One site in one job."""
 
     def __init__(
-        self, job: JobConfig, site: SiteConfig, name: str, *, run_id: str = "local", kit: Path | None = None
+        self,
+        job: JobConfig,
+        site: SiteConfig,
+        name: str,
+        *,
+        run_id: str = "local",
+        kit: Path | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         """Asks the site's policy and ledger, then loads the frozen towers and builds the model; touches no picture.
 
@@ -98,6 +122,7 @@ class SiteSession:
             name: the site's name; makes its batch order its own.
             run_id: name of this run of the job in the ledger.
             kit: folder with `client.key` and `client.crt`, which sign the ledger; None in a simulation.
+            backbone: the job's frozen towers, where several sites of one process share them; None loads them.
 
         Raises:
             PrivacyRefused: the site's policy or what is left of its budget does not allow the job.
@@ -109,16 +134,14 @@ class SiteSession:
         if site.threads:
             torch.set_num_threads(site.threads)
         self.device = pick_device(site.device)
-        self.backbone = load_backbone(job.backbone).to(self.device)
-        self.model = FedMPT(self.backbone, job.classes, job.model.conditions, job.model, job.seed).to(self.device)
+        self.backbone = (backbone or load_backbone(job.backbone)).to(self.device)
+        self.model = build_model(self.backbone, job.classes, job.model, job.seed).to(self.device)
         if self._budget:
             self._budget.test_mechanism(self.model)
-        self._train: tuple[PatchFeatures, np.ndarray, np.ndarray] | None = None
-        self._val: Split | None = None
-        self._test: Split | None = None
+        self._data = SiteData()
 
-    def prepare(self, on_progress: Progress | None = None) -> Prepared:
-        """Check the data, compute missing patch features, describe the model.
+    def load(self, on_progress: Progress | None = None) -> SiteData:
+        """Check the data and compute missing patch features.
 
         Args:
             on_progress: called with (split, done, total) while features are computed.
@@ -126,23 +149,33 @@ class SiteSession:
         Raises:
             ValueError: the data cannot be used.
         """
-        train = load_split(self.job, self.site.data, "train")
-        val = load_split(self.job, self.site.data, "val")
-        test = load_split(self.job, self.site.data, "test")
-        if train is not None:
-            units = units_of(train, self.job.privacy.unit, (val, test))
-            features = self._features(train, "train", on_progress)
-            self._train = (features, train.targets, units)
-            if self._budget:
-                self._budget.know_records(features.digests())
-        if val is not None:
-            self._val = Split(self._features(val, "val", on_progress), val.targets)
-        if test is not None:
-            self._test = Split(self._features(test, "test", on_progress), test.targets)
+        found = {s: load_split(self.job, self.site.data, s) for s in ("train", "val", "test")}
+        train, val, test = found.values()
+        units = None if train is None else units_of(train, self.job.privacy.unit, (val, test))
+        features = {s: self._features(d, s, on_progress) for s, d in found.items() if d is not None}
+        return SiteData(
+            None if train is None or units is None else (features["train"], train.targets, units),
+            None if val is None else Split(features["val"], val.targets),
+            None if test is None else Split(features["test"], test.targets),
+        )
+
+    def prepare(self, on_progress: Progress | None = None, *, data: SiteData | None = None) -> Prepared:
+        """Take the site's records and describe the model.
+
+        Args:
+            on_progress: as in `load`.
+            data: the records, if they are loaded already.
+
+        Raises:
+            ValueError: the data cannot be used.
+        """
+        self._data = data or self.load(on_progress)
+        if self._data.train and self._budget:
+            self._budget.know_records(self._data.train[0].digests())
         return Prepared(
             self.model.layout(),
             self.model.vector(),
-            self._test is not None,
+            self._data.test is not None,
             self.backbone.name,
             self.backbone.is_stand_in,
             self.backbone.digest(),
@@ -176,9 +209,9 @@ class SiteSession:
             ValueError: `prepare` was not called, or the ledger cannot be written.
             FloatingPointError: training diverged.
         """
-        if self._train is None:
+        if self._data.train is None:
             raise ValueError("train before prepare: the site's records are not loaded")
-        features, targets, units = self._train
+        features, targets, units = self._data.train
         if self._budget:
             budget = self._budget
             if known_head:
@@ -219,23 +252,23 @@ class SiteSession:
             return 1.0
         if self._budget:
             return float(self._budget.declared_units)
-        return float(len(self._train[1])) if self._train else 0.0
+        return float(len(self._data.train[1])) if self._data.train else 0.0
 
     def evaluate(self, state: np.ndarray, *, zero_shot: bool = False) -> dict[str, Any] | None:
         """Figures of `state` on this site's test split, or None when it has none.
 
         With `zero_shot`, also those of the prompt "a photo of a CLASS." on the untouched towers, under that name.
         """
-        if self._test is None:
+        if self._data.test is None:
             return None
         self.model.load_vector(state)
-        test = self._test
+        test, val = self._data.test, self._data.val
 
         def figures() -> dict[str, Any]:
-            found: dict[str, Any] = dict(evaluate(self.model, test, self._val))
+            found: dict[str, Any] = dict(evaluate(self.model, test, val))
             if zero_shot:
                 plain = zero_shot_model(self.backbone, self.job.classes, self.job.model).to(self.device)
-                found["zero_shot"] = evaluate(plain, test, self._val)
+                found["zero_shot"] = evaluate(plain, test, val)
             return found
 
         return self._with_room(figures)

@@ -16,29 +16,42 @@ class DataConfig:
     """Where a site's pictures come from.
 
     Attributes:
-        source: `manifest` (a site's own pictures), `voc2007` (a VOC2007 folder), `scenes` (the embedded scenes).
-        path: manifest file or VOC folder. Unused for scenes.
+        source: `manifest` (a site's own pictures, or a prepared data set), a data set's folder (`voc2007`, `coco2014`,
+            `nuswide`, `objects365`, `multiscene`, `mlrsnet`), or `scenes` (the embedded scenes).
+        path: manifest file or folder. Unused for scenes.
         root: folder that relative paths of a manifest start from; empty means the manifest's own folder.
         evaluate: whether this site scores the global model on its `val` and `test` pictures and tells the server the
             exact figures. No privacy mechanism covers these pictures: say true only for ones that need none.
         on_bad_image: `refuse`, or `skip` pictures that cannot be decoded.
         share: which part of `shares` parts this site takes of a data set that several simulated sites split; from 1.
         shares: number of parts; 1 means the whole set.
-        partition: how a split data set is divided: by clusters of label sets, or uniformly.
+        partition: how a split data set is divided: by clusters of label sets (`labels`) or of the frozen towers'
+            `features`, by `dirichlet` draws, or uniformly.
+        dirichlet_alpha: concentration of these draws, small means uneven, [0.01, 1000].
+        partition_file: a division made before with `fedmpt partition`, so that all runs share it; must be of the kind
+            that `partition` says. Empty: every simulated site works it out from the job's seed; not for `features`.
+        drop_positives: share of the training labels that are dropped, as if nobody had written them down, [0, 1].
+        dropped: what such a label becomes: `negative`, or `unknown`, which training leaves out.
         train: scenes to train on (scenes only), 1..1000000.
         val: scenes to choose thresholds on (scenes only), 0..1000000.
         test: scenes to test on (scenes only), 0..1000000.
         spurious_strength: how firmly the site's own pairs of labels occur together (scenes only), [0, 1].
     """
 
-    source: Literal["manifest", "voc2007", "scenes"] = "manifest"
+    source: Literal["manifest", "voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet", "scenes"] = (
+        "manifest"
+    )
     path: str = ""
     root: str = ""
     evaluate: bool = False
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     share: int = 1
     shares: int = 1
-    partition: Literal["labels", "uniform"] = "labels"
+    partition: Literal["labels", "features", "dirichlet", "uniform"] = "labels"
+    dirichlet_alpha: float = 0.5
+    partition_file: str = ""
+    drop_positives: float = 0.0
+    dropped: Literal["negative", "unknown"] = "negative"
     train: int = 200
     val: int = 100
     test: int = 300
@@ -53,6 +66,10 @@ class DataConfig:
         check_range(self, "shares", 1, 10_000)
         if not 1 <= self.share <= self.shares:
             raise ValueError(f"share={self.share} is not one of the {self.shares} shares: use 1 to {self.shares}")
+        if self.partition == "features" and not self.partition_file:
+            raise ValueError("partition='features' needs partition_file: make it once with `fedmpt partition`")
+        check_range(self, "dirichlet_alpha", 0.01, 1000)
+        check_range(self, "drop_positives", 0, 1)
         check_range(self, "train", 1, 1_000_000)
         check_range(self, "val", 0, 1_000_000)
         check_range(self, "test", 0, 1_000_000)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from fedmpt_core.config import LossConfig, TrainingConfig
 from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.losses import asymmetric_loss
 from fedmpt_core.memory import PieceSize, in_pieces
-from fedmpt_core.model import FedMPT
+from fedmpt_core.tuned import TunedModel
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -52,7 +53,7 @@ class LocalUpdate:
 
 
 def local_update(
-    model: FedMPT,
+    model: TunedModel,
     features: PatchFeatures,
     targets: np.ndarray,
     *,
@@ -90,6 +91,10 @@ def local_update(
     optimizer = make_optimizer(model, training, round_number)
     labels = torch.from_numpy(np.ascontiguousarray(targets)).to(torch.float32)
     records, size = [], PieceSize(training.batch_size or DEFAULT_BATCH_SIZE)
+    text = None
+    if not any(name.startswith("contexts.") for name in trained):
+        with torch.no_grad():
+            text = model.text_features()  # the same in every step
     for step, batch in enumerate(_batches(len(features), training, generator)):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
@@ -97,7 +102,7 @@ def local_update(
 
         def forward_and_back(start: int, stop: int, batch: np.ndarray = batch, losses: list[float] = losses) -> None:
             rows = batch[start:stop]
-            prediction = model(features.batch(rows).to(device))
+            prediction = model(features.batch(rows).to(device), text)
             per_record = asymmetric_loss(
                 prediction.log_positive,
                 prediction.log_negative,
@@ -134,12 +139,24 @@ def local_update(
     return LocalUpdate(update, tuple(records))
 
 
-def make_optimizer(model: FedMPT, training: TrainingConfig, round_number: int) -> torch.optim.Optimizer:
-    """A fresh optimizer over the trained parameters, at the learning rate of the round (from 1)."""
+def make_optimizer(model: TunedModel, training: TrainingConfig, round_number: int) -> torch.optim.Optimizer:
+    """A fresh optimizer over the trained parameters, at the learning rates of the round (from 1).
+
+    Raises:
+        ValueError: `group_rates` names a group that is not trained.
+    """
     rate = training.learning_rate
     if training.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * (round_number - 1) / training.rounds))
-    parameters: list[Tensor] = list(model.trainable_parameters().values())
+    members: dict[str, list[Tensor]] = {}
+    for name, parameter in model.trainable_parameters().items():
+        members.setdefault(name.split(".")[0], []).append(parameter)
+    strange = sorted(set(training.group_rates) - set(members))
+    if strange:
+        raise ValueError(f"training.group_rates names {strange[0]!r}, trained are {', '.join(members)}: remove it")
+    parameters: Any = [
+        {"params": tensors, "lr": rate * training.group_rates.get(group, 1.0)} for group, tensors in members.items()
+    ]
     if training.optimizer == "adam":
         return torch.optim.Adam(
             parameters, lr=rate, betas=(training.momentum, 0.999), weight_decay=training.weight_decay

@@ -98,6 +98,16 @@ class PatchFeatures:
                 features[lost[digest]] = computed
         return torch.from_numpy(features)
 
+    def take(self, indices: Sequence[int] | np.ndarray) -> "PatchFeatures":
+        """The records at `indices`, in that order, sharing what is in memory; an index may repeat.
+
+        Raises:
+            ValueError: an index is no integer in [0, R).
+        """
+        rows = self._rows[as_rows(indices, len(self))]
+        space, backbone = self._space, self._backbone
+        return _used(PatchFeatures(self._cache, space, backbone, self._pictures, rows, self._memory))
+
     def digests(self) -> list[str]:
         """SHA-256 hex of each of the R pictures; as private as the pictures."""
         return [self._digests[row] for row in self._rows]
@@ -117,6 +127,12 @@ class PatchFeatures:
 # FeatureCache object it goes through. Weak, so that they are forgotten with their last user.
 _in_use: weakref.WeakSet[PatchFeatures] = weakref.WeakSet()
 _in_use_lock = threading.Lock()
+
+
+def _used(features: PatchFeatures) -> PatchFeatures:
+    with _in_use_lock:
+        _in_use.add(features)
+    return features
 
 
 class FeatureCache:
@@ -200,10 +216,7 @@ class FeatureCache:
                 memory[place[digest]] = computed
             if on_progress:
                 on_progress(done, total)
-        found = PatchFeatures(self, space, backbone, pictures, rows, memory)
-        with _in_use_lock:
-            _in_use.add(found)
-        return found
+        return _used(PatchFeatures(self, space, backbone, pictures, rows, memory))
 
     def restore(
         self, space: FeatureSpace, backbone: "Backbone", pictures: dict[str, Picture]
@@ -235,7 +248,7 @@ class FeatureCache:
             stored = list(pool.map(space.read, batch))
             if any(features is None for features in stored):
                 stored = computed(batch)
-                # Side by side, because most of a write is waiting for the disk to confirm it.
+                # side by side: a network folder answers slowly
                 list(pool.map(space.write, batch, stored))
             return [(d, features) for d, features in zip(batch, stored, strict=True) if features is not None]
 

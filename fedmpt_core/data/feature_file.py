@@ -105,8 +105,7 @@ class FeatureSpace:
                 with os.fdopen(handle, "wb") as file:
                     file.write(self.header(digest, payload))
                     file.write(payload)
-                    file.flush()
-                    os.fsync(file.fileno())
+                # without waiting for the disk: what a power failure tears, the digest finds
                 partial.replace(path)
             except BaseException:
                 partial.unlink(missing_ok=True)

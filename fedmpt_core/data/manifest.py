@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ from fedmpt_core.data.manifest_file import (
     read_rows,
     write_manifest,
 )
-from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture
+from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture, Picture
 
 __all__ = [
     "SPLITS",
@@ -46,6 +47,7 @@ __all__ = [
     "load_manifest",
     "load_rows",
     "read_rows",
+    "verified",
     "write_manifest",
 ]
 
@@ -172,6 +174,39 @@ def load_rows(
     )
 
 
+def verified(
+    dataset: Dataset,
+    source: str,
+    *,
+    on_bad_image: Literal["refuse", "skip"] = "refuse",
+    threads: int = 4,
+    on_progress: Progress | None = None,
+) -> Dataset:
+    """Decode every picture of records that are already loaded.
+
+    Args:
+        dataset: the records.
+        source: where they come from, for messages.
+        on_bad_image: as in `load_manifest`.
+        threads: as in `load_manifest`.
+        on_progress: as in `load_manifest`.
+
+    Returns:
+        The records, without those that cannot be decoded where `on_bad_image` is `skip`.
+
+    Raises:
+        ManifestError: pictures cannot be decoded; names them.
+    """
+    unreadable = _unreadable(dataset.pictures, threads, on_progress)
+    if on_bad_image == "skip":
+        kept = [i for i in range(len(dataset)) if i not in unreadable]
+        return replace(dataset.take(kept), skipped=dataset.skipped + len(unreadable))
+    problems = Problems(source)
+    _add_unreadable(unreadable, problems)
+    problems.refuse_any()
+    return dataset
+
+
 def check_manifest(
     path: str | Path,
     classes: Sequence[str],
@@ -283,10 +318,10 @@ def _resolve(row: ManifestRow, base: str, problems: Problems) -> str | None:
     return None
 
 
-def _unreadable(pictures: Sequence[FilePicture], threads: int, on_progress: Progress | None) -> dict[int, BadPicture]:
+def _unreadable(pictures: Sequence[Picture], threads: int, on_progress: Progress | None) -> dict[int, BadPicture]:
     """Decodes every picture; what is wrong with those that cannot be, by position."""
 
-    def error(picture: FilePicture) -> BadPicture | None:
+    def error(picture: Picture) -> BadPicture | None:
         try:
             picture.load()
         except BadPicture as bad:

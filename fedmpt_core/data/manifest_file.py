@@ -8,15 +8,17 @@ its line (CSV, counted from 1 with the header) or row (Parquet, counted from 1).
 import csv
 import difflib
 import io
+import itertools
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from fedmpt_core.data.whole_file import replacing
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "labels", "split", "group")
@@ -25,9 +27,10 @@ LISTED = 20
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REQUIRED = COLUMNS[:3]
+_PIECE = 20_000  # rows that are written at once; what a reader holds at once too (chosen)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """One line of a manifest.
 
@@ -122,58 +125,67 @@ def write_manifest(rows: Iterable[ManifestRow], path: str | Path) -> None:
     """Write rows to a `.csv` or `.parquet` manifest, readable for its owner only, whole or not at all.
 
     Args:
-        rows: at least one; their `origin` is not written.
+        rows: at least one, taken one after the other; their `origin` is not written.
         path: the file, replaced when it exists. Relative paths in `rows` will start at its folder.
 
     Raises:
-        ValueError: a row could not be read back as it is, or the file has another suffix.
+        ValueError: a row could not be read back as it is, or the file has another suffix or cannot be written.
     """
-    path, rows = Path(path), list(rows)
-    if not rows:
+    path = Path(path)
+    writers = {".csv": _write_csv, ".parquet": _write_parquet}
+    write = writers.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}: a manifest is a .csv or a .parquet file")
+    checked = _writable(rows)
+    first = next(checked, None)
+    if first is None:
         raise ValueError("rows is empty: a manifest needs at least one picture")
+    columns = COLUMNS if first.group else _REQUIRED
+    with replacing(path) as file:
+        write(itertools.chain((first,), checked), columns, file)
+
+
+def _write_csv(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([r.path, "|".join(r.labels), r.split, r.group][: len(columns)] for r in rows)
+    text.flush()
+    text.detach()
+
+
+def _write_parquet(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) -> None:
+    kinds = {"labels": pa.list_(pa.string())}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+    with pq.ParquetWriter(file, schema) as writer:
+        rows = iter(rows)
+        while piece := list(itertools.islice(rows, _PIECE)):
+            writer.write_table(
+                pa.table({name: [getattr(row, name) for row in piece] for name in columns}, schema=schema)
+            )
+
+
+def _writable(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+    """The rows, each once it is sure that it will be read back as it is."""
     seen: set[str] = set()
+    grouped: bool | None = None
     for row in rows:
-        _check_writable(row, seen)
-        if bool(row.group) != bool(rows[0].group):
+        cells = (row.path, *row.labels, row.group)
+        if not row.path or any(c != c.strip() or CONTROL.search(c) for c in cells):
+            raise ValueError(f"path={row.path!r}: a cell is empty, starts or ends blank, or holds a control character")
+        if any(not label or "|" in label or ";" in label for label in row.labels):
+            raise ValueError(
+                f"path={row.path!r}: labels={list(row.labels)} holds an empty label, or one with '|' or ';'"
+            )
+        if row.split not in SPLITS:
+            raise ValueError(f"path={row.path!r}: split={row.split!r} is not one of {', '.join(SPLITS)}")
+        if row.path in seen:
+            raise ValueError(f"path={row.path!r} is given twice: list every picture once")
+        seen.add(row.path)
+        if bool(row.group) != (bool(row.group) if grouped is None else grouped):
             raise ValueError(f"path={row.path!r}: group is given for some rows only; give it for all or for none")
-    columns = COLUMNS if rows[0].group else _REQUIRED
-    match path.suffix.lower():
-        case ".csv":
-            text = io.StringIO(newline="")
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows([r.path, "|".join(r.labels), r.split, r.group][: len(columns)] for r in rows)
-            content = text.getvalue().encode()
-        case ".parquet":
-            kinds = {"labels": pa.list_(pa.string())}
-            schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
-            table = pa.table({name: [getattr(row, name) for row in rows] for name in columns}, schema=schema)
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
-            content = sink.getvalue().to_pybytes()
-        case suffix:
-            raise ValueError(f"path={str(path)!r} ends in {suffix!r}: a manifest is a .csv or a .parquet file")
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def _check_writable(row: ManifestRow, seen: set[str]) -> None:
-    cells = (row.path, *row.labels, row.group)
-    if not row.path or any(c != c.strip() or CONTROL.search(c) for c in cells):
-        raise ValueError(f"path={row.path!r}: a cell is empty, starts or ends blank, or holds a control character")
-    if any(not label or "|" in label or ";" in label for label in row.labels):
-        raise ValueError(f"path={row.path!r}: labels={list(row.labels)} holds an empty label, or one with '|' or ';'")
-    if row.split not in SPLITS:
-        raise ValueError(f"path={row.path!r}: split={row.split!r} is not one of {', '.join(SPLITS)}")
-    if row.path in seen:
-        raise ValueError(f"path={row.path!r} is given twice: list every picture once")
-    seen.add(row.path)
+        grouped = bool(row.group)
+        yield row
 
 
 def parse(path: Path, problems: Problems) -> list[ManifestRow]:

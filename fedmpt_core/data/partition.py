@@ -1,36 +1,60 @@
-"""One data set split over K simulated sites: by clusters of label sets, or uniformly.
+"""One data set split over K simulated sites: by clusters of label sets or features, Dirichlet draws, or uniformly.
 
 `by_labels` clusters softmax-normalised label vectors with k-means, the heterogeneous split of the paper as
 far as it is known (method, section 8): record i with labels y_i in {0,1}^C, k_i of them ones, becomes x_i =
-softmax(y_i) = (1 + (e - 1) y_i) / (C + (e - 1) k_i), and every cluster is one site.
+softmax(y_i) = (1 + (e - 1) y_i) / (C + (e - 1) k_i), and every cluster is one site. `by_features` clusters the
+frozen image tower's mean patch features instead. `dirichlet` is the usual split of other work (Hsu et al. 2019),
+carried over to several labels per record.
 
-For simulation only: it needs all labels in one place. It must never be run on data that different sites own,
+Records of one group stay together: with groups, what is split are groups, each with the mean of its records' vectors.
+
+For simulation only: it needs all records in one place. It must never be run on data that different sites own,
 and it must never be given a test set to align with a training set: a partition belongs to exactly the data
-set it was made of. Groups are not kept together.
+set it was made of.
 """
 
+import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.data.pictures import Dataset
 
 STARTS = 10
 """Runs of k-means, of which the best is kept (chosen)."""
 
+Parts = tuple[np.ndarray, ...]
+"""K arrays of ascending int64 indices, none empty, every record in exactly one."""
 
-def by_labels(dataset: Dataset, sites: int, seed: int) -> tuple[np.ndarray, ...]:
+
+def sites_for(heterogeneity: float, classes: int) -> int:
+    """K = round(t C), at least 1: as many sites as a share of the classes, halves rounded up (method, section 8).
+
+    Args:
+        heterogeneity: t, (0, 1].
+        classes: C, at least 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if not 0 < heterogeneity <= 1 or classes < 1:
+        raise ValueError(f"heterogeneity={heterogeneity}, classes={classes}: the first is in (0, 1], the other above 0")
+    return max(1, math.floor(heterogeneity * classes + 0.5))
+
+
+def by_labels(dataset: Dataset, sites: int, seed: int) -> Parts:
     """Clusters of records with similar label sets, one per site.
 
     Args:
-        dataset: R records.
-        sites: number of parts K, in [1, R].
+        dataset: R records, all labels known.
+        sites: number of parts K, in [1, number of groups or records].
         seed: fixes the partition, in [0, 2^32 - 1].
 
     Returns:
-        K arrays of ascending int64 indices, none empty, every record in exactly one; ordered by their first
-        index.
+        The parts, ordered by their first index.
 
     Raises:
         ValueError: K or the seed is out of range.
@@ -39,14 +63,123 @@ def by_labels(dataset: Dataset, sites: int, seed: int) -> tuple[np.ndarray, ...]
         - fewer different label sets than sites -> the largest parts are halved until every site has records.
         - records with the same labels -> same site, unless that part had to be halved.
     """
+    units = _units(dataset, sites, seed)
+    return _clusters(_means(_softmax(dataset.targets), units), units, sites, seed)
+
+
+def by_features(dataset: Dataset, vectors: np.ndarray, sites: int, seed: int) -> Parts:
+    """Clusters of records that look alike, one per site.
+
+    Args:
+        dataset: R records.
+        vectors: (R, D) finite, what each record looks like, for example `mean_features`; only their direction counts.
+        sites: as in `by_labels`.
+        seed: as in `by_labels`.
+
+    Returns:
+        The parts, ordered by their first index.
+
+    Raises:
+        ValueError: K or the seed is out of range, or the vectors do not fit.
+    """
+    if vectors.ndim != 2 or len(vectors) != len(dataset) or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"vectors has shape {vectors.shape}: give one finite vector for each of {len(dataset)} records"
+        )
+    units = _units(dataset, sites, seed)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return _clusters(_means(vectors / np.maximum(lengths, 1e-12), units), units, sites, seed)
+
+
+def mean_features(features: PatchFeatures, batch_size: int = 256) -> np.ndarray:
+    """(R, D) float32 means over the patches of R records."""
+    rows = [features.batch(range(i, min(i + batch_size, len(features)))) for i in range(0, len(features), batch_size)]
+    return np.concatenate([batch.mean(1).numpy() for batch in rows])
+
+
+def dirichlet(dataset: Dataset, sites: int, seed: int, alpha: float) -> Parts:
+    """Records dealt out by their labels, each label unevenly over the sites.
+
+    For every label, and for records without any, the sites' shares are one draw from a symmetric Dirichlet
+    distribution. A record goes by one of its labels, drawn at random; a group by one of its records'.
+
+    Args:
+        dataset: R records, all labels known.
+        sites: as in `by_labels`.
+        seed: as in `by_labels`.
+        alpha: concentration, [0.01, 1000]; small means uneven.
+
+    Returns:
+        The parts, ordered by their first index.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Edge cases:
+        a site that would have nothing -> it takes half of the largest part.
+    """
+    if not 0.01 <= alpha <= 1000:
+        raise ValueError(f"alpha={alpha} is out of range: allowed is [0.01, 1000]")
+    units = _units(dataset, sites, seed)
+    rng = np.random.default_rng([seed, 1])
+    positives = np.zeros((units.max() + 1, len(dataset.classes) + 1))
+    np.add.at(positives, units, np.pad(dataset.targets == 1, ((0, 0), (0, 1))))
+    positives[~positives.any(1), -1] = 1
+    shares = rng.dirichlet(np.full(sites, alpha), size=positives.shape[1])  # (C+1,K)
+    labels = _pick(rng, positives)
+    chosen = _pick(rng, shares[labels])
+    return _parts([np.flatnonzero(chosen == k) for k in range(sites)], units, sites)
+
+
+def uniform(dataset: Dataset, sites: int, seed: int) -> Parts:
+    """Records dealt out at random, for comparison.
+
+    Args:
+        dataset: R records.
+        sites: as in `by_labels`.
+        seed: as in `by_labels`.
+
+    Returns:
+        The parts; their numbers of groups, or of records where there are none, differ by one at most.
+
+    Raises:
+        ValueError: K or the seed is out of range.
+    """
+    units = _units(dataset, sites, seed)
+    order = np.random.default_rng(seed).permutation(units.max() + 1)
+    return tuple(np.flatnonzero(np.isin(units, part)).astype(np.int64) for part in np.array_split(order, sites))
+
+
+def _units(dataset: Dataset, sites: int, seed: int) -> np.ndarray:
+    """(R,) int64, the group of each record, from 0 without gaps; each record its own where there are no groups."""
+    units = np.arange(len(dataset))
+    if dataset.groups is not None:
+        units = np.unique(np.array(dataset.groups), return_inverse=True)[1]
+    count = int(units.max()) + 1 if len(units) else 0
+    if not 1 <= sites <= count:
+        noun = "records" if dataset.groups is None else "groups, which stay together,"
+        raise ValueError(f"sites={sites} is out of range: a data set of {count} {noun} makes 1 to as many sites")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} is out of range: allowed is [0, {2**32 - 1}]")
+    return units
+
+
+def _means(vectors: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """(R, D) to (U, D)."""
+    count = np.bincount(units)
+    if len(count) == len(vectors):
+        return vectors[np.argsort(units)]
+    sums = np.zeros((len(count), vectors.shape[1]), vectors.dtype)
+    np.add.at(sums, units, vectors)
+    return sums / count[:, None].astype(vectors.dtype)
+
+
+def _clusters(vectors: np.ndarray, units: np.ndarray, sites: int, seed: int) -> Parts:
     from sklearn.cluster import KMeans  # takes seconds to import, and most sites split nothing
     from sklearn.exceptions import ConvergenceWarning
 
-    _check(dataset, sites, seed)
-    vectors = _softmax(dataset.targets)
-    clusters = min(sites, len(np.unique(dataset.targets, axis=0)))
     means = KMeans(
-        n_clusters=clusters,
+        n_clusters=min(sites, len(np.unique(vectors, axis=0))),
         n_init=STARTS,  # pyright: ignore[reportArgumentType]  # typed after its default "auto"
         random_state=seed,
         algorithm="lloyd",
@@ -57,43 +190,27 @@ def by_labels(dataset: Dataset, sites: int, seed: int) -> tuple[np.ndarray, ...]
         # k-means says so when it ends with fewer clusters than asked for; they are halved below.
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = means.fit_predict(vectors)
-    parts = [np.flatnonzero(labels == cluster) for cluster in np.unique(labels)]
+    return _parts([np.flatnonzero(labels == cluster) for cluster in np.unique(labels)], units, sites)
+
+
+def _parts(of_units: Sequence[np.ndarray], units: np.ndarray, sites: int) -> Parts:
+    """Parts of units to parts of records, the largest halved until there are enough."""
+    parts = [part for part in of_units if len(part)]
     while len(parts) < sites:
         largest = max(range(len(parts)), key=lambda k: len(parts[k]))
         whole = parts.pop(largest)
         parts += [whole[::2], whole[1::2]]
-    return tuple(sorted((p.astype(np.int64) for p in parts), key=lambda part: part[0]))
+    records = [np.flatnonzero(np.isin(units, part)).astype(np.int64) for part in parts]
+    return tuple(sorted(records, key=lambda part: part[0]))
 
 
-def uniform(dataset: Dataset, sites: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Records dealt out at random, for comparison.
-
-    Args:
-        dataset: R records.
-        sites: number of parts K, in [1, R].
-        seed: fixes the partition, in [0, 2^32 - 1].
-
-    Returns:
-        K arrays of ascending int64 indices, every record in exactly one; their lengths differ by one at most.
-
-    Raises:
-        ValueError: K or the seed is out of range.
-    """
-    _check(dataset, sites, seed)
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    return tuple(np.sort(part).astype(np.int64) for part in np.array_split(order, sites))
+def _pick(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
+    """(U,) a column for each row of (U, N) weights, with a probability in proportion to them."""
+    upper = np.cumsum(weights, axis=1)
+    return (rng.random((len(weights), 1)) * upper[:, -1:] < upper).argmax(1)
 
 
 def _softmax(targets: np.ndarray) -> np.ndarray:
     """(R, C) in {0, 1} to (R, C) float64 whose rows sum to one."""
     raised = 1 + (np.e - 1) * targets.astype(np.float64)
     return raised / raised.sum(axis=1, keepdims=True)
-
-
-def _check(dataset: Dataset, sites: int, seed: int) -> None:
-    if not 1 <= sites <= len(dataset):
-        raise ValueError(
-            f"sites={sites} is out of range: a data set of {len(dataset)} records makes 1 to as many sites"
-        )
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} is out of range: allowed is [0, {2**32 - 1}]")

@@ -21,6 +21,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 MAX_PIXELS = 89_478_485
 """Largest picture in pixels: the size from which Pillow suspects a decompression bomb (256 MiB of RGB)."""
 
+UNKNOWN = 2
+"""Target of a label of which nobody says whether the record has it; the loss leaves it out, the metrics refuse it."""
+
 
 class Picture(Protocol):
     """One picture of a record: a file, or composed on demand."""
@@ -59,7 +62,7 @@ class BadPicture(ValueError):
         return type(self), (self.name, self.reason, self.origin)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FilePicture:
     """A picture file.
 
@@ -143,15 +146,21 @@ def _decode(path: Path) -> Image.Image:
             raise Image.DecompressionBombError
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise _Unusable("has more than 8 bits per channel: convert it to 8 bits with the range that matters")
-        # Decoding ignores the checksums behind the pixels of a PNG; this reads them all. A no-op elsewhere.
+        if image.format != "PNG":
+            return _upright(image)
+        # Decoding ignores the checksums behind the pixels of a PNG; this reads them all, and closes the file.
         image.verify()
     with Image.open(path, formats=FORMATS) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright.convert("RGBA"))
-        return upright.convert("RGB")
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _system_reason(error: Exception) -> str:
@@ -173,7 +182,7 @@ class Dataset:
     Attributes:
         classes: C labels, in the order of every score vector.
         pictures: R of them.
-        targets: (R, C) uint8, one where the record has the label, zero elsewhere.
+        targets: (R, C) uint8: 1 where the record has the label, 0 where it has not, `UNKNOWN` where nobody says.
         groups: (R,) what records belong together (a patient), or None.
         skipped: pictures left out because they could not be decoded; 0 unless skipping was asked for.
     """
@@ -193,8 +202,8 @@ class Dataset:
         shape = (len(self.pictures), len(self.classes))
         if targets.shape != shape:
             raise ValueError(f"targets has shape {targets.shape}: {shape} is one row per picture, one column per class")
-        if targets.dtype.kind not in "biu" or ((targets != 0) & (targets != 1)).any():
-            raise ValueError(f"targets of type {targets.dtype} holds other values than the integers 0 and 1")
+        if targets.dtype.kind not in "biu" or (targets.size and not 0 <= targets.min() <= targets.max() <= UNKNOWN):
+            raise ValueError(f"targets of type {targets.dtype} holds other values than the integers 0, 1 and {UNKNOWN}")
         if self.groups is not None and len(self.groups) != len(self.pictures):
             raise ValueError(f"groups has {len(self.groups)} entries for {len(self.pictures)} pictures: give one each")
         if self.skipped < 0:
@@ -221,6 +230,18 @@ class Dataset:
             targets=self.targets[rows],
             groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
         )
+
+    def of(self, classes: Sequence[str]) -> "Dataset":
+        """The same records with these labels only, in this order.
+
+        Raises:
+            ValueError: a label is not one of this data set's, or given twice.
+        """
+        column = {label: c for c, label in enumerate(self.classes)}
+        strange = [label for label in classes if label not in column]
+        if strange:
+            raise ValueError(f"classes holds {strange[0]!r}, which the records know nothing of: remove it")
+        return replace(self, classes=tuple(classes), targets=self.targets[:, [column[label] for label in classes]])
 
 
 def as_rows(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from fedmpt_core.data.pictures import Dataset
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "correlated"]
 
 CLASSES = (
     "airplane",
@@ -56,8 +56,9 @@ SIDE = 224  # pixels
 MOST_OBJECTS = 4  # one per quarter of the picture
 GREY_SHARE = 0.25  # of validation and test scenes
 _OWN_STYLE = 0.9  # share of a site's objects in its own style
-_SPLIT_KEY = {"train": 0, "val": 1, "test": 2}
+_SPLIT_KEY = {"train": 0, "val": 1, "test": 2, "correlated": 4}
 _PAIRS_KEY = 3
+_PAIRED = ("train", "correlated")  # splits with a site's own pairs
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class ScenePicture:
     @property
     def name(self) -> str:
         """Where it belongs."""
-        owner = f"site-{self.site + 1}/" if self.split == "train" else ""
+        owner = f"site-{self.site + 1}/" if self.split in _PAIRED else ""
         return f"scene {owner}{self.split}/{self.index}"
 
     def digest(self) -> str:
@@ -133,7 +134,7 @@ def scenes(config: SceneConfig, *, site: int, sites: int, split: Split, count: i
         config: seed and strength of the spurious pairs.
         site: from 0.
         sites: number of sites; at most 19 have pairs of their own.
-        split: `val` and `test` are the same at every site.
+        split: `val` and `test` are the same at every site; `correlated` is drawn like `test` but with the site's pairs.
         count: number of scenes, >= 0.
 
     Raises:
@@ -147,7 +148,7 @@ def scenes(config: SceneConfig, *, site: int, sites: int, split: Split, count: i
         raise ValueError(f"split={split!r}: use {', '.join(_SPLIT_KEY)}")
     if count < 0:
         raise ValueError(f"count={count} must not be negative")
-    pictures = tuple(ScenePicture(config, site if split == "train" else 0, split, i) for i in range(count))
+    pictures = tuple(ScenePicture(config, site if split in _PAIRED else 0, split, i) for i in range(count))
     targets = np.zeros((count, len(CLASSES)), np.uint8)
     for row, picture in enumerate(pictures):
         targets[row, [thing.label for thing in picture.objects()]] = 1
@@ -192,7 +193,7 @@ def contact_sheet(config: SceneConfig, *, sites: int = 3, columns: int = 5) -> I
 def _plan(config: SceneConfig, site: int, split: Split, index: int) -> tuple[np.random.Generator, tuple[Placed, ...]]:
     """What to draw, and the generator that goes on to draw it."""
     rng = np.random.default_rng([config.seed, _SPLIT_KEY[split], site, index])
-    labels = _paired_labels(rng, config, site) if split == "train" else _independent_labels(rng)
+    labels = _paired_labels(rng, config, site) if split in _PAIRED else _independent_labels(rng)
     size = SIDE // 2
     spots = rng.permutation(MOST_OBJECTS)
     placed = []

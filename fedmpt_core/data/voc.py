@@ -13,7 +13,6 @@ Must never lose pictures in silence: every id of a list becomes a row with label
 an error; lists that overlap or contradict each other are refused.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,9 @@ from pathlib import Path
 # Parses documents without a document type only, see `_parse`.
 from xml.etree import ElementTree
 
-from fedmpt_core.data.manifest import SPLITS, ManifestError, ManifestRow, Problems, load_rows
-from fedmpt_core.data.pictures import Dataset
+from fedmpt_core.data.folder import LeftOut, Progress, present
+from fedmpt_core.data.manifest_file import SPLITS, ManifestError, ManifestRow, Problems
+from fedmpt_core.data.splits import drawn
 
 NAMES = {
     "aeroplane": "aeroplane",
@@ -60,6 +60,8 @@ def voc_rows(
     include_difficult: bool = False,
     val_share: float | None = None,
     seed: int = 0,
+    left_out: LeftOut | None = None,
+    on_progress: Progress | None = None,
 ) -> list[ManifestRow]:
     """One row per picture, with absolute paths, by split and id.
 
@@ -70,6 +72,8 @@ def voc_rows(
         val_share: None for the standard `train` and `val`; otherwise the share of `trainval` that becomes
             `val`, in (0, 1), rounded, at least one picture.
         seed: which pictures become `val`; used with `val_share` only.
+        left_out: as in `folder.present`.
+        on_progress: called with (annotations done, annotations in all).
 
     Returns:
         The rows, their labels in VOC's order of classes.
@@ -81,55 +85,20 @@ def voc_rows(
     wrong = [split for split in splits if split not in SPLITS]
     if wrong:
         raise ValueError(f"splits={list(splits)}: {wrong[0]!r} is not one of {', '.join(SPLITS)}")
-    if val_share is not None and not 0 < val_share < 1:
-        raise ValueError(f"val_share={val_share} is out of range: allowed is (0, 1)")
     problems = Problems("the VOC2007 folder")
     base = _find(Path(folder), problems)
     lists = _ids(base, splits, val_share, seed, problems)
+    wanted = [(split, name) for split in splits for name in lists[split]]
     rows = []
-    for split in splits:
-        for name in lists[split]:
-            labels = _labels(base, name, include_difficult, problems)
-            picture = base / "JPEGImages" / f"{name}.jpg"
-            if not picture.is_file():
-                problems.add(f"ImageSets/Main, id {name}", f"picture {str(picture)!r} does not exist")
-            rows.append(ManifestRow(str(picture), labels, split, origin=f"VOC2007 {split} {name}"))
+    for done, (split, name) in enumerate(wanted, start=1):
+        labels = _labels(base, name, include_difficult, problems)
+        picture = str(base / "JPEGImages" / f"{name}.jpg")
+        rows.append(ManifestRow(picture, labels, split, origin=f"VOC2007 {split} {name}"))
+        if on_progress:
+            on_progress(done, len(wanted))
+    found = list(present(rows, problems, left_out))
     problems.refuse_any()
-    return rows
-
-
-def load_voc(
-    folder: str | Path,
-    classes: Sequence[str],
-    split: str,
-    *,
-    include_difficult: bool = False,
-    val_share: float | None = None,
-    seed: int = 0,
-    verify: bool = False,
-) -> Dataset:
-    """The records of one split of VOC2007.
-
-    Args:
-        folder: as in `voc_rows`.
-        classes: the job's labels: all of `CLASSES`, in any order.
-        split: `train`, `val` or `test`.
-        include_difficult: as in `voc_rows`.
-        val_share: as in `voc_rows`.
-        seed: as in `voc_rows`.
-        verify: decode every picture now.
-
-    Raises:
-        ManifestError: the folder cannot be used; names every problem.
-        ValueError: an argument is out of range.
-    """
-    if set(classes) != set(CLASSES):
-        differing = sorted(set(classes) ^ set(CLASSES))
-        raise ValueError(
-            f"classes and VOC2007 differ in {', '.join(map(repr, differing[:5]))}: list exactly {', '.join(CLASSES)}"
-        )
-    rows = voc_rows(folder, (split,), include_difficult=include_difficult, val_share=val_share, seed=seed)
-    return load_rows(rows, classes, split, root=folder, problems=Problems("the VOC2007 folder"), verify=verify)
+    return found
 
 
 def _find(folder: Path, problems: Problems) -> Path:
@@ -163,7 +132,9 @@ def _ids(
     _check_lists(found, problems)
     problems.refuse_any()
     if val_share is not None and "trainval" in found:
-        found["train"], found["val"] = _draw(found["trainval"], val_share, seed)
+        val = drawn(found["trainval"], val_share, seed)
+        found["val"] = sorted(val)
+        found["train"] = [name for name in found["trainval"] if name not in val]
     return found
 
 
@@ -188,15 +159,6 @@ def _check_lists(found: dict[str, list[str]], problems: Problems) -> None:
             problems.add(f"ImageSets/Main/{one}.txt", f"shares id {shared[0]} with {other}.txt")
     if {"train", "val", "trainval"} <= set(sets) and sets["train"] | sets["val"] != sets["trainval"]:
         problems.add("ImageSets/Main/trainval.txt", "does not hold exactly the ids of train.txt and val.txt")
-
-
-def _draw(ids: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Train and val ids. By hash, so that the draw stays the same in every release of every library."""
-    count = max(1, round(share * len(ids)))
-    if count >= len(ids):
-        raise ValueError(f"val_share={share} leaves no picture to train on: choose a smaller share")
-    order = sorted(ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    return sorted(order[count:]), sorted(order[:count])
 
 
 def _labels(base: Path, name: str, include_difficult: bool, problems: Problems) -> tuple[str, ...]:

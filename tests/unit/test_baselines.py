@@ -435,6 +435,33 @@ def test_a_plain_round_lowers_the_loss(method: str) -> None:
     assert losses[-1] < 0.95 * losses[0]
 
 
+def test_group_rates_are_factors_on_the_step_of_their_group() -> None:
+    def moved(**rates: float) -> dict[str, np.ndarray]:
+        model = build_model(FakeBackbone(), CLASSES, config("poscoop"), 0)
+        training = TrainingConfig(local_steps=1, batch_size=12, momentum=0.0, weight_decay=0.0, group_rates=rates)
+        rows, labels = Table(patches(12).float()), targets(12).numpy().astype(np.uint8)
+        update = local_update(
+            model,
+            rows,  # type: ignore[arg-type]
+            labels,
+            state=model.vector(),
+            round_number=1,
+            training=training,
+            loss=LossConfig(),
+            generator=np.random.default_rng(0),
+        )
+        return model.layout().split(update.vector)
+
+    plain, changed = moved(), moved(contexts=8.0)
+    np.testing.assert_allclose(changed["contexts.context"], 8 * plain["contexts.context"], rtol=1e-2, atol=1e-8)
+    assert np.array_equal(changed["head.negative"], plain["head.negative"])
+    with pytest.raises(ValueError, match=r"group_rates names 'gate', trained are contexts, head"):
+        moved(gate=0.1)
+    for rates, says in (({"hats": 1.0}, "names 'hats'"), ({"head": 0.0}, r"group_rates.head=0.0 is out of range")):
+        with pytest.raises(ValueError, match=says):
+            TrainingConfig(group_rates=rates)
+
+
 @pytest.mark.parametrize("method", BASELINES)
 def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (predictor, preflight):

@@ -52,7 +52,7 @@ def test_a_misspelt_key_is_named_before_anything_starts(tmp_path: Path, command:
         (["check"], "JOB.TOML is missing"),
         (["simulate", DEMO / "job.toml", "--sites", "nowhere.toml"], "nowhere.toml: no such file"),
         (["predict", "nowhere", "picture.jpg"], "result.json: no such file"),
-        (["prepare", "nowhere", "--out", "m.csv"], "nowhere"),
+        (["prepare", "voc2007", "nowhere", "--out", "m.csv"], "nowhere"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path, arguments: list[object], says: str) -> None:

@@ -411,7 +411,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_nothing_is_left(
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(feature_file.os, "fsync", refuse)
+    monkeypatch.setattr(feature_file.Path, "replace", refuse)
     with pytest.raises(FeatureCacheError, match=f"cannot be written to .{os.strerror(code)}"):
         get(tmp_path, [1])
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]

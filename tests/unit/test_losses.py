@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.losses import asymmetric_loss
 
 B, C = 5, 6
@@ -58,16 +59,18 @@ def test_the_focusing_weight_carries_no_gradient() -> None:
     torch.testing.assert_close(logits.grad, torch.where(targets > 0.5, present, absent))
 
 
-def test_unknown_labels_cost_nothing_whatever_they_say() -> None:
+def test_unknown_labels_cost_nothing_and_move_nothing() -> None:
     logits, targets = batch()
     known = torch.from_numpy(np.random.default_rng(1).random((B, C)) < 0.5)
     known[3] = False
-    got = of_logits(logits, targets, known=known)
+    logits.requires_grad_()
+    got = of_logits(logits, torch.where(known, targets, UNKNOWN))
     single = torch.stack([of_logits(logits[:, c : c + 1], targets[:, c : c + 1]) for c in range(C)], -1)
     torch.testing.assert_close(got, (single * known).sum(-1))
-    assert float(got[3]) == 0
-    flipped = torch.where(known, targets, 1 - targets)
-    assert torch.equal(of_logits(logits, flipped, known=known), got)
+    assert float(got[3].detach()) == 0
+    got.sum().backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad != 0, known & (single.detach() != 0))
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.05])
@@ -107,7 +110,6 @@ def test_records_do_not_meet_and_one_record_is_enough() -> None:
         ({"gamma_negative": -1.0}, "gamma_negative=-1.0"),
         ({"gamma_positive": float("nan")}, "gamma_positive=nan"),
         ({"margin": 1.0}, "margin=1.0"),
-        ({"known": torch.ones(B, 1)}, "known has shape"),
     ],
 )
 def test_impossible_arguments_are_refused(settings: dict[str, object], says: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from fedmpt_core.data import pictures
-from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture, as_rows
+from fedmpt_core.data.pictures import UNKNOWN, BadPicture, Dataset, FilePicture, as_rows
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:
@@ -212,9 +212,9 @@ def test_targets_are_a_uint8_copy() -> None:
         ({"classes": ("cat", " ")}, "blank"),
         ({"targets": np.zeros((2, 2), int)}, r"shape \(2, 2\)"),
         ({"targets": np.zeros((3, 3), int)}, r"shape \(3, 3\)"),
-        ({"targets": np.full((3, 2), 2)}, "0 and 1"),
-        ({"targets": np.full((3, 2), -1)}, "0 and 1"),
-        ({"targets": np.zeros((3, 2))}, "0 and 1"),
+        ({"targets": np.full((3, 2), 3)}, "0, 1 and 2"),
+        ({"targets": np.full((3, 2), -1)}, "0, 1 and 2"),
+        ({"targets": np.zeros((3, 2))}, "0, 1 and 2"),
         ({"groups": ("a",)}, "groups has 1 entries"),
         ({"skipped": -1}, "skipped=-1"),
     ],
@@ -231,6 +231,16 @@ def test_take_keeps_record_target_and_group_together() -> None:
     assert taken.groups == ("b", "a", "b")
     assert len(dataset().take([])) == 0
     assert len(dataset(groups=None).take(np.arange(2))) == 2
+
+
+def test_some_of_the_labels_in_another_order() -> None:
+    assert dataset().of(("dog", "cat")).targets.tolist() == [[0, 1], [1, 0], [1, 1]]
+    one = dataset(targets=np.array([[1, UNKNOWN], [0, 1], [1, 1]])).of(["dog"])
+    assert (one.classes, one.targets.tolist(), one.groups) == (("dog",), [[UNKNOWN], [1], [1]], ("a", "b", "b"))
+    with pytest.raises(ValueError, match="'horse', which the records know nothing of"):
+        dataset().of(("cat", "horse"))
+    with pytest.raises(ValueError, match="given twice"):
+        dataset().of(("cat", "cat"))
 
 
 @pytest.mark.parametrize("indices", [[3], [-1], [0.0], [True], [[0]], ["0"]])

@@ -1,12 +1,15 @@
 """Every picture of a VOC2007 list becomes a row with the labels of its own annotation, or an error."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from fedmpt_core.data.folders import load_folder
 from fedmpt_core.data.manifest import ManifestError, load_manifest, write_manifest
-from fedmpt_core.data.voc import CLASSES, NAMES, load_voc, voc_rows
+from fedmpt_core.data.pictures import Dataset
+from fedmpt_core.data.voc import CLASSES, NAMES, voc_rows
 
 LISTS = {"train": [12, 5], "val": [7, 9], "trainval": [5, 7, 9, 12], "test": [1, 2, 3]}
 OBJECTS = {
@@ -43,6 +46,10 @@ def voc(tmp_path: Path) -> Path:
         (base / f"Annotations/{number:06d}.xml").write_text(annotation(number, objects))
         Image.new("RGB", (8, 6), (number, 0, 0)).save(base / f"JPEGImages/{number:06d}.jpg")
     return base
+
+
+def load_voc(folder: Path, classes: Sequence[str], split: str, *, verify: bool = False) -> Dataset:
+    return load_folder("voc2007", str(folder), classes, split, verify=verify)
 
 
 def labels(folder: Path, **options: object) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -155,7 +162,7 @@ ENTITY = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bb">]><annotation><filen
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("JPEGImages/000012.jpg", None, r"id 000012: picture '.*000012.jpg' does not exist"),
+        ("JPEGImages/000012.jpg", None, r"VOC2007 train 000012: picture '.*000012.jpg' does not exist"),
         ("Annotations/000012.xml", None, "Annotations/000012.xml: does not exist"),
         ("Annotations/000005.xml", annotation(5, [("zebra", 0)]), "000005.xml: object 'zebra' is not one of VOC2007's"),
         ("Annotations/000005.xml", annotation(5, [("cat", 2)]), "000005.xml: difficult='2'"),
@@ -190,6 +197,13 @@ def test_all_defects_are_found_at_once(voc: Path) -> None:
     with pytest.raises(ManifestError) as error:
         voc_rows(voc)
     assert error.value.problems.count == 5
+
+
+def test_missing_pictures_can_be_left_out(voc: Path) -> None:
+    write(voc, "JPEGImages/000012.jpg", None)
+    left_out: list[str] = []
+    assert len(voc_rows(voc, left_out=left_out)) == 6
+    assert left_out == ["VOC2007 train 000012"]
 
 
 def test_a_wrong_folder_is_refused(tmp_path: Path, voc: Path) -> None:

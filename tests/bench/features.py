@@ -1,0 +1,154 @@
+"""Filling the feature cache against the image tower alone, and reading annotations of COCO's size.
+
+The cache reads, hashes, decodes and resizes a picture, runs the tower, and stores and verifies the outcome; the tower
+alone is called with the same batches of tensors that are ready. Both are timed in turn, in one run.
+"""
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fedmpt_core.backbone.embedded import EmbeddedBackbone
+from fedmpt_core.data.coco import CLASSES
+from fedmpt_core.data.feature_cache import FeatureCache
+from fedmpt_core.data.instances import read_instances
+from fedmpt_core.data.manifest_file import Problems
+from fedmpt_core.data.pictures import FilePicture
+from tests.bench.measure import Row, cpu_seconds, in_own_process, peak_mib
+
+PICTURES, BATCH, REPEATS = 64, 16, 6
+IMAGES, ANNOTATIONS, BYTES = 82_783, 604_907, 448e6  # of instances_train2014.json
+
+
+def photographs(folder: Path) -> list[FilePicture]:
+    """JPEGs of the size of VOC's: 500 x 375 pixels, 80 kB, smooth with some noise."""
+    rng = np.random.default_rng(0)
+    for i in range(PICTURES):
+        smooth = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
+        pixels = np.asarray(smooth, np.float32) + rng.normal(0, 8, (375, 500, 1))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+    return [FilePicture(str(folder / f"{i}.jpg")) for i in range(PICTURES)]
+
+
+def caching() -> Row:
+    """Pictures per CPU second, both ways."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        pictures, backbone = photographs(folder), EmbeddedBackbone()
+        ready = torch.stack([backbone.preprocess(p.load()) for p in pictures])
+        backbone.patches(ready[:BATCH])
+
+        def tower() -> None:
+            for batch in ready.split(BATCH):
+                backbone.patches(batch)
+
+        def cache() -> None:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            FeatureCache(folder / "cache", max_bytes=1 << 30).features(pictures, backbone, batch_size=BATCH)
+
+        # in turn, so that what else the machine does hits both alike
+        times = [(cpu_seconds(tower, 1), cpu_seconds(cache, 1)) for _ in range(REPEATS)]
+    finally:
+        shutil.rmtree(folder)
+    alone, cached = (PICTURES / min(column) for column in zip(*times, strict=True))
+    return Row(
+        f"filling the feature cache, embedded towers, JPEGs of 500 x 375, against the tower alone, batches of {BATCH} "
+        "(pictures per CPU-s)",
+        f"{cached:.1f}",
+        f"{alone:.1f}",
+        f"{cached / alone:.1%}",
+        ">= 90%",
+        cached >= 0.9 * alone,
+    )
+
+
+def annotations(path: Path) -> None:
+    """A file like COCO's train annotations: as many pictures and annotations, as many bytes, polygons included."""
+    rng = random.Random(0)
+    polygons = []
+    for _ in range(500):
+        numbers = [round(rng.uniform(0, 640), 2) for _ in range(2 * max(4, int(rng.expovariate(1 / 36))))]
+        polygons.append(json.dumps([numbers]))
+    with path.open("w") as file:
+        file.write('{"info": {"year": 2014}, "images": [')
+        for i in range(IMAGES):
+            name = f"COCO_train2014_{7 * i:012d}.jpg"
+            entry = {"license": 5, "file_name": name, "coco_url": f"http://images.cocodataset.org/train2014/{name}"}
+            entry |= {"height": 480, "width": 640, "date_captured": "2013-11-14 16:28:13", "id": 7 * i}
+            entry["flickr_url"] = "http://farm4.staticflickr.com/3153/2970773875_164f0c0b83_z.jpg"
+            file.write((", " if i else "") + json.dumps(entry))
+        file.write('], "licenses": [], "annotations": [')
+        for a in range(ANNOTATIONS):
+            file.write(
+                f'{", " if a else ""}{{"segmentation": {rng.choice(polygons)}, "area": 1481.38064999994, "iscrowd": 0, '
+                f'"image_id": {7 * rng.randrange(IMAGES)}, "bbox": [217.62, 240.54, 38.99, 57.75], '
+                f'"category_id": {rng.randrange(80)}, "id": {a}}}'
+            )
+        file.write('], "categories": [')
+        file.write(", ".join(json.dumps({"supercategory": "x", "id": c, "name": n}) for c, n in enumerate(CLASSES)))
+        file.write("]}")
+
+
+def measured(read: Callable[[Path], int], path: Path) -> None:
+    """Prints CPU seconds and peak memory of one reading, for the process that started this one."""
+    before, start = peak_mib(), time.process_time()
+    count = read(path)
+    print(json.dumps({"pictures": count, "before": before, "peak": peak_mib(), "cpu": time.process_time() - start}))
+
+
+def ours(path: Path) -> int:
+    """All rows, as a loader holds them."""
+    problems = Problems("benchmark")
+    found = read_instances(path, {name: c for c, name in enumerate(CLASSES)}, "", problems)
+    problems.refuse_any()
+    return len(list(found.rows(CLASSES, str, lambda _: "train"))) if found else 0
+
+
+def whole(path: Path) -> int:
+    """The other side: the whole file as Python values."""
+    with path.open() as file:
+        return len(json.load(file)["images"])
+
+
+def loading() -> Row:
+    """Peak memory of one annotation file of COCO's size, both ways."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        path = folder / "instances_train2014.json"
+        annotations(path)
+        size = path.stat().st_size
+        streamed = in_own_process("tests.bench.features", "ours", str(path))
+        at_once = in_own_process("tests.bench.features", "whole", str(path))
+    finally:
+        shutil.rmtree(folder)
+    if streamed["pictures"] != IMAGES or abs(size / BYTES - 1) > 0.1:
+        raise RuntimeError(f"the file has {size} bytes and {streamed['pictures']} pictures: it is not like COCO's")
+    return Row(
+        f"COCO-size annotations ({size / 1e6:.0f} MB, {ANNOTATIONS:,} of {IMAGES:,} pictures), against json.load "
+        f"(peak MiB; CPU-s {streamed['cpu']:.0f} and {at_once['cpu']:.0f})",
+        f"{streamed['peak']:.0f}",
+        f"{at_once['peak']:.0f}",
+        f"{at_once['peak'] / streamed['peak']:.0f}x",
+        "<= 1024",
+        streamed["peak"] <= 1024,
+    )
+
+
+def run() -> list[Row]:
+    """Both figures."""
+    return [caching(), loading()]
+
+
+if __name__ == "__main__" and sys.argv[1:]:
+    measured({"ours": ours, "whole": whole}[sys.argv[1]], Path(sys.argv[2]))
