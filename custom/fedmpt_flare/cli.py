@@ -17,7 +17,9 @@ from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
 from fedmpt_flare.audit_cli import audit
+from fedmpt_flare.conditions_cli import conditions
 from fedmpt_flare.ledger_cli import ledger
+from fedmpt_flare.prepare_cli import partition, prepare
 from fedmpt_flare.report_cli import report
 from fedmpt_flare.roster_cli import roster
 from fedmpt_flare.site import default_cache
@@ -211,23 +213,11 @@ def predict(
         console.show_predictions(answers, top, predictor)
 
 
-@app.command()
-def prepare(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A PASCAL VOC2007 folder (VOCdevkit or VOC2007).")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Manifest to write (.csv or .parquet).")] = Path(
-        "manifest.csv"
-    ),
-) -> None:
-    """Turn a data set's folder into a manifest."""
-    from fedmpt_core.data import manifest, voc
-
-    rows = voc.voc_rows(folder)
-    manifest.write_manifest(rows, out)
-    console.say(f"Wrote {out}: {len(rows)} pictures, classes {', '.join(voc.CLASSES)}")
-
-
+app.command()(prepare)
+app.command()(partition)
 app.command()(audit)
 app.command()(report)
+app.add_typer(conditions, name="conditions")
 app.add_typer(roster, name="roster")
 app.add_typer(site, name="site")
 app.add_typer(ledger, name="ledger")

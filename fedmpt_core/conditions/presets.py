@@ -164,7 +164,8 @@ def _parse(origin: str, text: str) -> dict[str, Any]:
 
 
 def check_words(origin: str, what: str, words: Any) -> None:
-    plural = {"condition": "conditions", "class": "classes"}[what]
+    """Raises ValueError unless it is a list of different words; `what` one of them is, ends the sentence."""
+    plural = "classes" if what == "class" else f"{what}s"
     if not isinstance(words, list) or not words:
         raise ValueError(f"{origin}: {plural}={words!r}: give a list of at least one {what}")
     for word in words:

@@ -1,0 +1,38 @@
+"""The class names that conditions are found for, and the backbone they are found with: of a job, or of a text file."""
+
+import tomllib
+from pathlib import Path
+
+from fedmpt_core.config import BackboneConfig, JobConfig
+from fedmpt_core.config_file import ConfigError, build
+
+
+def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
+    """Class names and backbone.
+
+    Args:
+        path: a `job.toml`, of which nothing but `classes` and `[backbone]` is read, so that it may name the list of
+            conditions that is yet to be found; or a text file with one class a line, for which the backbone is the
+            embedded stand-in.
+
+    Raises:
+        ConfigError: missing, unreadable, or classes that no job may have.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({type(error).__name__})") from None
+    if path.suffix != ".toml":
+        return _checked(path, [line.strip() for line in text.splitlines() if line.strip()]), BackboneConfig()
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    backbone = build(BackboneConfig, values.get("backbone", {}), f"{path}: [backbone]")
+    return _checked(path, values.get("classes")), backbone
+
+
+def _checked(path: Path, classes: object) -> tuple[str, ...]:
+    return build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes

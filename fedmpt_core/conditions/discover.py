@@ -1,0 +1,186 @@
+"""Finding conditions with a language model, offline, once, before training (the paper's condition discovery).
+
+Label sets are drawn (`sampling`), a model is asked about them (`stages`), its candidates are ranked (`ranking`) and the
+best N become a frozen list. Input is class names; with the sites' noisy co-occurrence counts (`cooccurrence`), which
+are already known to whoever runs this, also those. The same model, settings and machine give the same list, byte for
+byte. Must never: use a picture or label of a client, or write a list that is not complete.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedmpt_core.backbone.base import Backbone
+from fedmpt_core.conditions.answers import names_a_class
+from fedmpt_core.conditions.cooccurrence import NoisyCounts, steering_weights
+from fedmpt_core.conditions.journal import Journal, packed
+from fedmpt_core.conditions.language_model import LanguageModel
+from fedmpt_core.conditions.new_file import write_new
+from fedmpt_core.conditions.presets import SCHEMA_VERSION, content_digest
+from fedmpt_core.conditions.ranking import MOST_COSINE, Candidate, rank, readable, text_features, visual_usefulness
+from fedmpt_core.conditions.sampling import LabelSet, label_sets
+from fedmpt_core.conditions.scorer import PROMPT, Lexicon
+from fedmpt_core.conditions.stages import (
+    DESCRIBE,
+    MERGE,
+    PER_SET,
+    SUMMARISE,
+    Asking,
+    DiscoveryConfig,
+    DiscoveryError,
+    Found,
+    Progress,
+    choose,
+    generate,
+)
+from fedmpt_core.data.scenes import SceneConfig, scenes
+from fedmpt_core.packages import RELEASE
+from fedmpt_core.schema import canonical_digest
+
+__all__ = ["DiscoveryConfig", "DiscoveryError", "discover", "write_list"]
+
+PROMPTS = {"score": {"scene": PROMPT}, "generate": {"describe": DESCRIBE, "summarise": SUMMARISE, "merge": MERGE}}
+
+
+def discover(
+    name: str,
+    classes: Sequence[str],
+    config: DiscoveryConfig,
+    model: LanguageModel,
+    backbone: Backbone,
+    journal_path: Path,
+    *,
+    lexicon: Lexicon | None = None,
+    counts: Sequence[NoisyCounts] = (),
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ask, rank, and put together a list.
+
+    Args:
+        name: of the list.
+        classes: C labels.
+        config: what is asked.
+        model: of whom.
+        backbone: whose text tower judges what is redundant, and whose vocabulary the conditions must be in.
+        journal_path: file of raw answers; one of the same run is gone on with.
+        lexicon: to choose from; for `score` only.
+        counts: noisy co-occurrence counts of sites, each site once.
+        on_progress: called with (what, done, total).
+
+    Returns:
+        The JSON content of a list of schema 2, its digest included; `write_list` writes it.
+
+    Raises:
+        DiscoveryError: the answers cannot be used.
+        JournalError: the file of raw answers is of another run, or cannot be written.
+        ValueError: an argument out of range.
+    """
+    if (lexicon is None) == (config.method == "score"):
+        raise ValueError(f"method='{config.method}': a lexicon is for 'score', which needs one")
+    identity = model.identity().to_dict()
+    sets = label_sets(len(classes), config.budget, config.seed, steering_weights(counts, classes))
+    words = lexicon and {"name": lexicon.name, "digest": lexicon.digest}
+    whom = {k: v for k, v in identity.items() if k != "device"}  # a broken run may go on elsewhere
+    asked = [whom, list(classes), config.asked(), words, PROMPTS[config.method], sets]
+    told = on_progress or (lambda what, done, total: None)
+    with Journal(journal_path, canonical_digest(asked)) as journal:
+        asking = Asking(model, config, journal, told)
+        if lexicon is not None:
+            found = choose(asking, classes, sets, lexicon)
+        else:
+            found = generate(asking, classes, sets, backbone)
+        records = journal.records()
+    most_cosine = MOST_COSINE[backbone.is_stand_in] if config.most_cosine is None else config.most_cosine
+    ranking = _ranked(found, classes, config, backbone, most_cosine)
+    kept = [c.condition for c in ranking if c.kept]
+    if len(kept) < config.conditions:
+        raise DiscoveryError(
+            f"only {len(kept)} of {len(ranking)} candidates ({', '.join(kept)}) differ by their text features at "
+            f"most_cosine={most_cosine:g}, {config.conditions} are needed: allow a larger cosine, ask for fewer "
+            "conditions, or for more candidates"
+        )
+    settings = {
+        **config.asked(),
+        "conditions": config.conditions,
+        "pictures": config.pictures,
+        "most_cosine": most_cosine,
+        "backbone": backbone.name,
+        "backbone_digest": backbone.digest(),
+        "lexicon": words,
+        "release": RELEASE,
+        **found.facts,
+    }
+    content = {
+        "schema": SCHEMA_VERSION,
+        "name": name,
+        "conditions": kept,
+        "classes": list(classes),
+        "provenance": {
+            "model": identity,
+            "method": config.method,
+            "settings": settings,
+            "prompts": PROMPTS[config.method],
+            "answers": packed([_with_labels(record, sets, classes) for record in records]),
+            "ranking": [_rounded(c) for c in ranking],
+            "counts": [c.facts() for c in counts] or None,
+            "note": "Found by `fedmpt conditions discover`"
+            + (" from class names and the sites' noisy counts." if counts else " from class names alone."),
+        },
+    }
+    return {**content, "digest": content_digest(content)}
+
+
+def write_list(content: dict[str, Any], path: Path) -> None:
+    """Write a list: all of it or nothing; an existing file is never replaced.
+
+    Raises:
+        DiscoveryError: the file exists, or the disk refuses.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        write_new(text.encode(), path)
+    except FileExistsError:
+        raise DiscoveryError(f"{path}: exists, and a list is frozen: name a new file") from None
+    except OSError as error:
+        raise DiscoveryError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _ranked(
+    found: Found, classes: Sequence[str], config: DiscoveryConfig, backbone: Backbone, most_cosine: float
+) -> tuple[Candidate, ...]:
+    abstract = [k for k, c in enumerate(found.candidates) if not names_a_class(c, classes)]
+    usable = [k for k in abstract if readable(backbone, found.candidates[k])]
+    if not usable:
+        raise DiscoveryError(
+            f"of {len(found.candidates)} candidates {len(abstract)} name no class, and {backbone.name} can read none "
+            "of these: take another lexicon or backbone"
+        )
+    candidates = [found.candidates[k] for k in usable]
+    visual = None
+    if config.pictures:
+        # public pictures, labels independent of each other, none of them a test scene
+        made = scenes(
+            SceneConfig(config.seed, spurious_strength=0.0), site=0, sites=1, split="train", count=config.pictures
+        )
+        visual = visual_usefulness(backbone, candidates, made.pictures)
+    return rank(
+        candidates,
+        found.strength[:, usable],
+        text_features(backbone, candidates),
+        count=config.conditions,
+        most_cosine=most_cosine,
+        visual=visual,
+    )
+
+
+def _with_labels(record: dict[str, Any], sets: Sequence[LabelSet], classes: Sequence[str]) -> dict[str, Any]:
+    """An answer with the labels that it is about; those of the later stages are about all."""
+    if record["stage"] not in PER_SET:
+        return record
+    return {**record, "labels": [classes[c] for c in sets[record["number"]]]}
+
+
+def _rounded(candidate: Candidate) -> dict[str, Any]:
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(candidate).items()}

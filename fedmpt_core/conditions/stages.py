@@ -1,0 +1,254 @@
+"""What is asked of a language model, stage by stage, and the candidate conditions that result.
+
+`generate`, the paper's two stages:
+  1. for each of many label sets the model writes sentences that describe pictures in which the labels occur together,
+  2. it sums up portions of the sentences into abstract conditions, and merges these into K candidates.
+`choose`: the model says how firmly each label set decides each condition of a lexicon, see `scorer`.
+
+An answer that cannot be used is left out and counted; when too many cannot, nothing results but a sentence.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fedmpt_core.backbone.base import Backbone
+from fedmpt_core.conditions.answers import Answer, in_english, phrases, sentences
+from fedmpt_core.conditions.journal import Journal
+from fedmpt_core.conditions.language_model import LanguageModel
+from fedmpt_core.conditions.ranking import readable, text_features
+from fedmpt_core.conditions.sampling import MOST_SETS, LabelSet
+from fedmpt_core.conditions.scorer import Lexicon, in_words, scene_prompt, strengths
+from fedmpt_core.schema import check_range
+
+DESCRIBE = (
+    "Write {count} different short sentences. Each describes what can be seen in a photograph that shows {labels} "
+    "together: where they are, how they are placed and what surrounds them. Write one sentence per line and nothing "
+    "else."
+)
+SUMMARISE = (
+    "These sentences describe photographs:\n{sentences}\n\nName {count} abstract conditions in which such photographs "
+    "differ and which explain why things occur together in them. A condition is one to three words, names no object, "
+    "and does not overlap with the others. Write one condition per line and nothing else."
+)
+MERGE = (
+    "These conditions describe in what photographs differ:\n{phrases}\n\nMerge them into {count} abstract conditions "
+    "that do not overlap. A condition is one to three words and names no object. Write one condition per line and "
+    "nothing else."
+)
+SCORE_STAGE, STAGES = "score", ("1 describe", "2 summarise", "3 merge")
+PER_SET = (SCORE_STAGE, STAGES[0])  # one answer for each label set
+PORTION = 40  # sentences that are summed up at once (chosen)
+MOST_PROMPT = 4096  # tokens of such a portion, as far as the model's context allows (chosen)
+MOST_MERGED = 60  # phrases that are merged at once (chosen)
+LEAST_USABLE = 0.5  # share of the label sets with at least one usable sentence (chosen)
+
+Progress = Callable[[str, int, int], None]
+
+
+class DiscoveryError(ValueError):
+    """The model's answers give no list of conditions; the sentence says what they were and what to do."""
+
+
+@dataclass(frozen=True)
+class DiscoveryConfig:
+    """What is asked.
+
+    Attributes:
+        method: `generate` or `score`.
+        conditions: N, how many are kept, 1..100.
+        candidates: K, how many the model shall name, at least N, at most 200 (`generate`).
+        budget: most label sets, 1..100000.
+        sentences: asked for each label set, 1..20 (`generate`).
+        most_tokens: where an answer is cut off, 8..4096 (`generate`).
+        temperature: 0 takes the most probable token every time, above it tokens are drawn, [0, 2] (`generate`).
+        batch_size: prompts that are run together, 1..1024 (`generate`).
+        seed: of label sets, draws and embedded scenes, 0..2^32-1.
+        most_cosine: largest cosine of text features between two kept conditions, [-1, 1]; None takes 0.9, and for the
+            stand-in 0.7.
+        pictures: embedded scenes on which visual usefulness is measured, 0 or 2..100000; 0 leaves it out.
+    """
+
+    method: Literal["generate", "score"] = "generate"
+    conditions: int = 5
+    candidates: int = 15
+    budget: int = 240
+    sentences: int = 3
+    most_tokens: int = 160
+    temperature: float = 0.0
+    batch_size: int = 8
+    seed: int = 0
+    most_cosine: float | None = None
+    pictures: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a field is out of range."""
+        if self.method not in ("generate", "score"):
+            raise ValueError(f"method={self.method!r}: use 'generate' or 'score'")
+        check_range(self, "conditions", 1, 100)
+        check_range(self, "candidates", self.conditions, 200)
+        check_range(self, "budget", 1, MOST_SETS)
+        check_range(self, "sentences", 1, 20)
+        check_range(self, "most_tokens", 8, 4096)
+        check_range(self, "temperature", 0, 2)
+        check_range(self, "batch_size", 1, 1024)
+        check_range(self, "seed", 0, 2**32 - 1)
+        check_range(self, "pictures", 0, 100_000)
+        if self.pictures == 1:
+            raise ValueError("pictures=1: a variance over pictures needs at least 2; 0 leaves it out")
+        if self.most_cosine is not None:
+            check_range(self, "most_cosine", -1, 1)
+
+    def asked(self) -> dict[str, Any]:
+        """The fields that decide the answers; the others only rank them."""
+        common = {"method": self.method, "budget": self.budget, "seed": self.seed}
+        if self.method == "score":
+            return common
+        names = ("candidates", "sentences", "most_tokens", "temperature", "batch_size")
+        return common | {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates before they are ranked: (M, K) `strength`, and `facts` on how it went."""
+
+    candidates: tuple[str, ...]
+    strength: np.ndarray
+    facts: dict[str, Any]
+
+
+class Asking:
+    """Puts prompts to the model, batch by batch, and keeps the answers; those of a broken run are not asked again.
+
+    Batches are cut the same way every time, so that a run that went on has the answers of one that never broke.
+    """
+
+    def __init__(self, model: LanguageModel, config: DiscoveryConfig, journal: Journal, told: Progress) -> None:
+        self.model, self.config, self._journal, self._told = model, config, journal, told
+
+    def each(self, stage: str, count: int, size: int, ask: Callable[[list[int]], list[Answer]]) -> list[Answer]:
+        """The answers of a stage; `ask` answers a batch of its numbers."""
+        self._told(stage, 0, count)
+        for start in range(0, count, size):
+            numbers = list(range(start, min(start + size, count)))
+            if any(self._journal.get(stage, n) is None for n in numbers):
+                self._journal.append(stage, numbers, ask(numbers))
+            self._told(stage, numbers[-1] + 1, count)
+        return [answer for n in range(count) if (answer := self._journal.get(stage, n)) is not None]
+
+    def prompts(self, stage: str, prompts: Sequence[str]) -> list[Answer]:
+        """Answers to prompts."""
+        config = self.config
+
+        def ask(numbers: list[int]) -> list[Answer]:
+            return self.model.answer(
+                [prompts[n] for n in numbers],
+                numbers,
+                most_tokens=config.most_tokens,
+                temperature=config.temperature,
+                seed=config.seed,
+            )
+
+        return self.each(stage, len(prompts), config.batch_size, ask)
+
+
+def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lexicon: Lexicon) -> Found:
+    """The lexicon's conditions, with how firmly each label set decides them."""
+    values = [value for of_one in lexicon.values.values() for value in of_one]
+
+    def ask(numbers: list[int]) -> list[Answer]:
+        prompts = [scene_prompt([classes[c] for c in sets[n]]) for n in numbers]
+        found = [asking.model.log_probabilities(prompt, values) for prompt in prompts]
+        if not all(np.isfinite(row).all() for row in found):
+            raise DiscoveryError(f"{asking.model.name}: its probabilities are not finite: take another model")
+        return [Answer(" ".join(f"{p:.3f}" for p in row), cut=False) for row in found]
+
+    answers = asking.each(SCORE_STAGE, len(sets), 1, ask)
+    # from the text that was kept, so that a run that went on gives the same list
+    try:
+        table = np.array([[float(p) for p in answer.text.split()] for answer in answers])
+    except ValueError:
+        raise DiscoveryError("the kept raw answers are not the scorer's numbers: remove their file") from None
+    facts = {"label_sets": len(sets), "candidates_ranked": len(lexicon.values)}
+    return Found(tuple(lexicon.values), strengths(table, lexicon), facts)
+
+
+def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], backbone: Backbone) -> Found:
+    """The model's own candidates, with how close each of its sentences is to them."""
+    config = asking.config
+    named = [[classes[c] for c in labels] for labels in sets]
+    prompts = [DESCRIBE.format(count=config.sentences, labels=in_words(labels)) for labels in named]
+    answers = asking.prompts(STAGES[0], prompts)
+    per_set = [sentences(a.text, labels, cut=a.cut) for a, labels in zip(answers, named, strict=True)]
+    found = list(dict.fromkeys(s for of_one in per_set for s in of_one))
+    _check_sentences(answers, per_set, found, config)
+    portions = _portions(asking.model, found, config)
+    texts = [SUMMARISE.format(count=config.candidates, sentences="\n".join(portion)) for portion in portions]
+    told = [phrases(a.text, classes, cut=a.cut) for a in asking.prompts(STAGES[1], texts)]
+    votes = Counter(phrase for of_one in told for phrase in of_one)
+    by_votes = [phrase for phrase, _ in votes.most_common()]
+    merged: tuple[str, ...] = ()
+    if len(portions) > 1 and by_votes:
+        text = MERGE.format(count=config.candidates, phrases="\n".join(by_votes[:MOST_MERGED]))
+        [answer] = asking.prompts(STAGES[2], [text])
+        merged = tuple(p for p in phrases(answer.text, classes, cut=answer.cut) if readable(backbone, p))
+    enough = len(merged) >= config.conditions
+    usable = [p for p in (merged if enough else by_votes) if readable(backbone, p)][: config.candidates]
+    if len(usable) < config.conditions:
+        raise DiscoveryError(
+            f"{asking.model.name} named {len(usable)} usable conditions ({', '.join(usable) or 'none'}), "
+            f"{config.conditions} are needed: a condition is one to three English words and names no class; take a "
+            "larger model, or let this one choose from the lexicon (--scorer)"
+        )
+    read = [s for s in found if readable(backbone, s)]
+    if not read:
+        raise DiscoveryError(f"{backbone.name} can read none of the {len(found)} sentences: take another backbone")
+    strength = text_features(backbone, read) @ text_features(backbone, usable).T
+    facts = {
+        "label_sets": len(sets),
+        "label_sets_described": sum(map(bool, per_set)),
+        "sentences_found": len(found),
+        "portions": len(portions),
+        "candidates_from": "the model's merge" if enough else "votes of the portions",
+        "candidates_ranked": len(usable),
+    }
+    return Found(tuple(usable), strength.double().cpu().numpy(), facts)
+
+
+def _check_sentences(
+    answers: Sequence[Answer], per_set: Sequence[tuple[str, ...]], found: Sequence[str], config: DiscoveryConfig
+) -> None:
+    described = sum(map(bool, per_set))
+    if described < LEAST_USABLE * len(per_set):
+        empty, cut = sum(not a.text for a in answers), sum(a.cut for a in answers)
+        raise DiscoveryError(
+            f"{described} of {len(answers)} answers hold a usable sentence ({empty} are empty, {cut} were cut off at "
+            f"{config.most_tokens} tokens), {LEAST_USABLE:.0%} are needed: a sentence has 4 to 60 words in Latin "
+            "letters, does not loop, and names one of its classes. Take a larger model, allow longer answers, or let "
+            "this one choose from the lexicon (--scorer)"
+        )
+    if not in_english(found):
+        raise DiscoveryError(
+            f"the {len(found)} sentences are not in English, which the text towers read: give English class names, or "
+            "take another model"
+        )
+
+
+def _portions(model: LanguageModel, found: Sequence[str], config: DiscoveryConfig) -> list[list[str]]:
+    """Sentences in portions of at most 40 that fit the model's context."""
+    empty = model.tokens(SUMMARISE.format(count=config.candidates, sentences=""))
+    room = min(model.context, MOST_PROMPT) - config.most_tokens - empty
+    per_call = model.tokens("")
+    portions: list[list[str]] = [[]]
+    left = room
+    for sentence in found:
+        cost = model.tokens(sentence) - per_call + 2  # a line's end, and what joining may change
+        if portions[-1] and (cost > left or len(portions[-1]) == PORTION):
+            portions.append([])
+            left = room
+        portions[-1].append(sentence)
+        left -= cost
+    return portions
