@@ -1,8 +1,8 @@
 """A federation as hospitals run it, on one machine: real kits, mutual TLS, one process each, guards at every site.
 
 The processes are started directly, since FLARE's `start.sh` hides them and starts them again. Whatever talks to the
-server as an administrator does so in a process of its own (`python -m tests.federation`), because FLARE's session
-leaves threads behind.
+server as an administrator does so in a process of its own (`tests.administrator`), because FLARE's session leaves
+threads behind.
 """
 
 import json
@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,7 +38,7 @@ STATE = "/var/lib/fedmpt"  # in the files of deploy/, which is where their reade
 PROJECT, SERVER = "fedmpt", "fl.example.org"
 ADMIN, OPERATOR, LEAD, AUDITOR = (
     "admin@example.org",
-    "it@hospital-a.example.org",
+    "it@hospital-a.example.org",  # of the first site's organisation
     "lead@example.org",
     "auditor@example.org",
 )
@@ -48,7 +47,6 @@ HEAVY = ("torch", "torchvision", "open_clip", "timm", "transformers", "opacus", 
 HEAVY += ("matplotlib", "pyarrow", "PIL")
 ROSTER = "secagg_roster.json"
 LONGEST = 300  # seconds for anything to happen; reached only when something hangs
-_POLL_SECONDS = 0.2
 # FLARE asks what is installed, so these are hidden rather than broken
 LIGHT = f"""
 import sys
@@ -239,25 +237,40 @@ class Federation:
         return folder / job.name
 
     def run_job(
-        self, folder: Path, on_event: Callable[[str, dict[str, Any]], None] | None = None, *, who: str = LEAD
+        self,
+        folder: Path,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        *,
+        submit: Callable[[Path], str] | None = None,
     ) -> Outcome:
-        """Submit, wait for the end, download.
+        """Submit as the lead, wait for the end, download.
 
         Args:
             folder: the exported job.
-            who: submits it.
             on_event: called in a thread of its own with the job's id and each of the workflow's events as they come.
+            submit: does so in another way, which gives the job's id; then nothing is downloaded either.
         """
         ended = threading.Event()
         with ThreadPoolExecutor(1) as pool:
             watching = pool.submit(self._watch, on_event, ended)
             try:
-                said = json.loads(self.administer(who, "job", str(folder)).splitlines()[-1])
+                if submit:
+                    said = {"meta": self.wait_for(submit(folder))[0], "workspace": None}
+                else:
+                    said = json.loads(self.administer(LEAD, "job", str(folder)).splitlines()[-1])
             finally:
                 ended.set()
             watching.result()
         workspace = Path(said["workspace"]) if said["workspace"] else None
         return Outcome(said["meta"]["job_id"], said["meta"], workspace)
+
+    def submit(self, *folders: Path) -> list[str]:
+        """The ids of jobs, submitted by the lead in this order."""
+        return json.loads(self.administer(LEAD, "submit", *map(str, folders)).splitlines()[-1])
+
+    def wait_for(self, *job_ids: str) -> list[dict[str, Any]]:
+        """FLARE's records of jobs that have ended."""
+        return json.loads(self.administer(LEAD, "metas", *job_ids).splitlines()[-1])
 
     def abort(self, job_id: str) -> None:
         """Abort a running job, as its submitter does."""
@@ -286,7 +299,7 @@ class Federation:
         """Follow the event file of the newest job."""
         known = set(self._home(SERVER).glob(f"*/{EVENTS}"))
         path, position = None, 0
-        while on_event and not ended.wait(_POLL_SECONDS / 4):
+        while on_event and not ended.wait(0.05):
             path = path or next(iter(set(self._home(SERVER).glob(f"*/{EVENTS}")) - known), None)
             data = path.read_bytes()[position:] if path and path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
@@ -305,6 +318,8 @@ class Federation:
         server |= {"default_host": "localhost", "host_names": ["localhost", "127.0.0.1"]}
         clients = [{**given["client"], "name": name, "org": _org(name)} for name in self.sites]
         admins = [p for p in project["participants"] if p["type"] == "admin"]
+        for operator in (p for p in admins if p["name"] == OPERATOR):
+            operator["org"] = _org(self.sites[0])
         project["participants"] = [server, *clients, *admins]
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / "project.yml"
@@ -330,8 +345,8 @@ class Federation:
         path.write_text(json.dumps(resources, indent=2))
 
     def administer(self, who: str, *arguments: str, timeout: float = 2 * LONGEST) -> str:
-        """What this module's own command line prints, with an administrator's kit."""
-        command = [sys.executable, "-W", "ignore", "-m", "tests.federation", str(self._home(who)), who, *arguments]
+        """What `tests.administrator` prints, with somebody's kit."""
+        command = [sys.executable, "-W", "ignore", "-m", "tests.administrator", str(self._home(who)), who, *arguments]
         return _run(command, self._environment, timeout=timeout)
 
 
@@ -359,40 +374,3 @@ def _run(command: Iterable[str], environment: Mapping[str, str], *, timeout: flo
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
-
-
-def _wait_for_sites(session: Any, count: int) -> None:
-    deadline = time.monotonic() + LONGEST
-    while len(session.get_system_info().client_info) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{count} sites did not register")
-        time.sleep(_POLL_SECONDS)
-
-
-def _administrate(kit: str, who: str, order: str, *arguments: str) -> None:
-    from nvflare.fuel.flare_api.flare_api import new_secure_session
-
-    session = new_secure_session(username=who, startup_kit_location=kit, timeout=LONGEST)
-    try:
-        match order:
-            case "wait":
-                _wait_for_sites(session, int(arguments[0]))
-            case "command":
-                print(json.dumps(session.api.do_command(" ".join(arguments)), default=str))
-            case "abort":
-                session.abort_job(arguments[0])
-            case "wait_job":
-                session.monitor_job(arguments[0], timeout=LONGEST, poll_interval=_POLL_SECONDS)
-            case "job":
-                job_id = session.submit_job(arguments[0])
-                session.monitor_job(job_id, timeout=LONGEST, poll_interval=_POLL_SECONDS)
-                workspace = None
-                with suppress(Exception):  # a job that never ran has nothing to download
-                    workspace = str(Path(session.download_job_result(job_id)) / "workspace")
-                print(json.dumps({"meta": session.get_job_meta(job_id), "workspace": workspace}, default=str))
-    finally:
-        session.close()
-
-
-if __name__ == "__main__":
-    _administrate(*sys.argv[1:])

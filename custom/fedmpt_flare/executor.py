@@ -243,11 +243,13 @@ class FedMPTExecutor(Executor):
         return tasks.refusal(code, f"{task} was refused at the site; the reason is in its {TRAINER_LOG}")
 
     def _note(self, task: str, error: Exception, fl_ctx: FLContext) -> None:
-        self.log_error(
-            fl_ctx, f"{task} refused or failed; the reason is in this site's {TRAINER_LOG}", fire_event=False
-        )
-        with (run_folder(fl_ctx) / TRAINER_LOG).open("a", encoding="utf-8") as log:
-            log.write(f"{task}: {error}\n")
+        place = f"the reason is in this site's {TRAINER_LOG}"
+        try:
+            with (run_folder(fl_ctx) / TRAINER_LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{task}: {error}\n")
+        except OSError as full:
+            place = f"{TRAINER_LOG} cannot be written ({full.strerror}): `fedmpt site check` says where room is missing"
+        self.log_error(fl_ctx, f"{task} refused or failed; {place}", fire_event=False)
 
 
 def _step_of(shareable: Shareable) -> object:

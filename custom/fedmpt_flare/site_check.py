@@ -24,6 +24,8 @@ from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 FLARE = "2.9."  # what this release was built for and tested on
 GUARD, GATE = "fedmpt_flare.guards.EgressGuard", "fedmpt_flare.guards.BudgetGate"
 LOG_STREAMER = "nvflare.app_common.logging.site_log_streamer.SiteLogStreamer"
+# keys of a resources file that must be as deploy/site/local has them
+GUARDED = {"app_validator", "class_allow_list", "class_list_enforcement_mode", "allow_log_streaming"}
 FREE_GIB = 1.0  # chosen: ledgers and logs grow for years in it
 
 
@@ -86,8 +88,10 @@ def _versions() -> str:
 def _guards(local: Path) -> str:
     """That no job is deployed and no answer leaves unchecked, and that a job builds our classes alone."""
     resources = _first(local, Names.RESOURCES_CONFIG, Names.DEFAULT_RESOURCES_CONFIG)
-    files = [resources, *local.glob("*__resources.json"), *local.glob("*__j_resources.json")]
-    values = _json(resources)
+    values, others = _json(resources), _other_resources(local)
+    for path in others:
+        if doubled := sorted(GUARDED & set(_json(path))):
+            raise Wrong(f"{path}: holds {', '.join(doubled)}, which only {resources.name} may say: take it away there")
     gate = values.get("app_validator")
     if not isinstance(gate, dict) or gate.get("path") != GATE:
         raise Wrong(f'{resources}: "app_validator" must be {{"path": "{GATE}"}}: copy deploy/site/local')
@@ -96,7 +100,7 @@ def _guards(local: Path) -> str:
         raise Wrong(f'{resources}: "class_allow_list" must hold {", ".join(CLASS_ALLOW_LIST)} and nothing else')
     if values.get("class_list_enforcement_mode", "enforce") != "enforce":
         raise Wrong(f'{resources}: "class_list_enforcement_mode" must be "enforce"')
-    streams = any(LOG_STREAMER in path.read_text(encoding="utf-8") for path in files)
+    streams = any(LOG_STREAMER in path.read_text(encoding="utf-8") for path in (resources, *others))
     if values.get("allow_log_streaming") is not False or streams:
         raise Wrong(f'{resources}: "allow_log_streaming" must be false, and {LOG_STREAMER} may not be a component')
     privacy = _first(local, Names.PRIVACY_CONFIG)
@@ -108,6 +112,13 @@ def _guards(local: Path) -> str:
         if not filters or not isinstance(filters[-1], dict) or filters[-1].get("path") != GUARD:
             raise Wrong(f"{privacy}: the last task_result_filter of every scope must be {GUARD}")
     return "budget gate, egress guard, allow list, no log streaming"
+
+
+def _other_resources(local: Path) -> list[Path]:
+    """Every other file that FLARE merges into the resources of the parent process, of jobs, or of both."""
+    kit = local.parent / Names.STARTUP_FOLDER_NAME
+    named = [kit / Names.CLIENT_STARTUP_CONFIG, local / Names.JOB_RESOURCES_CONFIG]
+    return [p for p in named if p.exists()] + [p for f in (kit, local) for p in sorted(f.glob("*__*resources.json"))]
 
 
 def _rights(local: Path) -> str:

@@ -26,9 +26,10 @@ from nvflare.apis.wf_comm_spec import WFCommSpec
 from fedmpt_core.aggregation import apply, average
 from fedmpt_core.checkpoint import Checkpoint, load_checkpoint
 from fedmpt_core.config import JobConfig
-from fedmpt_core.config_file import job_from_dict
+from fedmpt_core.config_file import ConfigError, job_from_dict
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.packages import RELEASE
+from fedmpt_core.participation import participants
 from fedmpt_core.privacy.ledger import Head
 from fedmpt_core.result import RunRecord, mean_figures
 from fedmpt_core.secagg.server import RoundLost
@@ -67,11 +68,17 @@ class FedMPTWorkflow(Controller):
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Checks the job and opens the run's records."""
-        if self.release != RELEASE:
-            raise RuntimeError(f"the job was exported with fedmpt {self.release}, the server runs {RELEASE}")
-        self._config: JobConfig = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
+        try:
+            if self.release != RELEASE:
+                raise ConfigError(f"the job was exported with fedmpt {self.release}, the server runs {RELEASE}")
+            self._config: JobConfig = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
+            self._checkpoints = checkpoint_folder(fl_ctx)
+        except ConfigError as error:
+            # nothing to record it in yet, and FLARE's secure logging shows of an exception its type alone
+            self.log_error(fl_ctx, f"the job is refused: {error}", fire_event=False)
+            raise
         self._folder = RunFolder(run_folder(fl_ctx))
-        self._run_id, self._checkpoints = run_id(fl_ctx), checkpoint_folder(fl_ctx)
+        self._run_id = run_id(fl_ctx)
         self._record = RunRecord.start(self._config, self._run_id)
         self._failed_attempts = 0
         self._privacy: dict[str, dict[str, Any]] = {}
@@ -116,7 +123,8 @@ class FedMPTWorkflow(Controller):
         while done < training.rounds:
             start = time.monotonic()
             try:
-                mean, sent, facts = self._train(done + 1, attempt, state, layout, sorted(sites))
+                asked = self._asked(sites, done + 1, attempt)
+                mean, sent, facts = self._train(done + 1, attempt, state, layout, asked)
             except (RoundFailed, RoundLost) as error:
                 attempt += 1
                 self._failed_attempts += 1
@@ -132,6 +140,17 @@ class FedMPTWorkflow(Controller):
             else:
                 self._round_done(done, start, sent, facts, {})
             self._checkpoint(done, layout, state)
+
+    def _asked(self, sites: Mapping[str, Any], number: int, attempt: int) -> list[str]:
+        federation = self._config.federation
+        return participants(
+            list(sites),
+            federation.participation,
+            least=federation.min_sites,
+            seed=self._config.seed,
+            round_number=number,
+            attempt=attempt,
+        )
 
     def _end(self, outcome: str) -> None:
         """The record's last state, the sites' ledgers and the manifest."""

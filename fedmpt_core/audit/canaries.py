@@ -301,4 +301,3 @@ def _epsilon(rate: float, noise: float, steps: int, delta: float) -> float:
         return epsilon([Steps(rate, noise, steps)], delta) if noise > 0 else inf
     except AccountingError:
         return inf
-

@@ -241,4 +241,3 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite is None."""
         return json_value(asdict(self))
-

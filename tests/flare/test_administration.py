@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,12 @@ from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.tracking import scalars
 from fedmpt_flare.recipe import TENSORBOARD
 from fedmpt_flare.site_check import check_site_folder
-from tests.federation import ADMIN, AUDITOR, DEPLOY, LEAD, REPOSITORY, SERVER, Federation
+from tests.federation import ADMIN, AUDITOR, DEPLOY, LEAD, OPERATOR, REPOSITORY, SERVER, Federation
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("administration")]
 SITES = ("site-1", "site-2", "site-3", "site-4")
+FURTHER = {"id": "x", "path": "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"}
+UNLISTED = "nvflare.app_common.workflows.cyclic_ctl.CyclicController"
 
 
 @pytest.fixture(scope="module")
@@ -111,24 +115,15 @@ def nvflare(federation: Federation, who: str, *arguments: str) -> tuple[int, str
     return done.returncode, done.stdout + done.stderr
 
 
+def side_by_side(federation: Federation, *orders: tuple[str, ...]) -> list[tuple[int, str]]:
+    """What `nvflare` gives to several people, or for several orders, at once; most of its seconds are waiting."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda order: nvflare(federation, *order), orders))
+
+
 def people(federation: Federation) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "HOME": str(federation.root), "PATH": path, "COLUMNS": "300"}
-
-
-def submitted(federation: Federation, folder: Path) -> str:
-    """A job's id, submitted by the lead through the command line."""
-    code, said = nvflare(federation, LEAD, "--format", "json", "job", "submit", "-j", str(folder))
-    assert code == 0, said
-    return json.loads(said[said.index('{"schema') :].splitlines()[0])["data"]["job_id"]
-
-
-def told_of(federation: Federation, folder: Path) -> str:
-    """What the lead reads of a job that did not run."""
-    job_id = submitted(federation, folder)
-    code, _ = nvflare(federation, LEAD, "job", "wait", job_id)
-    assert code != 0
-    return nvflare(federation, LEAD, "job", "meta", job_id)[1]
 
 
 def check_run(federation: Federation, workspace: Path, rounds: int) -> dict[str, Any]:
@@ -144,9 +139,10 @@ def check_run(federation: Federation, workspace: Path, rounds: int) -> dict[str,
     assert [r["survivors"] for r in manifest.rounds] == [r["sites"] for r in record["rounds"]]
     assert load_model(workspace)[2].any()
     assert {"result.json", "model.safetensors"} <= set(manifest.files)
+    kept = {"site-3": "the site gave none", "site-4": "the site did not answer any more"}
     for site, said in manifest.sites.items():
-        if site == "site-3":
-            assert said["ledger"] == {"kept": "the site gave none"}
+        if site in kept:
+            assert said["ledger"] == {"kept": kept[site]}
             continue
         copy = read_ledger(workspace / said["ledger"]["file"], verifier(workspace / said["ledger"]["certificate"]))
         policy = federation.policies[site].privacy
@@ -158,48 +154,39 @@ def check_run(federation: Federation, workspace: Path, rounds: int) -> dict[str,
     return record
 
 
-def test_a_site_that_is_lost_costs_its_updates(federation: Federation) -> None:
-    """Its power is cut in the second of three rounds; the others go on, and it is back in the next job, below."""
+def test_a_job_through_the_console_survives_a_site_and_leaves_all_to_lead_and_auditor(federation: Federation) -> None:
+    """One site's power is cut in the second of three rounds; the others go on. It is back in a later job, below."""
     lost = []
+
+    def submit(folder: Path) -> str:
+        said = console(federation, LEAD, f"submit_job {folder}")
+        return re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", said)[0]
 
     def act(job_id: str, event: dict[str, Any]) -> None:
         if event["event"] == "training" and event["round"] == 2 and not lost:
             federation.kill("site-4")
             lost.append(job_id)
 
-    outcome = federation.run_job(federation.export(demo("lost", rounds=3, round_timeout=15)), act)
-    assert outcome.meta["status"] == "FINISHED:COMPLETED"
-    assert lost == [outcome.job_id]
-    assert [r["sites"] for r in outcome.record["rounds"][1:]] == [list(SITES), list(SITES[:3]), list(SITES[:3])]
-    assert outcome.workspace
-    ledgers = {site: said["ledger"] for site, said in read_manifest(outcome.workspace).sites.items()}
-    assert ledgers["site-4"] == {"kept": "the site did not answer any more"}
-    assert "file" in ledgers["site-1"]
-    assert [f for f in check_site_folder(federation.kit("site-4").parent) if not f.fine] == []
-    federation.start_one("site-4")
-    federation.administer(LEAD, "wait", "4")
-
-
-def test_a_job_through_the_console_and_what_it_leaves_to_lead_and_auditor(federation: Federation) -> None:
-    folder = federation.export(demo("console", tracking=("tensorboard",)))
-    said = console(federation, LEAD, f"submit_job {folder}")
-    job_id = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", said)[0]
-    federation.administer(LEAD, "wait_job", job_id)
-    assert "FINISHED:COMPLETED" in console(federation, LEAD, "list_jobs")
-    console(federation, LEAD, f"download_job {job_id}")
+    job = demo("console", rounds=3, round_timeout=15, tracking=("tensorboard",))
+    job_id = federation.run_job(federation.export(job), act, submit=submit).job_id
+    assert lost == [job_id]
+    assert "FINISHED:COMPLETED" in console(federation, LEAD, "list_jobs", f"download_job {job_id}")
     workspace = federation.kit(LEAD).parent / "transfer" / job_id / "workspace"
-    record = check_run(federation, workspace, 2)
-    assert [r["sites"] for r in record["rounds"][1:]] == [list(SITES)] * 2
-    assert "mAP" in record["rounds"][2]
+    record = check_run(federation, workspace, 3)
+    assert [r["sites"] for r in record["rounds"][1:]] == [list(SITES), list(SITES[:3]), list(SITES[:3])]
+    assert "mAP" in record["rounds"][3]
     code, _ = nvflare(federation, AUDITOR, "job", "download", job_id, "-o", "audited")
     assert code == 0
-    check_run(federation, next((federation.root / "audited").glob(f"**/{job_id}/workspace")), 2)
+    check_run(federation, next((federation.root / "audited").glob(f"**/{job_id}/workspace")), 3)
     # the same figures through FLARE's analytics events
     events = EventAccumulator(str(next((workspace / TENSORBOARD).iterdir())))
     events.Reload()
-    for tag, value in scalars(record["rounds"][2]).items():
+    for tag, value in scalars(record["rounds"][3]).items():
         assert events.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-4), tag
-        assert events.Scalars(tag)[-1].step == 2
+        assert events.Scalars(tag)[-1].step == 3
+    assert [f for f in check_site_folder(federation.kit("site-4").parent) if not f.fine] == []
+    federation.start_one("site-4")
+    federation.administer(LEAD, "wait", "4")
 
 
 def test_everybody_s_budget_is_shown_where_the_site_allows_it(federation: Federation) -> None:
@@ -220,45 +207,76 @@ def test_everybody_s_budget_is_shown_where_the_site_allows_it(federation: Federa
     assert "nowhere" in console(federation, LEAD, "privacy_budget nowhere")
 
 
-def test_who_has_no_right_to_submit_is_told_so(federation: Federation) -> None:
-    folder = federation.export(demo("forbidden"))
-    for who in (AUDITOR, ADMIN):
-        code, said = nvflare(federation, who, "job", "submit", "-j", str(folder))
-        assert code != 0
-        assert f"user '{who}' is not authorized for 'submit_job'" in said
-        assert "not authorized" in console(federation, who, f"submit_job {folder}")
-    assert "forbidden" not in nvflare(federation, LEAD, "job", "list")[1]
+@pytest.fixture(scope="module")
+def sound(federation: Federation) -> Path:
+    """An exported job that could run, for tests that change a copy."""
+    return federation.export(demo("sound"))
 
 
-def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(federation: Federation) -> None:
+def changed(sound: Path, name: str, side: str, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of an exported job whose configuration for the server or the clients somebody has edited."""
+    folder = Path(shutil.copytree(sound, sound.parent / "changed" / name))
+    path = folder / "app" / "config" / f"config_fed_{side}.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return folder
+
+
+def test_who_has_no_right_to_submit_is_told_so(federation: Federation, sound: Path) -> None:
+    code, said = nvflare(federation, AUDITOR, "job", "submit", "-j", str(sound))
+    assert code != 0
+    assert f"user '{AUDITOR}' is not authorized for 'submit_job'" in said
+    assert "not authorized" in console(federation, ADMIN, f"submit_job {sound}")
+    said = nvflare(federation, LEAD, "job", "list")[1]
+    assert "console" in said
+    assert "sound" not in said
+
+
+def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
+    federation: Federation, sound: Path
+) -> None:
     before = {s: len(ledger_of(federation, s)) for s in SITES}
-
-    code = federation.export(demo("code"))
+    costly = demo("costly")
+    privacy = dataclasses.replace(costly.privacy, epsilon=19.9, noise_multiplier=None)
+    code = changed(sound, "code", "client", lambda v: None)
     (code / "app" / "custom").mkdir()
     (code / "app" / "custom" / "extra.py").write_text("print('here')\n")
-    assert "BYOC not permitted" in told_of(federation, code)
+    jobs = {
+        "code": code,
+        "costly": federation.export(resolved(dataclasses.replace(costly, privacy=privacy))),
+        "release": changed(
+            sound, "release", "client", lambda v: v["executors"][0]["executor"]["args"].update(release="0.0.1")
+        ),
+        "server": changed(sound, "server", "server", lambda v: v["workflows"][0]["args"].update(release="0.0.1")),
+        "class": changed(sound, "class", "server", lambda v: v["workflows"][0].update(path=UNLISTED, args={})),
+        "gpus": federation.export(demo("gpus", gpus=1)),
+    }
+    ids = dict(zip(jobs, federation.submit(*jobs.values()), strict=True))
+    refused = [name for name in jobs if name != "gpus"]
+    metas = dict(zip(refused, federation.wait_for(*(ids[name] for name in refused)), strict=True))
 
-    release = federation.export(demo("release"))
-    config = release / "app" / "config" / "config_fed_client.json"
-    values = json.loads(config.read_text())
-    values["executors"][0]["executor"]["args"]["release"] = "0.0.1"
-    config.write_text(json.dumps(values))
-    assert "the job was exported with fedmpt 0.0.1, this site runs" in told_of(federation, release)
+    def detail(name: str) -> str:
+        assert metas[name]["status"] == "FINISHED:FAILED_TO_RUN"
+        return str(metas[name]["job_deploy_detail"])
 
-    further = federation.export(demo("further"))
-    config = further / "app" / "config" / "config_fed_client.json"
-    values = json.loads(config.read_text())
-    values["components"] = [{"id": "x", "path": "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"}]
-    config.write_text(json.dumps(values))
-    assert "the job configures more than an executor" in told_of(federation, further)
-
-    costly = demo("costly")
-    costly = dataclasses.replace(
-        costly, privacy=dataclasses.replace(costly.privacy, epsilon=19.9, noise_multiplier=None)
-    )
-    said = told_of(federation, federation.export(resolved(costly)))
-    assert "privacy budget: with this job, data set 'scenes' would reach epsilon" in said
-    assert "the cap is 20" in said
+    assert "BYOC not permitted" in detail("code")
+    assert "the job was exported with fedmpt 0.0.1, this site runs" in detail("release")
+    assert "the cap is 20" in detail("costly")
+    # what the submitter types
+    orders = [("meta", "costly"), ("logs", "server"), ("logs", "class"), ("meta", "gpus")]
+    wanted = [(LEAD, "--format", "json", "job", order, ids[name]) for order, name in orders]
+    costly_said, server_said, class_said, gpus_said = (said for _, said in side_by_side(federation, *wanted))
+    assert "privacy budget: with this job, data set 'scenes' would reach epsilon" in costly_said
+    # what only the server can see ends the job before any round
+    assert metas["server"]["status"] == metas["class"]["status"] == "FINISHED:EXECUTION_EXCEPTION"
+    assert "the job is refused: the job was exported with fedmpt 0.0.1, the server runs" in server_said
+    assert "ComponentNotAuthorized" in class_said
+    assert UNLISTED in class_said
+    # a job that asks for what no site has is tried again for ever, and says why
+    for site in SITES:
+        assert f"{site}: the job asks for num_of_gpus=1, which this site does not have free" in gpus_said
+    assert "ABORTED" in nvflare(federation, LEAD, "job", "abort", ids["gpus"], "--force")[1]
     assert {s: len(ledger_of(federation, s)) for s in SITES} == before
 
 
@@ -288,6 +306,42 @@ def test_sites_that_cannot_start_leave_no_round_half_started(federation: Federat
         log = federation.kit(site).parent / outcome.job_id / "trainer.log"
         assert sentence in log.read_text()
     assert {s: len(ledger_of(federation, s)) for s in SITES} == before
+
+
+def test_a_study_reaches_its_own_sites_and_people_and_the_guards_hold_in_it(
+    federation: Federation, sound: Path
+) -> None:
+    members = [f"--site-org=site_{n}:site-{n}" for n in (1, 2, 3)]
+    for order in (("register", "labels", *members), ("add-user", "labels", LEAD)):
+        code, said = nvflare(federation, ADMIN, "study", *order)
+        assert code == 0, said
+    job = changed(sound, "further", "client", lambda v: v.update(components=[FURTHER]))
+    code, said = nvflare(federation, LEAD, "--format", "json", "job", "submit", "-j", str(job), "--study", "labels")
+    assert code == 0, said
+    job_id = json.loads(said[said.index('{"schema') :].splitlines()[0])["data"]["job_id"]
+    code, _ = nvflare(federation, LEAD, "job", "wait", job_id, "--study", "labels")
+    assert code != 0
+    (_, meta), (_, jobs), (_, own), (code, said) = side_by_side(
+        federation,
+        (LEAD, "--format", "json", "job", "meta", job_id, "--study", "labels"),
+        (LEAD, "job", "list"),
+        (LEAD, "job", "list", "--study", "labels"),
+        (AUDITOR, "job", "submit", "-j", str(job), "--study", "labels"),
+    )
+    for site in SITES:
+        assert (f"{site}: NVFLARE_ERROR: the job configures more than an executor" in meta) == (site != "site-4")
+    assert (job_id in jobs, job_id in own) == (False, True)
+    assert code != 0
+    assert f"user '{AUDITOR}' is not mapped to study 'labels'" in said
+
+
+def test_a_site_s_operator_operates_that_site_and_nothing_else(federation: Federation, sound: Path) -> None:
+    orders = [f"configure_site_log {target} INFO" for target in ("client site-1", "client site-2", "server")]
+    own, other, server, submitted, _ = console(federation, OPERATOR, *orders, f"submit_job {sound}").split("Done [")
+    assert "successfully configured site-1 log" in own
+    for refused in (other, server):
+        assert f"user '{OPERATOR}' is not authorized for 'configure_site_log'" in refused
+    assert f"user '{OPERATOR}' is not authorized for 'submit_job'" in submitted
 
 
 def test_monitoring_hears_what_the_dashboard_shows(federation: Federation, metrics: socket.socket) -> None:

@@ -22,9 +22,9 @@ from fedmpt_core.config import (
     JobConfig,
     ModelConfig,
     PrivacyConfig,
-    ResumeConfig,
     TrainingConfig,
 )
+from fedmpt_core.kit import load_roster, write_roster
 from fedmpt_core.privacy.accounting import Steps, epsilon
 from fedmpt_core.privacy.budget import history
 from fedmpt_core.privacy.ledger import Entries, Head
@@ -33,7 +33,7 @@ from fedmpt_core.result import load_model
 from fedmpt_core.secagg_config import SecAggConfig
 from fedmpt_core.session import SiteSession
 from fedmpt_flare import tasks
-from tests.federation import LEAD, SERVER, Federation, Outcome
+from tests.federation import LEAD, ROSTER, SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
 
@@ -327,7 +327,8 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
             assert not file.is_file() or not any(w in file.read_bytes() for w in secrets), file
 
 
-def test_a_job_that_was_aborted_goes_on_when_submitted_again(federation: Federation) -> None:
+def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_roster(federation: Federation) -> None:
+    """Submitted again, it continues. Meanwhile everybody but site-4 got a roster with another key under that name."""
     for site in SITES:
         federation.set_policy(site, allow_unprotected=False, epsilon=8.0)
     agreed = job("continued", 3, max_failed_rounds=1)
@@ -343,15 +344,20 @@ def test_a_job_that_was_aborted_goes_on_when_submitted_again(federation: Federat
     assert broken.meta["status"] != "FINISHED:COMPLETED"
     kept = load_checkpoint(federation.state(SERVER) / "checkpoints", broken.job_id)
     assert kept.round == 1
-    wrong = dataclasses.replace(agreed, resume=ResumeConfig(broken.job_id, 2))
-    refused = federation.run_job(federation.export(wrong))
-    assert refused.record["outcome"].endswith(f"set resume.round = {kept.round}")
+    for site in SITES[:3]:
+        path = federation.local(site) / ROSTER
+        roster = load_roster(path)
+        stranger = dataclasses.replace(roster.members["site-4"], fingerprint=bytes(32))
+        write_roster(path, dataclasses.replace(roster, members={**roster.members, "site-4": stranger}))
 
     outcome = federation.run_job(federation.export(dataclasses.replace(agreed, resume=kept.resuming())))
     assert outcome.meta["status"] == "FINISHED:COMPLETED", outcome.meta
     assert [r["round"] for r in outcome.record["rounds"]] == [0, 1, 2, 3]
+    assert trained(outcome)[kept.round :] == [list(SITES[:3])] * 2
     for site in SITES:
-        assert rounds_of(ledger(federation, site), outcome, "commit") == list(range(kept.round + 1, 4))
+        committed = list(range(kept.round + 1, 4)) if site != "site-4" else []
+        assert rounds_of(ledger(federation, site), outcome, "commit") == committed
+    assert rounds_of(ledger(federation, "site-4"), outcome, "reserve") == []
     check_heads(federation, outcome, earlier=broken.job_id)
 
 

@@ -98,50 +98,6 @@ def test_masked_rounds_compute_what_plain_averaging_computes(sites: dict[str, Si
     assert "Traceback" not in log
 
 
-def test_a_killed_trainer_costs_its_site_one_attempt_and_comes_back(
-    sites: dict[str, SiteConfig], tmp_path: Path
-) -> None:
-    killed: list[int] = []
-    agreed = job("killed", rounds=3, secagg=REHEARSED, min_sites=3)
-    for event in Simulation(agreed, sites, tmp_path).run():
-        if event["event"] == "training" and event["round"] == 2 and not killed:
-            trainer = _trainers()[0]
-            trainer.kill()
-            killed.append(trainer.pid)
-    record = json.loads((tmp_path / "result.json").read_text())
-    assert record["outcome"] == "completed"
-    assert killed
-    assert [len(r["sites"]) for r in record["rounds"]] == [0, 3, 3, 3]
-    attempts = [r["secagg"]["attempt"] for r in record["rounds"][1:]]
-    assert attempts[0] == attempts[2] == 0
-    assert attempts[1] <= 1
-
-
-def test_a_site_whose_data_is_refused_is_left_out_and_says_why_in_its_own_log(
-    sites: dict[str, SiteConfig], tmp_path: Path
-) -> None:
-    bad = dataclasses.replace(sites["site-3"], data=DataConfig(path=str(tmp_path / "nowhere.csv")))
-    events = run(Simulation(job("refused", rounds=1), {**sites, "site-3": bad}, tmp_path / "out"))
-    dropped = [e for e in events if e["event"] == "dropped"]
-    assert [e["site"] for e in dropped] == ["site-3"]
-    assert "nowhere" not in dropped[0]["reason"]
-    record = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert record["rounds"][1]["sites"] == ["site-1", "site-2"]
-    assert "nowhere.csv" in (tmp_path / "out" / "fedmpt.log").read_text().split("trainer of site-3")[1]
-
-
-def test_too_few_sites_end_the_run_with_a_sentence(sites: dict[str, SiteConfig], tmp_path: Path) -> None:
-    bad = {n: dataclasses.replace(s, data=DataConfig(path=str(tmp_path / "no.csv"))) for n, s in sites.items()}
-    with pytest.raises(SimulationFailed, match="join: 0 sites answered, min_sites=2"):
-        run(Simulation(job("few"), bad, tmp_path / "out"))
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["outcome"].startswith("failed: ")
-
-
-def test_no_process_outlives_a_run() -> None:
-    assert _trainers() == []
-
-
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_an_exported_job_is_configuration_only(tmp_path: Path, gpus: int) -> None:
     agreed = job("exported", gpus=gpus)
@@ -172,7 +128,44 @@ def _trainers() -> list[psutil.Process]:
     return [p for p in me.children(recursive=True) if "fedmpt_flare.trainer_main" in " ".join(p.cmdline())]
 
 
-def test_private_sites_keep_ledgers_and_one_with_a_low_cap_stays_out(
+# what a simulated federation leaves for whoever watches it, and how it ends
+FAILS = """
+import json, pathlib
+run = pathlib.Path("failing/server/simulate_job")
+run.mkdir(parents=True)
+reason = "join: 0 sites answered, min_sites=2; each site's log says why it did not"
+events = [{"event": "joining"}, {"event": "failed", "reason": reason}]
+(run / "events.jsonl").write_text("".join(json.dumps({**e, "time": 0.0}) + "\\n" for e in events))
+(run / "result.json").write_text(json.dumps({"outcome": f"failed: {reason}"}))
+"""
+DIES = "raise SystemExit(3)"
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence", "left"),
+    [
+        (FAILS, "join: 0 sites answered, min_sites=2", ["fedmpt.log", "result.json"]),
+        (DIES, "FLARE's simulator ended with exit code 3 before the job did", ["fedmpt.log"]),
+    ],
+)
+def test_a_run_that_failed_ends_with_its_sentence(
+    sites: dict[str, SiteConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    sentence: str,
+    left: list[str],
+) -> None:
+    """That too few sites end a job so is a test of the workflow and of a federation."""
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **how: start([sys.executable, "-c", program], **how))
+    (tmp_path / "model.safetensors").write_bytes(b"of an earlier run")
+    with pytest.raises(SimulationFailed, match=sentence):
+        run(Simulation(job("failing"), sites, tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
+
+
+def test_private_sites_keep_ledgers_and_one_of_a_low_cap_or_without_data_stays_out(
     sites: dict[str, SiteConfig], tmp_path: Path
 ) -> None:
     plain = job("private", rounds=2)
@@ -181,10 +174,14 @@ def test_private_sites_keep_ledgers_and_one_with_a_low_cap_stays_out(
         dataclasses.replace(plain, training=training, privacy=PrivacyConfig(epsilon=5.0, sample_rate=0.5))
     )
     poor = dataclasses.replace(sites["site-3"], privacy=dataclasses.replace(POLICY, epsilon=1.0))
-    events = run(Simulation(agreed, {**sites, "site-3": poor}, tmp_path / "out"))
-    dropped = [e for e in events if e["event"] == "dropped"]
-    assert [e["site"] for e in dropped] == ["site-3"]
-    assert "0.000 is spent and the cap is 1" in dropped[0]["reason"]
+    lost = dataclasses.replace(sites["site-1"], data=DataConfig(path=str(tmp_path / "nowhere.csv")))
+    events = run(Simulation(agreed, {**sites, "site-3": poor, "site-4": lost}, tmp_path / "out"))
+    dropped = {e["site"]: e["reason"] for e in events if e["event"] == "dropped"}
+    assert sorted(dropped) == ["site-3", "site-4"]
+    assert "0.000 is spent and the cap is 1" in dropped["site-3"]
+    # paths stay at the site, in its own log
+    assert "nowhere" not in dropped["site-4"]
+    assert "nowhere.csv" in (tmp_path / "out" / "fedmpt.log").read_text().split("trainer of site-4")[1]
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["outcome"] == "completed"
     assert record["aggregation"] == "unmasked"
@@ -199,25 +196,37 @@ def test_private_sites_keep_ledgers_and_one_with_a_low_cap_stays_out(
         assert len({e.job for e in entries[1:]}) == 1
         assert spent[2][site]["head"] == {"seq": 4, "hash": entries[4].hash, "sig": ""}
         assert spent[1][site]["head"]["hash"] == entries[2].hash
-    assert len(read_ledger(tmp_path / "out" / "ledgers" / "site-3" / "pictures.ledger.jsonl")) == 1
+    for site in ("site-3", "site-4"):
+        assert len(read_ledger(tmp_path / "out" / "ledgers" / site / "pictures.ledger.jsonl")) == 1
 
 
 def test_a_private_masked_run_that_was_killed_goes_on_where_it_was(
     sites: dict[str, SiteConfig], tmp_path: Path
 ) -> None:
+    """A trainer is killed in its second round, which costs one attempt of that round; all of it in the third."""
     plain = job("resumed", rounds=3, secagg=REHEARSED, min_sites=3)
     training = dataclasses.replace(plain.training, batch_size=None)
     agreed = resolved(
         dataclasses.replace(plain, training=training, privacy=PrivacyConfig(epsilon=5.0, sample_rate=0.5))
     )
     simulation = Simulation(agreed, sites, tmp_path).run()
+    killed: list[int] = []
     for event in simulation:
+        if event["event"] == "training" and event["round"] == 2 and not killed:
+            trainer = _trainers()[0]
+            trainer.kill()
+            killed.append(trainer.pid)
         if event["event"] == "training" and event["round"] == 3:
             break
     simulation.close()  # ends the simulator's processes
+    assert killed
     assert _trainers() == []
     kept = newest_checkpoint(tmp_path / "checkpoints")
     assert (kept.round, sorted(kept.privacy)) == (2, ["site-1", "site-2", "site-3"])
+    rounds = json.loads((tmp_path / "result.json").read_text())["rounds"]
+    assert [len(r["sites"]) for r in rounds] == [0, 3, 3]
+    assert rounds[1]["secagg"]["attempt"] == 0
+    assert rounds[2]["secagg"]["attempt"] <= 1  # 0 when it had answered already
 
     continued = dataclasses.replace(agreed, resume=kept.resuming())
     run(Simulation(continued, sites, tmp_path))
@@ -235,3 +244,7 @@ def test_a_private_masked_run_that_was_killed_goes_on_where_it_was(
         assert {e.details["identities"] for e in entries if e.kind == "reserve"} == {"insecure"}
         spent = record["rounds"][3]["privacy"][site]["epsilon"]
         assert record["rounds"][2]["privacy"][site]["epsilon"] < spent <= 5.0
+
+
+def test_no_process_outlives_a_run() -> None:
+    assert _trainers() == []

@@ -5,25 +5,31 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.resource_managers.gpu_resource_manager import GPUResourceManager
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fedmpt_core.config_file import load_server, load_site
-from fedmpt_core.kit import card_of, load_identity
+from fedmpt_core.kit import card_of
+from fedmpt_flare.gpus import Gpus
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
 from tests.federation import DEPLOY, HEAVY, REPOSITORY, STATE
+from tests.provisioning import SERVER, SITE, flare
 
-SITE, SERVER = "hospital-a", "fl.example.org"
 TOOLS = Path(sys.executable).parent  # of this environment, which need not be on the PATH
 LOCKED = dict(re.findall(r"^([a-z0-9_.-]+)==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE))
 PEOPLE = {
@@ -34,42 +40,16 @@ PEOPLE = {
 }
 
 
-def flare(*arguments: Any, home: Path) -> str:
-    """What `nvflare` prints, with a HOME of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "nvflare.cli", *map(str, arguments)]
-    done = subprocess.run(
-        command, env={**os.environ, "HOME": str(home)}, cwd=home, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
-
-
-def overlay(kit: Path, who: str) -> Path:
-    """A kit with the files that its owner copies into `local`."""
-    for file in (DEPLOY / who / "local").iterdir():
-        shutil.copy(file, kit / "local" / file.name)
-    return kit
-
-
-@pytest.fixture(scope="module")
-def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Provisioned from project.yml as it stands."""
-    root = tmp_path_factory.mktemp("provisioned")
-    flare("provision", "-p", DEPLOY / "provision" / "project.yml", "-w", root / "kits", home=root)
-    found = root / "kits" / "fedmpt" / "prod_00"
-    overlay(found / SITE, "site")
-    overlay(found / SERVER, "server")
-    return found
-
-
 def own(folder: str, pattern: str) -> list[Path]:
     return sorted((DEPLOY / folder).rglob(pattern))
 
 
-def test_the_project_file_gives_a_kit_to_everybody(kits: Path) -> None:
-    assert {p.name for p in kits.iterdir()} >= {SERVER, SITE, "hospital-b", "hospital-c", *PEOPLE}
-    card = card_of(kits / SITE / "startup")
+def test_the_project_file_gives_a_kit_to_everybody(provisioned: Path) -> None:
+    assert {p.name for p in provisioned.iterdir()} >= {SERVER, SITE, "hospital-b", "hospital-c", *PEOPLE}
+    card = card_of(provisioned / SITE / "startup")
     assert (card.name, card.org) == (SITE, "hospital_a")
+    # as the runbook of upgrades says
+    assert (card.expires - date.today()).days == 360
 
 
 def test_two_sites_of_one_name_are_not_provisioned(tmp_path: Path) -> None:
@@ -80,44 +60,19 @@ def test_two_sites_of_one_name_are_not_provisioned(tmp_path: Path) -> None:
         flare("provision", "-p", tmp_path / "project.yml", "-w", tmp_path / "kits", home=tmp_path)
 
 
-def test_distributed_provisioning_leaves_every_key_where_it_was_made(tmp_path: Path) -> None:
-    files = DEPLOY / "provision"
-    said = flare("cert", "init", "--profile", files / "profile.yaml", "-o", tmp_path / "ca", home=tmp_path)
-    assert "finger" in said.lower()
-    for who, name in (("server", SERVER), ("site", SITE), ("lead", "lead@example.org")):
-        flare("cert", "request", "-p", files / f"{who}.yaml", "--out", tmp_path / who, home=tmp_path)
-        request = next((tmp_path / who).glob("*.request.zip"))
-        signed = tmp_path / f"{who}.signed.zip"
-        flare(
-            *("cert", "approve", request, "--ca-dir", tmp_path / "ca", "--profile", files / "profile.yaml"),
-            *("--out", signed),
-            home=tmp_path,
-        )
-        root = json.loads((tmp_path / "ca" / "ca.json").read_text())
-        fingerprint = next(v for k, v in root.items() if "fingerprint" in k)
-        flare(
-            *("package", signed, "--request-dir", tmp_path / who, "--fingerprint", fingerprint),
-            *("-w", tmp_path / "kits"),
-            home=tmp_path,
-        )
-        kit = next((tmp_path / "kits").glob(f"*/prod_00/{name}"))
-        assert (kit / "startup").is_dir()
-        key = next((tmp_path / who).glob("*.key"))
-        assert not any(key.read_bytes() in p.read_bytes() for p in (tmp_path / "ca").iterdir())
-    assert load_identity(next((tmp_path / "kits").glob(f"*/prod_00/{SITE}")) / "startup").name == SITE
+def classes(value: Any) -> Iterator[str]:
+    """Every class that a JSON file of FLARE's names."""
+    if isinstance(value, dict):
+        yield from [value["path"]] if isinstance(value.get("path"), str) else []
+        yield from value.get("class_allow_list", [])
+        for part in value.values():
+            yield from classes(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from classes(part)
 
 
 def test_json_files_are_json_and_every_class_can_be_imported() -> None:
-    def classes(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            yield from [value["path"]] if isinstance(value.get("path"), str) else []
-            yield from value.get("class_allow_list", [])
-            for part in value.values():
-                yield from classes(part)
-        elif isinstance(value, list):
-            for part in value:
-                yield from classes(part)
-
     files = [*own(".", "*.json"), *own(".", "*.default")]
     assert len(files) >= 9
     found = {name for file in files for name in classes(json.loads(file.read_text()))}
@@ -129,12 +84,10 @@ def test_json_files_are_json_and_every_class_can_be_imported() -> None:
 
 @pytest.mark.parametrize(("who", "kit"), [("site", SITE), ("server", SERVER)])
 def test_our_resources_differ_from_flare_s_where_they_must_and_nowhere_else(
-    tmp_path: Path, who: str, kit: str, kits: Path
+    who: str, kit: str, provisioned: Path, kits: Path
 ) -> None:
     """So that a release of FLARE with other defaults is noticed."""
-    fresh = tmp_path / "fresh"
-    flare("provision", "-p", DEPLOY / "provision" / "project.yml", "-w", fresh, home=tmp_path)
-    theirs = json.loads((fresh / "fedmpt" / "prod_00" / kit / "local" / "resources.json.default").read_text())
+    theirs = json.loads((provisioned / kit / "local" / "resources.json.default").read_text())
     ours = json.loads((kits / kit / "local" / "resources.json.default").read_text())
     assert theirs.pop("class_allow_list") != ours.pop("class_allow_list")
     dropped = {c["id"] for c in theirs["components"]} - {c["id"] for c in ours["components"]}
@@ -146,8 +99,11 @@ def test_our_resources_differ_from_flare_s_where_they_must_and_nowhere_else(
         assert ours["servers"][0].pop("heart_beat_timeout") == 60
         assert theirs["servers"][0].pop("heart_beat_timeout") == 600
         assert dropped == {"log_receiver"}
-    # FLARE's choice is one folder for all federations of a machine
     text = json.dumps([c for c in theirs["components"] if c["id"] not in dropped])
+    manager = f"{GPUResourceManager.__module__}.{GPUResourceManager.__name__}"
+    assert (manager in text) == (who == "site")
+    text = text.replace(manager, "fedmpt_flare.gpus.Gpus")  # the same, with a reason when it says no
+    # FLARE's choice is one folder for all federations of a machine
     assert json.dumps(ours["components"]) == text.replace("/tmp/nvflare/jobs-storage", f"{STATE}/jobs")
     rest = json.dumps({k: v for k, v in theirs.items() if k != "components"}, sort_keys=True)
     mine = json.dumps({k: v for k, v in ours.items() if k != "components"}, sort_keys=True)
@@ -181,6 +137,15 @@ def test_the_toml_files_are_read_by_our_strict_schema(kits: Path) -> None:
     assert load_server(kits / SERVER / "local" / "fedmpt_server.toml").checkpoints == f"{STATE}/checkpoints"
 
 
+def unknown(values: dict[str, Any], chart: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Keys that a chart's values do not have; what is empty in the chart may hold anything."""
+    for key, value in values.items():
+        if key not in chart:
+            yield above + key
+        elif isinstance(value, dict) and isinstance(chart[key], dict) and chart[key]:
+            yield from unknown(value, chart[key], f"{above}{key}.")
+
+
 @pytest.mark.parametrize("runtime", ["docker", "k8s", "slurm"])
 @pytest.mark.parametrize("kit", [SITE, SERVER])
 def test_deploy_prepare_takes_our_runtimes_and_keeps_our_guards(
@@ -203,16 +168,19 @@ def test_deploy_prepare_takes_our_runtimes_and_keeps_our_guards(
     if runtime == "k8s":
         values = yaml.safe_load((out / "helm_chart" / "values.yaml").read_text())
         overlaid = yaml.safe_load((DEPLOY / "helm" / f"values-{'site' if kit == SITE else 'server'}.yaml").read_text())
-        unknown = set(overlaid) - set(values)
-        assert not unknown, f"the chart has no {unknown}"
+        assert list(unknown(overlaid, values)) == []
+        assert list(unknown({"image": {"pullPolice": "Always"}}, values)) == ["image.pullPolice"]
         chart = yaml.safe_load((out / "helm_chart" / "Chart.yaml").read_text())
         assert (chart["apiVersion"], chart["type"]) == ("v2", "application")
 
 
 def test_kubernetes_accepts_our_manifests() -> None:
-    documents = list(yaml.safe_load_all((DEPLOY / "helm" / "workspace.yaml").read_text()))
-    assert [d["kind"] for d in documents] == ["PersistentVolumeClaim", "NetworkPolicy"]
-    for document in documents:
+    documents = {p.name: yaml.safe_load(p.read_text()) for p in own("helm", "*.yaml") if "values" not in p.name}
+    assert {name: d["kind"] for name, d in documents.items()} == {
+        "workspace.yaml": "PersistentVolumeClaim",
+        "network-site.yaml": "NetworkPolicy",
+    }
+    for document in documents.values():
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -236,11 +204,78 @@ def test_dockerfiles_pass_their_linter_and_run_as_nobody_special() -> None:
             assert all((REPOSITORY / name).exists() for name in source.split())
 
 
-def test_the_server_s_image_holds_nothing_heavy_and_nothing_unlocked() -> None:
+def closure(names: Iterable[str]) -> set[str]:
+    """These distributions and all that they need, by their normalised names."""
+    found: set[str] = set()
+    asked = [Requirement(name) for name in names]
+    while asked:
+        wanted = asked.pop()
+        name = canonicalize_name(wanted.name)
+        if name in found:
+            continue
+        found.add(name)
+        needs = [Requirement(r) for r in metadata.requires(name) or []]
+        asked += [r for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+# Run with what is hidden as arguments: imports all that the server's files name, then whatever is imported anywhere in
+# FLARE's launchers, which import their engine's library when a job starts. Prints what is missing.
+INSIDE = """
+import ast, importlib, inspect, json, sys
+from importlib.machinery import PathFinder
+
+hidden, modules, launchers = (set(json.loads(a)) for a in sys.argv[1:])
+
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+wanted = sorted(modules | launchers)
+for module in sorted(launchers):
+    for node in ast.walk(ast.parse(inspect.getsource(importlib.import_module(module)))):
+        wanted += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        wanted += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+for name in wanted:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_the_server_s_requirements_are_all_that_its_files_and_launchers_import() -> None:
+    """Nothing heavy is in them, nothing that the lock does not pin, and nothing is missing, for any runtime."""
     lines = (DEPLOY / "docker" / "server-requirements.txt").read_text().splitlines()
-    wanted = {line for line in lines if not line.startswith("#")}
+    wanted = {line.partition("#")[0].strip() for line in lines} - {""}
     assert wanted <= set(LOCKED)
-    assert not wanted & {"torch", "torchvision", "opacus", "dp-accounting", *HEAVY}
+    inside = closure(wanted)
+    assert not inside & {"torch", "torchvision", "opacus", "dp-accounting", "open-clip-torch", *HEAVY}
+    files = [*own("server", "*.json"), *own("server", "*.default"), *own("monitoring", "metrics*.json")]
+    named = {name.rpartition(".")[0] for file in files for name in classes(json.loads(file.read_text()))}
+    named |= {"fedmpt_flare.recipe"}
+    engines = {"docker_launcher", "k8s_launcher", "workspace_cell_transfer", "slurm.launcher"}
+    launchers = {f"nvflare.app_opt.job_launcher.{name}" for name in engines}
+
+    def missing(hidden: set[str]) -> set[str]:
+        arguments = [json.dumps(sorted(names)) for names in (hidden, named, launchers)]
+        command = [sys.executable, "-W", "ignore", "-c", INSIDE, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {line.split("'")[1].partition(".")[0] for line in done.stdout.splitlines()}
+
+    ours = {"fedmpt"}
+    outside = {
+        top
+        for top, owners in metadata.packages_distributions().items()
+        if not {canonicalize_name(o) for o in owners} & (inside | ours)
+    }
+    assert {"torch", "scipy", "pytest"} <= outside
+    assert missing(outside) == set()
+    assert missing(outside | {"kubernetes", "datadog", "docker"}) == {"kubernetes", "datadog", "docker"}
 
 
 def test_units_start_what_a_kit_holds(kits: Path) -> None:
@@ -254,6 +289,10 @@ def test_units_start_what_a_kit_holds(kits: Path) -> None:
         assert start[1] == "--once"
         assert "--once)" in script.read_text()
         assert STATE in unit["Service"]["ReadWritePaths"]
+        text = (DEPLOY / "systemd" / f"fedmpt-{name}.service").read_text()
+        assert "Environment=NVFLARE_SECURE_LOGGING=true" in text
+        assert (f"Environment=HF_HOME={STATE}/weights" in text) == (name == "site")
+        assert ("Environment=NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT=30" in text) == (name == "server")
 
 
 def test_monitoring_watches_events_that_flare_has() -> None:
@@ -265,6 +304,12 @@ def test_monitoring_watches_events_that_flare_has() -> None:
     named = {event for query in queries for event in re.findall(r'event="([^"]+)"', query)}
     assert len(named) >= 5
     assert named <= events
+    for query in queries:
+        promql_parser.parse(query)
+    with pytest.raises(ValueError):
+        promql_parser.parse(queries[0] + ")")
+    (heartbeat,) = [r["expr"] for g in alerts["groups"] for r in g["rules"] if r["alert"] == "NoHeartbeat"]
+    assert "or absent(" in heartbeat  # before the first heartbeat there is no series that could be 0
     mapping = yaml.safe_load((DEPLOY / "monitoring" / "statsd_mapping.yml").read_text())["mappings"]
     for metric, name, event in (
         ("_client_heartbeat_received_count", "flare_events_total", "_client_heartbeat_received"),
@@ -279,12 +324,26 @@ def test_monitoring_watches_events_that_flare_has() -> None:
     assert all((DEPLOY / "monitoring" / name).exists() for name in prometheus["rule_files"])
 
 
-def test_jobs_share_a_site_s_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With our resources file: a job that asks for a GPU without naming memory leaves room for the next."""
-    manager = GPUResourceManager(num_of_gpus=1, mem_per_gpu_in_GiB=0, ignore_host=True)
-    from nvflare.apis.fl_context import FLContext
+def gpus(offered: int) -> Gpus:
+    """A site's manager as its resources file says, but for the number of its GPUs."""
+    resources = json.loads((DEPLOY / "site" / "local" / "resources.json.default").read_text())
+    (found,) = [c for c in resources["components"] if c["id"] == "resource_manager"]
+    assert found["path"] == f"{Gpus.__module__}.{Gpus.__name__}"
+    return Gpus(**{**found["args"], "num_of_gpus": offered, "ignore_host": True})
 
-    first = manager.check_resources({"num_of_gpus": 1}, FLContext())
-    second = manager.check_resources({"num_of_gpus": 1}, FLContext())
-    assert first[0]
-    assert second[0]
+
+def test_jobs_share_a_site_s_gpu() -> None:
+    """A job that asks for a GPU without naming memory leaves room for the next."""
+    manager, fl_ctx = gpus(1), FLContext()
+    for _ in range(2):
+        free, token = manager.check_resources({"num_of_gpus": 1}, fl_ctx)
+        assert free
+        assert manager.allocate_resources({"num_of_gpus": 1}, token, fl_ctx) == {0: 0}
+
+
+@pytest.mark.parametrize(("offered", "asked"), [(0, 1), (1, 2)])
+def test_a_job_that_asks_for_more_gpus_than_the_site_has_is_told_so(offered: int, asked: int) -> None:
+    """FLARE shows the second value to the submitter, a federation of tests/flare checks."""
+    said = gpus(offered).check_resources({"num_of_gpus": asked}, FLContext())
+    assert said == (False, f"the job asks for num_of_gpus={asked}, which this site does not have free")
+    assert gpus(offered).check_resources({}, FLContext())[0]

@@ -8,9 +8,11 @@ import pytest
 from mlflow.tracking.client import MlflowClient
 from nvflare.apis.analytix import AnalyticsDataType, LogWriterName
 from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.utils.analytix_utils import create_analytic_dxo
+from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
+from nvflare.private.event import fire_event
 
 from fedmpt_core.config import FederationConfig, JobConfig
 from fedmpt_core.config_file import ConfigError, job_from_dict
@@ -19,30 +21,34 @@ from fedmpt_flare.recipe import FedMPTRecipe
 from fedmpt_flare.tasks import TRACKING_CLASSES
 
 
-def context(job_id: str = "job-1") -> FLContext:
+def context(receiver: MlflowReceiver, job_id: str = "job-1") -> FLContext:
+    """Of a job at a server whose only component is the receiver."""
+    engine = SimpleNamespace(fire_event=lambda kind, fl_ctx: fire_event(kind, [receiver], fl_ctx))
     found = FLContext()
-    found.set_prop(ReservedKey.ENGINE, SimpleNamespace(), private=True)
+    found.set_prop(ReservedKey.ENGINE, engine, private=True)
     found.set_prop(ReservedKey.IDENTITY_NAME, "server")
     found.set_prop(ReservedKey.RUN_NUM, job_id)
     found.set_prop(ReservedKey.JOB_META, {"name": "agreed"}, private=True)
     return found
 
 
-def say(receiver: MlflowReceiver, fl_ctx: FLContext, tag: str, value: float, step: int) -> None:
-    """As the workflow does through FLARE's events."""
+def say(fl_ctx: FLContext, tag: str, value: float, step: int) -> None:
+    """As the workflow does: FLARE carries it to whoever listens."""
     dxo = create_analytic_dxo(tag, value, AnalyticsDataType.METRIC, LogWriterName.MLFLOW, global_step=step)
-    receiver.save(fl_ctx, dxo.to_shareable(), "server")
+    send_analytic_dxo(FLComponent(), dxo, fl_ctx)
 
 
 def test_every_job_is_a_run_with_its_figures(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI, tmp_path.as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a server of its own is more than a test needs
     for job_id in ("job-1", "job-2"):
-        receiver, fl_ctx = MlflowReceiver(), context(job_id)
-        receiver.handle_event(EventType.START_RUN, fl_ctx)
+        receiver = MlflowReceiver()
+        fl_ctx = context(receiver, job_id)
+        fire_event(EventType.START_RUN, [receiver], fl_ctx)
         for step in range(3):
-            say(receiver, fl_ctx, "global/mAP", 10.0 * step, step)
-        receiver.handle_event(EventType.END_RUN, fl_ctx)
+            say(fl_ctx, "global/mAP", 10.0 * step, step)
+        fire_event(EventType.END_RUN, [receiver], fl_ctx)
+        say(fl_ctx, "global/mAP", 99.0, 3)  # too late, and dropped
     client = MlflowClient(tracking_uri=tmp_path.as_uri())
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -57,11 +63,15 @@ def test_a_server_without_an_address_says_so_and_the_job_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv(URI, raising=False)
-    receiver, fl_ctx = MlflowReceiver(), context()
+    receiver = MlflowReceiver()
+    fl_ctx = context(receiver)
     with caplog.at_level(logging.ERROR):
-        receiver.handle_event(EventType.START_RUN, fl_ctx)
+        fire_event(EventType.START_RUN, [receiver], fl_ctx)
     assert f"{URI} is not set in the server's environment" in caplog.text
-    receiver.handle_event(EventType.END_RUN, fl_ctx)
+    caplog.clear()
+    say(fl_ctx, "global/mAP", 1.0, 1)
+    fire_event(EventType.END_RUN, [receiver], fl_ctx)
+    assert caplog.text == ""
 
 
 def exported(tracking: tuple[Any, ...], folder: Any) -> str:

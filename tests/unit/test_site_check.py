@@ -23,9 +23,9 @@ from fedmpt_flare import site_check
 from fedmpt_flare.budget_command import _row, budget_of
 from fedmpt_flare.cli import app
 from fedmpt_flare.site_check import check_site_folder
-from tests.federation import DEPLOY, STATE
+from tests.federation import STATE
 from tests.kits import write_kit
-from tests.unit.test_deploy import SITE, flare, overlay
+from tests.provisioning import SITE, overlay
 
 JOB = resolved(
     JobConfig(
@@ -37,13 +37,6 @@ JOB = resolved(
     )
 )
 WHAT = ("start-up kit", "versions", "guards", "rights", "site file", "roster", "ledger", "pictures", "disk", "device")
-
-
-@pytest.fixture(scope="module")
-def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("provisioned")
-    flare("provision", "-p", DEPLOY / "provision" / "project.yml", "-w", root / "kits", home=root)
-    return root / "kits" / "fedmpt" / "prod_00"
 
 
 @pytest.fixture
@@ -91,11 +84,12 @@ def test_a_sound_site_can_be_started(site: Path) -> None:
     assert [f["what"] for f in plain] == list(WHAT)
 
 
-def _grow_streamer(kit: Path) -> None:
-    streamer = {"id": "s", "path": site_check.LOG_STREAMER, "args": {}}
-    (kit / "local" / "more__j_resources.json").write_text(json.dumps({"components": [streamer]}))
+def more(name: str, **values: Any) -> Callable[[Path], Any]:
+    """Another file that FLARE merges into the resources."""
+    return lambda kit: (kit / name).write_text(json.dumps(values))
 
 
+STREAMER = {"id": "s", "path": site_check.LOG_STREAMER, "args": {}}
 RESOURCES = "resources.json.default"
 FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no certificate": (lambda k: (k / "startup" / "client.crt").unlink(), "start-up kit", "client.crt cannot be read"),
@@ -110,7 +104,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "another key": (
         lambda k: shutil.copy(k / "startup" / "rootCA.pem", k / "startup" / "client.crt"),
         "start-up kit",
-        "",
+        "the private key is not that of the certificate",
     ),
     "no gate": (
         lambda k: edit_json(k, RESOURCES, lambda v: v.pop("app_validator")),
@@ -137,7 +131,31 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "guards",
         '"allow_log_streaming" must be false',
     ),
-    "a log streamer in another file": (_grow_streamer, "guards", "may not be a component"),
+    "a log streamer in another file": (
+        more("local/more__j_resources.json", components=[STREAMER]),
+        "guards",
+        "may not be a component",
+    ),
+    "a log streamer of the parent": (
+        more("local/more__p_resources.json", components=[STREAMER]),
+        "guards",
+        "may not be a component",
+    ),
+    "a log streamer in the kit": (
+        more("startup/more__resources.json", components=[STREAMER]),
+        "guards",
+        "may not be a component",
+    ),
+    "another gate in another file": (
+        more("local/more__p_resources.json", app_validator={"path": "other.Gate"}),
+        "guards",
+        "more__p_resources.json: holds app_validator, which only resources.json.default may say",
+    ),
+    "a longer allow list of jobs": (
+        more("local/job_resources.json", class_allow_list=["nvflare."]),
+        "guards",
+        "job_resources.json: holds class_allow_list, which only",
+    ),
     "no scope": (lambda k: (k / "local" / "privacy.json").unlink(), "guards", "privacy.json is missing"),
     "a scope without our guard": (
         lambda k: edit_json(k, "privacy.json", lambda v: v["scopes"].append({"name": "open"})),

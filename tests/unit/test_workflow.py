@@ -13,7 +13,9 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from fedmpt_core.config import FederationConfig, JobConfig, TrainingConfig
+from fedmpt_core.config_file import ConfigError
 from fedmpt_core.layout import ParameterLayout
+from fedmpt_core.packages import RELEASE
 from fedmpt_core.result import load_model
 from fedmpt_flare import tasks
 from fedmpt_flare.workflow import FedMPTWorkflow
@@ -71,9 +73,13 @@ class ScriptedWorkflow(FedMPTWorkflow):
         )
         self.context = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: "job")
         self.warnings: list[str] = []
+        self.errors: list[str] = []
 
     def log_warning(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
         self.warnings.append(msg)
+
+    def log_error(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
+        self.errors.append(msg)
 
     def log_info(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
         pass
@@ -188,6 +194,26 @@ def test_no_round_starts_when_too_few_sites_join(tmp_path: Path) -> None:
         ScriptedWorkflow(job(), sites, tmp_path).run()
     assert not [t for s in sites for t, _ in s.asked if t == tasks.TRAIN]
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_server_of_another_release_says_so_in_its_log_and_asks_nobody(tmp_path: Path) -> None:
+    site = ScriptedSite("a", 1.0)
+    workflow = ScriptedWorkflow(job(), [site], tmp_path)
+    workflow.release = "0.0.1"
+    with pytest.raises(ConfigError):
+        workflow.run()
+    assert workflow.errors == [f"the job is refused: the job was exported with fedmpt 0.0.1, the server runs {RELEASE}"]
+    assert site.asked == []
+
+
+def test_a_job_that_the_server_cannot_read_is_named_in_its_log(tmp_path: Path) -> None:
+    workflow = ScriptedWorkflow(job(), [], tmp_path)
+    workflow.job["training"]["rounds"] = -1
+    with pytest.raises(ConfigError):
+        workflow.run()
+    assert len(workflow.errors) == 1
+    assert workflow.errors[0].startswith("the job is refused: ")
+    assert "rounds=-1" in workflow.errors[0]
 
 
 def test_a_site_that_cannot_evaluate_leaves_the_round_without_figures(tmp_path: Path) -> None:
