@@ -1,0 +1,1 @@
+"""Side-by-side measurement of methods: plain in-process federations, their figures, tables and pictures."""

@@ -1,0 +1,165 @@
+"""Which runs make which table: methods side by side, sweeps of the federation, ablation and sensitivity of FedMPT.
+
+A case names its table, its row and, in a sweep, the value on the axis. Two cases of different tables may be the same
+run; it is then done once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedmpt_core.benchmark.setup import METHODS, ZERO_SHOT, Changes, Setup
+from fedmpt_core.config import JobConfig
+from fedmpt_core.methods import LABELS
+from fedmpt_core.schema import canonical_digest
+from fedmpt_core.site_config import SiteConfig
+
+MEASUREMENT = 1
+"""Version of what a run measures; a change makes all earlier results those of other runs."""
+
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MASKS = (0.1, 0.3, 0.5, 0.7, 0.9)
+PARTICIPATION_CLUSTERS = 0.5
+"""Heterogeneity where participation is varied: half as many sites as labels, so that a tenth can be asked."""
+
+LADDER = {
+    "prompts": ("prompts",),
+    "+ adapters": ("prompts", "adapters"),
+    "+ transport": ("prompts", "adapters", "transport"),
+    "+ gate (FedMPT)": ("prompts", "adapters", "transport", "gate"),
+    "gate without transport": ("prompts", "adapters", "gate"),
+    "adapters alone": ("adapters",),
+}
+SENSITIVITY: dict[str, tuple[Any, ...]] = {
+    "model.patch_temperature": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "model.similarity_scale": (5.0, 10.0, 20.0, 50.0),
+    "model.reg": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "model.adapter_width": (8, 16, 32, 64),
+    "model.condition_tokens": (0, 2, 4, 8),
+    "model.class_tokens": (2, 4, 7, 12),
+    "model.gate_temperature": (0.5, 1.0, 2.0, 5.0, 20.0),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of one table, for one seed.
+
+    Attributes:
+        table: `methods`, a sweep, `ablation` or `sensitivity`.
+        row: what the row is called.
+        value: place on a sweep's axis; 0 elsewhere.
+        method: of `METHODS`.
+        job: with its seed, noise multiplier worked out.
+        sites: the simulated sites.
+        heterogeneity: share t of the labels that is the number of clusters; None leaves records where they are.
+    """
+
+    table: str
+    row: str
+    value: float
+    method: str
+    job: JobConfig
+    sites: dict[str, SiteConfig]
+    heterogeneity: float | None = None
+
+    def identity(self) -> str:
+        """SHA-256 hex of everything that decides the run's figures."""
+        sites = {
+            n: {"data": dataclasses.asdict(s.data), "privacy": s.privacy and dataclasses.asdict(s.privacy)}
+            for n, s in self.sites.items()
+        }
+        return canonical_digest([MEASUREMENT, self.method == ZERO_SHOT, self.job.to_dict(), sites, self.heterogeneity])
+
+
+def plan(setup: Setup, table: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Case]:
+    """The cases of a table, those of one seed one after the other, so that they share their records.
+
+    Args:
+        setup: the folder.
+        table: a key of `TABLES`.
+        methods: of `METHODS`; `ablation` and `sensitivity` are of FedMPT whatever stands here.
+        seeds: at least one.
+
+    Raises:
+        ConfigError: a setting out of range.
+        ValueError: an unknown table or method.
+    """
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown:
+        raise ValueError(f"method {unknown[0]!r} is not known: use {', '.join(METHODS)}, or all")
+    if table not in TABLES:
+        raise ValueError(f"table {table!r} is not known: use {', '.join(TABLES)}")
+    ordered = [m for m in METHODS if m in methods]
+    return [case for seed in seeds for case in TABLES[table](setup, ordered, seed)]
+
+
+def title(method: str) -> str:
+    """A method's name in tables."""
+    return LABELS.get(method, method)
+
+
+def _methods(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    for method in methods:
+        yield Case("methods", title(method), 0.0, method, setup.job(method, seed), setup.sites)
+
+
+def _heterogeneity(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    for share in SHARES:
+        for method in methods:
+            job = setup.job(method, seed)
+            yield Case("heterogeneity", title(method), share, method, job, setup.sites, share)
+
+
+def _masks(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    for share in MASKS:
+        sites = {
+            n: dataclasses.replace(s, data=dataclasses.replace(s.data, drop_positives=share))
+            for n, s in setup.sites.items()
+        }
+        for method in methods:
+            yield Case("masks", title(method), share, method, setup.job(method, seed), sites)
+
+
+def _participation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    for method in methods:
+        for share in (0.1, 0.3, 0.5, 1.0):
+            job = setup.job(method, seed)
+            job = dataclasses.replace(job, federation=dataclasses.replace(job.federation, participation=share))
+            yield Case("participation", title(method), share, method, job, setup.sites, PARTICIPATION_CLUSTERS)
+
+
+def _ablation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    rows: dict[str, Changes] = {name: {"model": {"components": parts}} for name, parts in LADDER.items()}
+    if setup.job("fedmpt", seed).model.trained == "adapters":  # what is left to train where there are none
+        rows |= {
+            name: {"model": {"components": parts, "trained": "contexts+gate"}}
+            for name, parts in LADDER.items()
+            if "adapters" not in parts
+        }
+    rows["FedMPT, logits mixed"] = {"model": {"mixture": "logits"}}
+    for row, extra in rows.items():
+        yield Case("ablation", row, 0.0, "fedmpt", setup.job("fedmpt", seed, extra), setup.sites)
+
+
+def _sensitivity(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    conditions = setup.job("fedmpt", seed).model.conditions
+    for n in range(1, len(conditions) + 1):
+        job = setup.job("fedmpt", seed, {"model": {"conditions": conditions[:n]}})
+        yield Case("sensitivity", "conditions", float(n), "fedmpt", job, setup.sites)
+    for key, values in SENSITIVITY.items():
+        section, _, name = key.partition(".")
+        for value in values:
+            job = setup.job("fedmpt", seed, {section: {name: value}})
+            yield Case("sensitivity", name, float(value), "fedmpt", job, setup.sites)
+
+
+TABLES: dict[str, Callable[[Setup, Sequence[str], int], Iterator[Case]]] = {
+    "methods": _methods,
+    "heterogeneity": _heterogeneity,
+    "masks": _masks,
+    "participation": _participation,
+    "ablation": _ablation,
+    "sensitivity": _sensitivity,
+}

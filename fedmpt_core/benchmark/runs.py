@@ -1,0 +1,126 @@
+"""One run: a federation trained and judged, and what it cost."""
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmpt_core.benchmark.book import Book
+from fedmpt_core.benchmark.exam import Exam, judge
+from fedmpt_core.benchmark.federate import Round, open_sessions, train_rounds
+from fedmpt_core.benchmark.plan import Case
+from fedmpt_core.benchmark.setup import ZERO_SHOT
+from fedmpt_core.benchmark.workshop import Workshop
+from fedmpt_core.config import JobConfig, ModelConfig
+from fedmpt_core.model import zero_shot_model
+from fedmpt_core.training import DEFAULT_BATCH_SIZE
+from fedmpt_core.tuned import TunedModel
+
+_REPEATS = 3
+
+
+def run_missing(cases: Sequence[Case], book: Book, workshop: Workshop, on_run: Any = None) -> None:
+    """Do every run that the book has not.
+
+    Args:
+        cases: in the order in which they share records.
+        book: open.
+        workshop: towers and records.
+        on_run: called with (case, result or None before the run, done, total).
+
+    Raises:
+        ValueError: data, settings or budgets that do not allow a run.
+        FloatingPointError: training diverged.
+    """
+    missing = list({c.identity(): c for c in cases if c.identity() not in book.results}.items())
+    for done, (identity, case) in enumerate(missing):
+        if on_run:
+            on_run(case, None, done, len(missing))
+        result = run(case, workshop)
+        book.add(identity, result)
+        if on_run:
+            on_run(case, result, done + 1, len(missing))
+
+
+def run(case: Case, workshop: Workshop) -> dict[str, Any]:
+    """Train and judge.
+
+    Args:
+        case: what to run.
+        workshop: towers and records.
+
+    Returns:
+        Plain values: `method`, `seed`, `figures` (as `exam.judge`), `trained` (numbers), `bytes_per_round` (one site's
+        update), `epsilon` (the most that a site has spent; 0 for zero-shot, None without differential privacy),
+        `cpu_ms_per_step`, `pictures_per_step` (expected), `cpu_ms_zero_shot` (the zero-shot prompt on as many
+        pictures), `sites`, `backbone`, `is_stand_in`, `job` (digest), `code`, `seconds`.
+    """
+    began, job = time.monotonic(), case.job
+    backbone = workshop.backbone(job.backbone)
+    records = workshop.records(job, case.sites, case.heterogeneity)
+    facts: dict[str, Any] = {
+        "trained": 0,
+        "bytes_per_round": 0,
+        "epsilon": 0.0,
+        "cpu_ms_per_step": 0.0,
+        "pictures_per_step": 0.0,
+    }
+    if case.method == ZERO_SHOT:
+        figures = judge(zero_shot_model(backbone, job.classes, job.model).to(workshop.device), records.exam)
+    else:
+        with open_sessions(job, records.sites, backbone=backbone, data=records.data) as sessions:
+            rounds = list(train_rounds(job, sessions))
+            model = next(iter(sessions.values())).model
+            model.load_vector(rounds[-1].state)
+            figures = judge(model, records.exam)
+        sizes = [len(data.train[1]) for data in records.data.values() if data.train]
+        facts = _costs(job, model, rounds, sizes)
+    # the same for all methods, so that their ratios compare: softmax pooling, whatever the job has
+    plain = zero_shot_model(backbone, job.classes, ModelConfig(components=())).to(workshop.device)
+    pictures = int(facts["pictures_per_step"]) or DEFAULT_BATCH_SIZE
+    facts["cpu_ms_zero_shot"] = _inference_ms(plain, records.exam, pictures)
+    return {
+        "method": case.method,
+        "seed": job.seed,
+        "figures": figures,
+        **facts,
+        "sites": len(records.sites),
+        "backbone": backbone.name,
+        "is_stand_in": backbone.is_stand_in,
+        "job": job.digest(),
+        "code": f"fedmpt {version('fedmpt')}",
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _costs(job: JobConfig, model: TunedModel, rounds: Sequence[Round], sizes: Sequence[int]) -> dict[str, Any]:
+    steps = sum(r.steps for r in rounds)
+    spent = [e for r in rounds for e in r.epsilon.values()]
+    if job.privacy.private:
+        pictures = job.privacy.sample_rate * float(np.mean(sizes))
+    else:
+        pictures = float(np.mean([min(size, job.training.batch_size or DEFAULT_BATCH_SIZE) for size in sizes]))
+    return {
+        "trained": model.layout().size,
+        "bytes_per_round": rounds[-1].sent,
+        "epsilon": max(spent) if job.privacy.private else None,
+        "cpu_ms_per_step": 1000 * sum(r.cpu_seconds for r in rounds) / steps,
+        "pictures_per_step": pictures,
+    }
+
+
+def _inference_ms(model: TunedModel, exam: Exam, pictures: int) -> float:
+    """CPU milliseconds of a prediction on cached features, its text encoded before; the least of several."""
+    rows = np.arange(pictures) % len(exam.independent.targets)
+    device = next(iter(model.trainable_parameters().values())).device
+    batch, found = exam.independent.features.batch(rows).to(device), []
+    with torch.no_grad():
+        text = model.text_features()
+        for _ in range(_REPEATS):
+            began = time.process_time()
+            model(batch, text)
+            found.append(1000 * (time.process_time() - began))
+    return min(found)
