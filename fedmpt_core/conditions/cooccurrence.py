@@ -170,7 +170,7 @@ class CountRelease:
             federation=FederationConfig(min_sites=policy.min_sites, max_failed_rounds=0),
         )
         cross_checked(one, policy.delta)
-        self._site, self._policy, self._name = site, policy, name
+        self._site, self._policy, self._name, self._kit = site, policy, name, kit
         self._max_norm, self._noise = max_norm, noise_multiplier
         self._id = f"{PURPOSE}-{secrets.token_hex(8)}"
         self._budget = Budget(self._job, site, open_ledger(policy, name, kit), self._id)
@@ -212,7 +212,7 @@ class CountRelease:
                 "rng": keystream.name,
                 "rng_key_id": keystream.key_id,
                 "aggregation": "unmasked",
-                "identities": "start-up kits",
+                "identities": "start-up kits" if self._kit else "insecure",
                 "config": self._job.digest(),
                 "code": f"fedmpt {RELEASE}",
                 "records": records,
