@@ -1,7 +1,7 @@
 """Filling the feature cache against the image tower alone, and reading annotations of COCO's size.
 
-The cache reads, hashes, decodes and resizes a picture, runs the tower, and stores and verifies the outcome; the tower
-alone is called with the same batches of tensors that are ready. Both are timed in turn, in one run.
+The cache reads, hashes, decodes and resizes a picture, runs the tower and stores the outcome; the tower alone is called
+with batches of tensors that are ready. All are timed in turn, in one run.
 """
 
 import json
@@ -26,6 +26,7 @@ from fedmpt_core.data.pictures import FilePicture
 from tests.bench.measure import Row, cpu_seconds, in_own_process, peak_mib
 
 PICTURES, BATCH, REPEATS = 64, 16, 6
+SIZES = (1, 4, 16)
 IMAGES, ANNOTATIONS, BYTES = 82_783, 604_907, 448e6  # of instances_train2014.json
 
 
@@ -41,36 +42,50 @@ def photographs(folder: Path) -> list[FilePicture]:
     return [FilePicture(str(folder / f"{i}.jpg")) for i in range(PICTURES)]
 
 
-def caching() -> Row:
-    """Pictures per CPU second, both ways."""
+def caching() -> list[Row]:
+    """Pictures per CPU second: the cache, and the tower alone in batches of several sizes."""
     folder = Path(tempfile.mkdtemp())
     try:
         pictures, backbone = photographs(folder), EmbeddedBackbone()
         ready = torch.stack([backbone.preprocess(p.load()) for p in pictures])
         backbone.patches(ready[:BATCH])
 
-        def tower() -> None:
-            for batch in ready.split(BATCH):
+        def tower(size: int) -> None:
+            for batch in ready.split(size):
                 backbone.patches(batch)
 
         def cache() -> None:
             shutil.rmtree(folder / "cache", ignore_errors=True)
             FeatureCache(folder / "cache", max_bytes=1 << 30).features(pictures, backbone, batch_size=BATCH)
 
-        # in turn, so that what else the machine does hits both alike
-        times = [(cpu_seconds(tower, 1), cpu_seconds(cache, 1)) for _ in range(REPEATS)]
+        # in turn, so that what else the machine does hits all alike
+        calls: list[Callable[[], None]] = [cache, *(lambda size=size: tower(size) for size in SIZES)]
+        times = [[cpu_seconds(call, 1) for call in calls] for _ in range(REPEATS)]
     finally:
         shutil.rmtree(folder)
-    alone, cached = (PICTURES / min(column) for column in zip(*times, strict=True))
-    return Row(
-        f"filling the feature cache, embedded towers, JPEGs of 500 x 375, against the tower alone, batches of {BATCH} "
-        "(pictures per CPU-s)",
-        f"{cached:.1f}",
-        f"{alone:.1f}",
-        f"{cached / alone:.1%}",
-        ">= 90%",
-        cached >= 0.9 * alone,
+    cached, *alone = (PICTURES / min(column) for column in zip(*times, strict=True))
+    same, best = alone[SIZES.index(BATCH)], max(alone)
+    what = (
+        "filling the feature cache (embedded towers, JPEGs of 500 x 375, pictures per CPU-s), against the image tower"
     )
+    return [
+        Row(
+            f"{what} alone, called with as many pictures at once ({BATCH})",
+            f"{cached:.1f}",
+            f"{same:.1f}",
+            f"{cached / same:.0%}",
+            ">= 90%",
+            cached >= 0.9 * same,
+        ),
+        Row(
+            f"the same against the tower's best of batches of {', '.join(map(str, SIZES))}: {SIZES[alone.index(best)]}",
+            f"{cached:.1f}",
+            f"{best:.1f}",
+            f"{cached / best:.0%}",
+            "–",
+            None,
+        ),
+    ]
 
 
 def annotations(path: Path) -> None:
@@ -136,8 +151,8 @@ def loading() -> Row:
         raise RuntimeError(f"the file has {size} bytes and {streamed['pictures']} pictures: it is not like COCO's")
     return Row(
         f"COCO-size annotations ({size / 1e6:.0f} MB, {ANNOTATIONS:,} of {IMAGES:,} pictures), against json.load "
-        f"(peak MiB; CPU-s {streamed['cpu']:.0f} and {at_once['cpu']:.0f})",
-        f"{streamed['peak']:.0f}",
+        f"(peak MiB, of which all that was there before; CPU-s {streamed['cpu']:.0f} and {at_once['cpu']:.0f})",
+        f"{streamed['peak']:.0f} ({streamed['before']:.0f})",
         f"{at_once['peak']:.0f}",
         f"{at_once['peak'] / streamed['peak']:.0f}x",
         "<= 1024",
@@ -146,8 +161,8 @@ def loading() -> Row:
 
 
 def run() -> list[Row]:
-    """Both figures."""
-    return [caching(), loading()]
+    """All figures."""
+    return [*caching(), loading()]
 
 
 if __name__ == "__main__" and sys.argv[1:]:

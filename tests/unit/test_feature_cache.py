@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedmpt_core.data import feature_file
-from fedmpt_core.data.feature_cache import FeatureCache, PatchFeatures
+from fedmpt_core.data import feature_cache, feature_file
+from fedmpt_core.data.feature_cache import CPU_BATCH, FeatureCache, PatchFeatures
 from fedmpt_core.data.feature_file import ABANDONED_SECONDS, HEADER, FeatureCacheError
 from fedmpt_core.data.pictures import BadPicture, FilePicture
 
@@ -127,6 +127,44 @@ def test_a_picture_is_computed_once_in_batches_of_the_size_asked_for(tmp_path: P
     assert sorted(backbone.preprocessed) == [1, 2, 3, 4, 5, 6]
     assert torch.equal(again.batch(range(3)), expected([5, 1, 6]).half().float())
     assert len(files(tmp_path)) == 6
+
+
+def test_a_cpu_gets_small_batches_and_a_device_the_size_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Counting()
+    get(tmp_path / "cpu", range(40), backbone)
+    assert set(backbone.batches) == {CPU_BATCH}
+
+    computed = feature_cache._computed
+
+    def elsewhere(*arguments: Any) -> tuple[list[np.ndarray], str]:
+        return computed(*arguments)[0], "cuda"
+
+    monkeypatch.setattr(feature_cache, "_computed", elsewhere)
+    backbone = Counting()
+    found = get(tmp_path / "cuda", range(40), backbone, batch_size=10)
+    assert sorted(backbone.batches) == [2, 4, 4, 10, 10, 10]  # the first in small pieces: nobody knows yet
+    assert torch.equal(found.batch(range(40)), expected(range(40)).half().float())
+
+
+@pytest.mark.parametrize("after", [1, 7, 12])
+def test_what_was_computed_before_a_break_is_not_computed_again(tmp_path: Path, after: int) -> None:
+    class Broken(Counting):
+        def patches(self, images: Tensor) -> Tensor:
+            if len(self.batches) == after:
+                raise KeyboardInterrupt
+            return super().patches(images)
+
+    first, second = Broken(), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        get(tmp_path, range(60), first)
+    kept = len(files(tmp_path))
+    assert 0 < kept < 60 or after == 1
+    found = get(tmp_path, range(60), second)
+    assert sum(second.batches) == 60 - kept
+    assert torch.equal(found.batch(range(60)), expected(range(60)).half().float())
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_nothing_but_digests_and_shape_is_asked_of_the_backbone_when_all_is_there(tmp_path: Path) -> None:
