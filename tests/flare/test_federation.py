@@ -354,6 +354,7 @@ def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_r
     assert outcome.meta["status"] == "FINISHED:COMPLETED", outcome.meta
     assert [r["round"] for r in outcome.record["rounds"]] == [0, 1, 2, 3]
     assert trained(outcome)[kept.round :] == [list(SITES[:3])] * 2
+    assert first_refusal(outcome, "site-4", tasks.CONFIRM).startswith("ROSTER: ")
     for site in SITES:
         committed = list(range(kept.round + 1, 4)) if site != "site-4" else []
         assert rounds_of(ledger(federation, site), outcome, "commit") == committed

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
-import promql_parser
 import pytest
 import yaml
-from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.resource_managers.gpu_resource_manager import GPUResourceManager
 from packaging.requirements import Requirement
@@ -293,35 +291,6 @@ def test_units_start_what_a_kit_holds(kits: Path) -> None:
         assert "Environment=NVFLARE_SECURE_LOGGING=true" in text
         assert (f"Environment=HF_HOME={STATE}/weights" in text) == (name == "site")
         assert ("Environment=NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT=30" in text) == (name == "server")
-
-
-def test_monitoring_watches_events_that_flare_has() -> None:
-    events = {v for k, v in vars(EventType).items() if k.isupper()} | {"_job"}
-    dashboard = json.loads((DEPLOY / "monitoring" / "grafana_dashboard.json").read_text())
-    alerts = yaml.safe_load((DEPLOY / "monitoring" / "alerts.yml").read_text())
-    queries = [t["expr"] for p in dashboard["panels"] for t in p["targets"]]
-    queries += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
-    named = {event for query in queries for event in re.findall(r'event="([^"]+)"', query)}
-    assert len(named) >= 5
-    assert named <= events
-    for query in queries:
-        promql_parser.parse(query)
-    with pytest.raises(ValueError):
-        promql_parser.parse(queries[0] + ")")
-    (heartbeat,) = [r["expr"] for g in alerts["groups"] for r in g["rules"] if r["alert"] == "NoHeartbeat"]
-    assert "or absent(" in heartbeat  # before the first heartbeat there is no series that could be 0
-    mapping = yaml.safe_load((DEPLOY / "monitoring" / "statsd_mapping.yml").read_text())["mappings"]
-    for metric, name, event in (
-        ("_client_heartbeat_received_count", "flare_events_total", "_client_heartbeat_received"),
-        ("_job_time_taken", "flare_seconds", "_job"),
-    ):
-        rule = next(m for m in mapping if re.fullmatch(m["match"], metric))
-        assert rule["name"] == name
-        assert re.sub(rule["match"], rule["labels"]["event"].replace("$", "\\"), metric) == event
-    for group in alerts["groups"]:
-        assert all((REPOSITORY / rule["annotations"]["runbook"]).exists() for rule in group["rules"])
-    prometheus = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())
-    assert all((DEPLOY / "monitoring" / name).exists() for name in prometheus["rule_files"])
 
 
 def gpus(offered: int) -> Gpus:
