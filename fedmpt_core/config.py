@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any, Literal
 
 from fedmpt_core.federation_config import FederationConfig, ResumeConfig
-from fedmpt_core.schema import STRICT, canonical_digest, check_range, check_unique
+from fedmpt_core.schema import STRICT, canonical_digest, check_labels, check_range, check_unique
 from fedmpt_core.secagg.policy import LEAST_COHORT
 from fedmpt_core.secagg_config import SecAggConfig
 
@@ -301,6 +301,7 @@ class JobConfig:
         name: letters, digits, `_`, `-`; at most 64.
         classes: the labels, in the order of every score vector; 2..2000.
         seed: fixes initial weights, batch order and the embedded pictures; 0..2^32-1.
+        unseen_classes: labels that are scored beside `classes` and never trained (generalised zero-shot).
         resume: which run to continue; None starts anew.
         schema: version of this schema.
     """
@@ -308,6 +309,7 @@ class JobConfig:
     name: str
     classes: tuple[str, ...]
     seed: int = 0
+    unseen_classes: tuple[str, ...] = ()
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -326,12 +328,9 @@ class JobConfig:
             raise ValueError(f"schema={self.schema} is not supported: this release reads schema {SCHEMA_VERSION}")
         if not 1 <= len(self.name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "_-") for c in self.name):
             raise ValueError(f"name={self.name!r}: use 1 to 64 letters, digits, '_' or '-'")
-        if not 2 <= len(self.classes) <= 2000:
-            raise ValueError(f"classes has {len(self.classes)} entries: give 2 to 2000 labels")
-        if any(not c.strip() or c != c.strip() or "|" in c or ";" in c for c in self.classes):
-            bad = next(c for c in self.classes if not c.strip() or c != c.strip() or "|" in c or ";" in c)
-            raise ValueError(f"classes holds {bad!r}: a label may not be empty, hold '|' or ';', or start or end blank")
+        check_labels(self.classes, self.unseen_classes)
         check_unique(self, "classes")
+        check_unique(self, "unseen_classes")
         check_range(self, "seed", 0, 2**32 - 1)
         if self.privacy.private and self.training.batch_size is not None:
             raise ValueError(
@@ -366,6 +365,11 @@ class JobConfig:
                 f"secagg.metrics={list(secagg.metrics)}: figures of training are not covered by differential privacy: "
                 "remove them"
             )
+
+    @property
+    def all_classes(self) -> tuple[str, ...]:
+        """Trained, then unseen labels: the columns of `val` and `test` targets."""
+        return (*self.classes, *self.unseen_classes)
 
     @property
     def first_round(self) -> int:

@@ -45,7 +45,10 @@ def load_job(path: str | Path, *, seed: int | None = None) -> JobConfig:
         name = model["conditions"]
         beside = path.parent / name
         try:
-            model["conditions"] = list(load_conditions(beside if beside.is_file() else name).conditions)
+            found = load_conditions(beside if beside.is_file() else name)
+            if isinstance(values.get("classes"), list):
+                found.check_classes(values["classes"])
+            model["conditions"] = list(found.conditions)
         except ValueError as error:
             raise ConfigError(f"{path}: [model] conditions: {error}") from None
     if seed is not None:
@@ -92,7 +95,8 @@ def load_server(path: str | Path) -> ServerConfig:
 def load_sites(path: str | Path) -> dict[str, SiteConfig]:
     """Read the sites of a simulation, in the order of the file.
 
-    A site whose data set is split takes the share of its position, unless the file gives another.
+    A site whose data set is split takes the share of its position, unless the file gives another. A manifest is split
+    where the file says `shares`.
 
     Raises:
         ConfigError: a sentence per problem.
@@ -115,7 +119,7 @@ def load_sites(path: str | Path) -> dict[str, SiteConfig]:
             raise ConfigError(f"{path}: sites.{name}={table!r} is not a table: write [sites.{name}]")
         merged = _merge(values.get("defaults", {}), table)
         data = merged.get("data")
-        if isinstance(data, dict) and data.get("source") in ("voc2007", "scenes"):
+        if isinstance(data, dict) and (data.get("source", "manifest") != "manifest" or "shares" in data):
             data.setdefault("share", position)
             data.setdefault("shares", len(tables))
         site = build(SiteConfig, merged, f"{path}: sites.{name}")
@@ -158,7 +162,10 @@ def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
     def place(value: str) -> str:
         return str((folder / Path(value).expanduser()).absolute()) if value else ""
 
-    data = dataclasses.replace(site.data, path=place(site.data.path), root=place(site.data.root))
+    data = site.data
+    data = dataclasses.replace(
+        data, path=place(data.path), root=place(data.root), partition_file=place(data.partition_file)
+    )
     privacy = site.privacy and dataclasses.replace(site.privacy, ledger=place(site.privacy.ledger))
     secagg = dataclasses.replace(site.secagg, roster=place(site.secagg.roster), state=place(site.secagg.state))
     return dataclasses.replace(site, data=data, privacy=privacy, secagg=secagg, cache_dir=place(site.cache_dir))

@@ -78,7 +78,8 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
     found = {}
     for name, site in sites.items():
         try:
-            splits = {s: load_split(job, site.data, s, verify=verify) for s in ("train", "val", "test")}
+            unseen = job.unseen_classes
+            splits = {s: load_split(job, site.data, s, unseen=unseen, verify=verify) for s in ("train", "val", "test")}
             if splits["train"] is not None:
                 units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"]))
         except ValueError as error:
@@ -86,7 +87,7 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
         counts = {s: len(d) if d else 0 for s, d in splits.items()}
         pictures = tuple(p for d in splits.values() if d for p in d.pictures)
         train = splits["train"]
-        positives = train.targets.sum(0) if train else np.zeros(len(job.classes), int)
+        positives = (train.targets == 1).sum(0) if train else np.zeros(len(job.classes), int)
         found[name] = SiteData(counts["train"], counts["val"], counts["test"], positives, pictures)
     if job.federation.evaluate_every and not any(d.test for d in found.values()):
         raise ValueError(

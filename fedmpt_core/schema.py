@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
@@ -14,6 +15,17 @@ def check_range(owner: object, name: str, low: float, high: float, *, open_low: 
     if not (low < value if open_low else low <= value) or value > high:
         bracket = "(" if open_low else "["
         raise ValueError(f"{name}={value} is out of range: allowed is {bracket}{low:g}, {high:g}]")
+
+
+def check_labels(classes: Sequence[str], unseen: Sequence[str]) -> None:
+    """Raises ValueError unless these can be a job's labels, trained and unseen: readable, 2..2000, none in both."""
+    if not 2 <= len(classes) <= 2000:
+        raise ValueError(f"classes has {len(classes)} entries: give 2 to 2000 labels")
+    if len(classes) + len(unseen) > 2000 or set(unseen) & set(classes):
+        raise ValueError("unseen_classes: give at most 2000 labels in all, none of them in classes too")
+    bad = next((c for c in (*classes, *unseen) if not c.strip() or c != c.strip() or "|" in c or ";" in c), None)
+    if bad is not None:
+        raise ValueError(f"classes holds {bad!r}: a label may not be empty, hold '|' or ';', or start or end blank")
 
 
 def check_unique(owner: object, name: str) -> None:

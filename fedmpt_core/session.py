@@ -136,6 +136,14 @@ class SiteSession:
         self.device = pick_device(site.device)
         self.backbone = (backbone or load_backbone(job.backbone)).to(self.device)
         self.model = build_model(self.backbone, job.classes, job.model, job.seed).to(self.device)
+        # what is trained must know no class, so that the same parameters fit a model that scores unseen ones too
+        self._judge = self.model
+        if job.unseen_classes:
+            self._judge = build_model(self.backbone, job.all_classes, job.model, job.seed).to(self.device)
+            if self._judge.layout() != self.model.layout():
+                raise ValueError(
+                    f"method='{job.model.method}' trains numbers per class: it has none for unseen_classes"
+                )
         if self._budget:
             self._budget.test_mechanism(self.model)
         self._data = SiteData()
@@ -149,7 +157,8 @@ class SiteSession:
         Raises:
             ValueError: the data cannot be used.
         """
-        found = {s: load_split(self.job, self.site.data, s) for s in ("train", "val", "test")}
+        unseen = self.job.unseen_classes
+        found = {s: load_split(self.job, self.site.data, s, unseen=unseen) for s in ("train", "val", "test")}
         train, val, test = found.values()
         units = None if train is None else units_of(train, self.job.privacy.unit, (val, test))
         features = {s: self._features(d, s, on_progress) for s, d in found.items() if d is not None}
@@ -261,14 +270,14 @@ class SiteSession:
         """
         if self._data.test is None:
             return None
-        self.model.load_vector(state)
-        test, val = self._data.test, self._data.val
+        self._judge.load_vector(state)
+        test, val, unseen = self._data.test, self._data.val, len(self.job.unseen_classes)
 
         def figures() -> dict[str, Any]:
-            found: dict[str, Any] = dict(evaluate(self.model, test, val))
+            found = evaluate(self._judge, test, val, unseen=unseen)
             if zero_shot:
-                plain = zero_shot_model(self.backbone, self.job.classes, self.job.model).to(self.device)
-                found["zero_shot"] = evaluate(plain, test, val)
+                plain = zero_shot_model(self.backbone, self.job.all_classes, self.job.model).to(self.device)
+                found["zero_shot"] = evaluate(plain, test, val, unseen=unseen)
             return found
 
         return self._with_room(figures)
@@ -291,6 +300,7 @@ class SiteSession:
         logging.getLogger(__name__).warning("%s has no room for a single record: on the CPU from now on", self.device)
         self.device = torch.device("cpu")
         self.backbone, self.model = self.backbone.to(self.device), self.model.to(self.device)
+        self._judge = self._judge.to(self.device)
         return work()
 
 

@@ -99,8 +99,8 @@ class EmbeddedBackbone(Backbone):
         if image.size != size:
             image = image.resize(size, PIL.Image.Resampling.BICUBIC)
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        pixels = np.array(image.convert("RGB").crop((left, top, left + side, top + side)), dtype=np.float32)
-        return torch.from_numpy(np.ascontiguousarray(((pixels - 127) / 128).transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.array(image.crop((left, top, left + side, top + side)).convert("RGB")))
+        return pixels.permute(2, 0, 1).contiguous().float().sub_(127).div_(128)
 
     @torch.no_grad()
     def patches(self, images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ NAMES = (
     "secagg",
     "latency",
     "federation",
+    "features",
     "demo",
 )
 PEERS = ("peers",)  # in an environment of their own: make bench-peers

@@ -108,6 +108,16 @@ def test_conditions_may_be_a_preset_a_list_or_a_file_beside_the_job(tmp_path: Pa
     assert listed.model.conditions == ("light", "season of year")
 
 
+def test_conditions_that_were_found_for_other_classes_are_refused(tmp_path: Path) -> None:
+    found = '[model]\nconditions = "voc2007-smollm2"\n'
+    voc = load_job(write(tmp_path, "a.toml", 'name = "x"\nclasses = ["dog", "tv monitor"]\n' + found))
+    assert len(voc.model.conditions) == 5
+    with pytest.raises(ConfigError, match=r"\[model\] conditions: .* were found for 20 other classes"):
+        load_job(write(tmp_path, "b.toml", 'name = "x"\nclasses = ["dog", "whale"]\n' + found))
+    with pytest.raises(ConfigError, match="classes"):
+        load_job(write(tmp_path, "c.toml", 'name = "x"\nclasses = 3\n' + found))
+
+
 def test_the_seed_of_the_command_line_wins(tmp_path: Path) -> None:
     path = write(tmp_path, "job.toml", JOB + "seed = 3\n")
     assert load_job(path).seed == 3
@@ -206,3 +216,20 @@ def test_a_simulated_site_that_the_file_does_not_name(tmp_path: Path) -> None:
     path = write(tmp_path, "site.toml", SITES)
     with pytest.raises(ConfigError, match=r"no table \[sites.site-9\]"):
         load_site(path, "site-9")
+
+
+def test_a_data_set_is_shared_out_by_position_and_a_manifest_when_asked(tmp_path: Path) -> None:
+    text = '[defaults.data]\nsource = "{0}"\npath = "m.csv"\npartition_file = "p.json"\n{1}\n[sites.a]\n[sites.b]\n'
+    for source in ("voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet"):
+        sites = load_sites(write(tmp_path, "site.toml", text.format(source, "")))
+        assert [(s.data.share, s.data.shares) for s in sites.values()] == [(1, 2), (2, 2)]
+    for more, shares in (("", [(1, 1), (1, 1)]), ("shares = 2", [(1, 2), (2, 2)])):
+        sites = load_sites(write(tmp_path, "site.toml", text.format("manifest", more)))
+        assert [(s.data.share, s.data.shares) for s in sites.values()] == shares
+    assert sites["a"].data.partition_file == str(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(("unseen", "says"), [(["cat"], "none of them in classes"), (["x", "x"], "more than once")])
+def test_unseen_classes_are_others(unseen: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        job_from_dict({"name": "j", "classes": ["cat", "dog"], "unseen_classes": unseen})

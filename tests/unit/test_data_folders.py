@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from fedmpt_core.config_file import load_job, load_sites
 from fedmpt_core.data import mlrsnet, multiscene, nuswide, objects365, voc
 from fedmpt_core.data.folders import KINDS, FolderOptions, classes_of, folder_rows, load_folder
 from fedmpt_core.data.manifest import ManifestError
 from fedmpt_core.data.manifest_file import ManifestRow
+from fedmpt_core.data.partition import sites_for
 from tests.miniature import (
     NUS_LABELS,
     NUS_TEST,
@@ -353,3 +355,14 @@ def test_json_of_nested_depth_does_not_end_the_program(o365: Path) -> None:
     text = json.dumps(values)
     path.write_text(text[:-1] + ', "x": ' + "[" * 5000 + "]" * 5000 + "}")
     assert len(rows("objects365", o365, "test")) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_data_set_has_a_preset_with_its_classes_and_shares(kind: Any) -> None:
+    folder = Path(__file__).parents[2] / "jobs" / kind
+    job, sites = load_job(folder / "job.toml"), load_sites(folder / "site.toml")
+    assert job.classes == classes_of(kind)
+    if kind != "objects365":  # no heterogeneity is published for it
+        assert len(sites) == sites_for(0.1, len(job.classes))
+    assert [(s.data.share, s.data.shares) for s in sites.values()] == [(i + 1, len(sites)) for i in range(len(sites))]
+    assert [s.data.evaluate for s in sites.values()] == [True] + [False] * (len(sites) - 1)

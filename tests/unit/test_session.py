@@ -175,3 +175,30 @@ def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(ValueError, match="device='cuda:99'"):
         pick_device("cuda:99")
     assert pick_device("cpu").type == "cpu"
+
+
+def test_unseen_classes_are_scored_and_leave_training_as_it_is(tmp_path: Path) -> None:
+    site = pictures(tmp_path)
+    seen = dataclasses.replace(JOB, classes=("cat", "dog"), unseen_classes=("bus",))
+    one = SiteSession(seen, site, "site-1")
+    ready = one.prepare()
+    update = one.train(ready.initial, 1).vector
+    found = one.evaluate(ready.initial + update, zero_shot=True) or {}
+    assert len(found["AP"]) == len(found["zero_shot"]["AP"]) == 3
+    assert (len(found["seen"]["AP"]), len(found["unseen"]["AP"])) == (2, 1)
+    text = (tmp_path / "manifest.csv").read_text()
+    kept = [line.replace("|bus", "").replace("bus|", "").replace(",bus,", ",,") for line in text.splitlines()]
+    (tmp_path / "manifest.csv").write_text("\n".join(kept) + "\n")
+    plain = SiteSession(dataclasses.replace(JOB, classes=("cat", "dog")), site, "site-1")
+    assert np.array_equal(plain.train(plain.prepare().initial, 1).vector, update)
+
+
+def test_dropped_labels_are_not_counted_as_seen(tmp_path: Path) -> None:
+    site = pictures(tmp_path)
+    full = preflight.check_data(JOB, {"a": site})["a"].positives
+    partial = dataclasses.replace(site.data, drop_positives=0.5, dropped="unknown")
+    some = preflight.check_data(JOB, {"a": dataclasses.replace(site, data=partial)})["a"].positives
+    assert (some <= full).all()
+    assert some.sum() < full.sum()
+    one = SiteSession(JOB, dataclasses.replace(site, data=partial), "site-1")
+    assert np.isfinite(one.train(one.prepare().initial, 1).vector).all()
