@@ -17,6 +17,7 @@ from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.site_config import SiteConfig
 from fedmpt_flare import console
 from fedmpt_flare.audit_cli import audit
+from fedmpt_flare.bench_cli import bench
 from fedmpt_flare.conditions_cli import conditions
 from fedmpt_flare.ledger_cli import ledger
 from fedmpt_flare.prepare_cli import partition, prepare
@@ -215,6 +216,7 @@ def predict(
 
 app.command()(prepare)
 app.command()(partition)
+app.command()(bench)
 app.command()(audit)
 app.command()(report)
 app.add_typer(conditions, name="conditions")

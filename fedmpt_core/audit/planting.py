@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fedmpt_core.config import JobConfig
 from fedmpt_core.data.feature_cache import PatchFeatures
+from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.memory import PieceSize, in_pieces
 from fedmpt_core.privacy.gradients import GradientEngine
 from fedmpt_core.privacy.keystream import Keystream
@@ -231,7 +232,7 @@ class PictureCanaries(Canaries):
         Args:
             model: the one that is trained.
             features: the canaries' records.
-            targets: (R, C) their right labels in {0, 1}.
+            targets: (R, C) their right labels: 1 present, 0 absent, `UNKNOWN` stays so.
             units: (R,) int64 canary of each record, from 0 without gaps.
             job: noise multiplier worked out.
             keystream: of the run.
@@ -240,8 +241,9 @@ class PictureCanaries(Canaries):
         self._engine = GradientEngine(model, job.loss, job.training.loss_weight, feature_space=feature_space)
         super().__init__(self._engine.private, job, keystream, int(units.max()) + 1)
         turned = public_generator(keystream).random(targets.shape) < 0.5
-        turned[~turned.any(1)] = True  # a record with all labels right would be no canary
-        self._labels = torch.from_numpy((targets != turned).astype(np.float32))
+        known = targets != UNKNOWN
+        turned[~(turned & known).any(1)] = True  # a record with all labels right would be no canary
+        self._labels = torch.from_numpy(np.where(known, targets != turned, UNKNOWN).astype(np.float32))
         self._features, self._units = features, units
         self._along = torch.zeros(0)
         self.scores = np.zeros(len(self.trained_on))

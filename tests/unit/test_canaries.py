@@ -21,6 +21,7 @@ from fedmpt_core.audit.planting import GradientCanaries, PictureCanaries
 from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_file import ManifestRow
+from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.model import FedMPT
 from fedmpt_core.privacy import site_budget, training
@@ -314,6 +315,7 @@ def test_without_noise_picture_canaries_are_all_found(engine: str) -> None:
     job, keystream = dataclasses.replace(JOB, privacy=privacy), Silent(KEY)
     units = np.repeat(np.arange(20), 2)  # patients with two pictures each
     right = np.tile([1, 0, 0], (40, 1)).astype(np.uint8)
+    right[::2, 1] = UNKNOWN
 
     def plant(model: FedMPT) -> PictureCanaries:
         return PictureCanaries(model, Table(40), right, units, job, keystream)  # type: ignore[arg-type]
@@ -321,7 +323,10 @@ def test_without_noise_picture_canaries_are_all_found(engine: str) -> None:
     planted: PictureCanaries = trained(job, keystream, plant, rounds=4)[1]
     assert 4 < planted.trained_on.sum() < 16
     assert planted.scores[planted.trained_on].min() > planted.scores[~planted.trained_on].max()
-    assert (planted._labels.numpy() != right).any(1).all()  # every record's labels are wrong
+    labels = planted._labels.numpy()
+    assert (labels != right).any(1).all()  # every record's labels are wrong
+    assert (labels[::2, 1] == UNKNOWN).all()  # and nobody makes up what nobody knows
+    assert np.isin(labels[1::2], [0, 1]).all()
 
 
 def test_units_are_mislabelled_as_a_whole_and_train_as_nothing_else(
