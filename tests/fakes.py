@@ -96,9 +96,9 @@ class FakeBackbone(Backbone):
                         f"prompt of condition {n} and class {c} has {len(prefix)} + {len(suffix)} tokens: "
                         f"at most {self.context_length} fit"
                     )
-                places = self._places[: len(tokens)].to(tokens.dtype)
-                inner = torch.tanh((tokens + 0.3 * tokens.roll(1, 0) * places) @ self._inner.to(tokens.dtype))
-                rows.append(inner.mean(0) @ self._text.to(tokens.dtype))
+                places = self._places[: len(tokens)].to(tokens)
+                inner = torch.tanh((tokens + 0.3 * tokens.roll(1, 0) * places) @ self._inner.to(tokens))
+                rows.append(inner.mean(0) @ self._text.to(tokens))
         return torch.stack(rows).unflatten(0, (len(prefixes), len(suffixes)))
 
     def to(self, device: torch.device | str) -> Self:

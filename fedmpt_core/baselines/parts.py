@@ -44,9 +44,10 @@ class FrozenPrompts(nn.Module):
     def __init__(self, backbone: "Backbone", classes: Sequence[str]) -> None:
         """Raises ValueError for a class that the backbone cannot tokenise."""
         super().__init__()
+        device = backbone.embed(backbone.tokenize(TEMPLATE)).device  # the tower may stand on a GPU already
         with torch.no_grad():
-            suffixes = ClassWords(backbone, classes)()
-            features = backbone.encode_prompts([embedded(backbone, TEMPLATE)], suffixes)
+            suffixes = [word.to(device) for word in ClassWords(backbone, classes)()]
+            features = backbone.encode_prompts([embedded(backbone, TEMPLATE).to(device)], suffixes)
         self._features: Tensor
         self.register_buffer("_features", features.detach().to("cpu", torch.float32), persistent=False)
 

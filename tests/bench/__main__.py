@@ -20,6 +20,7 @@ NAMES = (
     "latency",
     "federation",
     "features",
+    "gpu",
     "demo",
 )
 PEERS = ("peers",)  # in an environment of their own: make bench-peers

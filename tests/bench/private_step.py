@@ -64,7 +64,7 @@ def private_step(model: FedMPT, job: JobConfig, features: Tensor, targets: Tenso
 
     def step() -> None:
         engine.encode()
-        engine.fill([(features, targets, torch.arange(B))], B)
+        engine.fill([(features, targets, torch.arange(B, device=features.device))], B)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -160,7 +160,7 @@ def per_record(way: str, model: FedMPT, features: Tensor, targets: Tensor) -> Ca
 
         def ours() -> dict[str, Tensor]:
             engine.encode()
-            engine.fill([(features, targets, torch.arange(B))], B)
+            engine.fill([(features, targets, torch.arange(B, device=features.device))], B)
             return {n: _grad_sample(p) for n, p in engine.private.items()}
 
         return ours

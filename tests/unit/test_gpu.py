@@ -1,15 +1,18 @@
 """What a GPU must do like a CPU; needs one."""
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+from fedmpt_core.config import ModelConfig
+from fedmpt_core.methods import build_model
 from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.training import private_update
+from tests.fakes import FakeBackbone
 from tests.unit.test_memory import plain
-from tests.unit.test_private_training import KEY, RECORDS, setting
+from tests.unit.test_private_training import CLASSES, KEY, RECORDS, setting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -43,3 +46,14 @@ def test_a_plain_round_is_the_cpu_s() -> None:
         _, model, table, targets = setting()
         found.append(plain(model.to(device), table, targets).vector)
     assert np.allclose(*found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", get_args(get_type_hints(ModelConfig)["method"]))
+def test_every_method_predicts_on_a_gpu_what_it_predicts_on_a_cpu(method: Any) -> None:
+    patches, found = torch.randn(4, 9, 16, generator=torch.Generator().manual_seed(0)), []
+    short: Any = {"conditions": ("color", "pose")} if method in ("fedmpt", "released") else {}
+    for device in ("cpu", "cuda"):
+        backbone = FakeBackbone().to(device)  # as a site has it: the towers are there before the model is built
+        model = build_model(backbone, CLASSES, ModelConfig(method=method, **short), 0).to(device)
+        found.append(model(patches.to(device)).probabilities.detach().cpu().numpy())
+    assert np.allclose(*found, rtol=1e-4, atol=1e-5)
