@@ -20,6 +20,7 @@ NAMES = (
     "latency",
     "federation",
     "features",
+    "sites",
     "gpu",
     "demo",
 )
