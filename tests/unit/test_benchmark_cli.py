@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
-from fedmpt_flare.bench_cli import bench
+from fedmpt_flare.cli import app
 
 CLASSES = ("airplane", "banana", "bicycle", "boat", "bus", "camera", "car", "cat", "chair", "chicken", "clock", "dog",
            "elephant", "fish", "guitar", "horse", "motorcycle", "pizza", "train", "umbrella")  # fmt: skip
@@ -58,14 +57,6 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def app() -> typer.Typer:
-    made = typer.Typer()
-    made.command()(bench)
-    made.command(name="other")(lambda: None)  # with one command alone, Typer would not ask for its name
-    return made
-
-
-@pytest.fixture
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -75,9 +66,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_one_command_makes_the_table_and_repeating_it_costs_no_run(
-    app: typer.Typer, data: Path, tmp_path: Path
-) -> None:
+def test_one_command_makes_the_table_and_repeating_it_costs_no_run(data: Path, tmp_path: Path) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
     command = ["bench", "zero-shot,coop,fedmpt", str(data), "--seeds", "1", "--out", str(out), "--cache", str(cache)]
     run = CliRunner().invoke(app, command, catch_exceptions=False)
@@ -98,7 +87,7 @@ def test_one_command_makes_the_table_and_repeating_it_costs_no_run(
     assert json.loads(again.stdout)["tables"] == found["tables"]
 
 
-def test_tuning_writes_settings_for_the_next_benchmark(app: typer.Typer, data: Path, tmp_path: Path) -> None:
+def test_tuning_writes_settings_for_the_next_benchmark(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["bench", "coop", str(data), "--seeds", "1", "--first-seed", "7", "--tune", "--out", str(out)]
     run = CliRunner().invoke(app, [*command, "--cache", str(tmp_path / "cache")], catch_exceptions=False)
@@ -108,7 +97,7 @@ def test_tuning_writes_settings_for_the_next_benchmark(app: typer.Typer, data: P
     assert (out / "tuning.md").read_text().count("Fed-CoOp: training.learning_rate") == 2
 
 
-def test_what_is_not_known_is_named(app: typer.Typer, data: Path, tmp_path: Path) -> None:
+def test_what_is_not_known_is_named(data: Path, tmp_path: Path) -> None:
     for arguments, says in (
         (["clip", str(data)], "method 'clip' is not known: use zero-shot"),
         (["all", str(tmp_path / "nowhere")], "is not a folder"),
