@@ -111,6 +111,8 @@ def check_model(job: JobConfig) -> ModelSize:
         groups[group] = groups.get(group, 0) + parameter.numel()
     text = model.text_features()  # also finds prompts that do not fit the tower's context
     make_optimizer(model, job.training, 1)  # finds rates that do not fit the trained groups
+    if job.unseen_classes and build_model(backbone, job.all_classes, job.model, 0).layout() != model.layout():
+        raise ValueError(f"method='{job.model.method}' trains numbers per class: it has none for unseen_classes")
     if job.privacy.private:
         mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
     sizes = model.group_sizes()

@@ -5,8 +5,8 @@
 
 so that P(Y_c = 1) is the softmax of the two pooled cosines over a temperature. Pooling is the paper's class-specific
 region feature aggregation, the loss its asymmetric one, M = 16 as there. Differs: the temperature is learnt and a bias
-added, as for every method here; the paper takes regions before the tower's attention pooling, here they are the patch
-features.
+added, as for every method here (it starts at -2.2, a label in one picture of ten); the paper takes regions before the
+tower's attention pooling, here they are the patch features.
 
 Trained numbers: 2 C M E + 2. Cost: 2 C prompts through the text tower, two cosines per patch and class.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedmpt_core.adapters import cosine
 from fedmpt_core.baselines.baseline import Baseline
-from fedmpt_core.baselines.parts import ClassContexts, Output, answer, pooled
+from fedmpt_core.baselines.parts import PRIOR_LOGIT, ClassContexts, Output, answer, pooled
 from fedmpt_core.config import ModelConfig
 from fedmpt_core.tuned import Prediction
 
@@ -33,7 +33,7 @@ class DualHead(nn.Module):
     def __init__(self, backbone: "Backbone", config: ModelConfig) -> None:
         """See `Output`."""
         super().__init__()
-        self.output, self._temperature = Output(backbone, config), config.patch_temperature
+        self.output, self._temperature = Output(backbone, config, PRIOR_LOGIT), config.patch_temperature
 
     def forward(self, text: Tensor, patches: Tensor) -> Prediction:
         """(2, C, D) and (..., P, D) -> Prediction."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedmpt_core.adapters import per_record
 from fedmpt_core.baselines.baseline import Baseline
-from fedmpt_core.baselines.parts import answer, unit_mean_square
+from fedmpt_core.baselines.parts import PRIOR_LOGIT, answer, unit_mean_square
 from fedmpt_core.config import ModelConfig
 from fedmpt_core.tuned import Prediction
 
@@ -58,6 +58,6 @@ def build(
     backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
 ) -> Baseline:
     """The model; `generator` is not needed, as it starts from zero."""
-    bias = backbone.logit_bias if config.bias is None else config.bias
+    bias = PRIOR_LOGIT if config.bias is None else config.bias
     width = backbone.feature_dim
     return Baseline(backbone, classes, config, NoWords(len(classes), width), LinearHead(len(classes), width, bias))

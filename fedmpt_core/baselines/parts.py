@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CONTEXT_STD = 0.02
 """Standard deviation of a new context vector (CoOp)."""
 
+PRIOR_LOGIT = -2.2
+"""Start of a logit that is made of a difference, 0 at first: a label in one picture of ten, a public constant."""
+
 TEMPLATE = "a photo of a"
 _TINY = 1e-12
 
@@ -152,11 +155,13 @@ class Output(nn.Module):
         bias: Parameter (1,) logit at cosine 0.
     """
 
-    def __init__(self, backbone: "Backbone", config: ModelConfig) -> None:
-        """Starts from the settings, or the backbone's public constants."""
+    def __init__(self, backbone: "Backbone", config: ModelConfig, start: float | None = None) -> None:
+        """Starts from the settings, or the backbone's public constants; `start` stands for its bias, which belongs to
+        one cosine.
+        """
         super().__init__()
         scale = backbone.logit_scale if config.scale is None else config.scale
-        bias = backbone.logit_bias if config.bias is None else config.bias
+        bias = (backbone.logit_bias if start is None else start) if config.bias is None else config.bias
         self.scale = nn.Parameter(torch.full((1,), float(scale)))
         self.bias = nn.Parameter(torch.full((1,), float(bias)))
 

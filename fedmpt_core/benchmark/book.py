@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 NAME = "runs.jsonl"
+KEYS = (
+    "method", "seed", "figures", "trained", "bytes_per_round", "epsilon", "cpu_ms_per_step", "pictures_per_step",
+    "cpu_ms_zero_shot", "sites", "backbone", "is_stand_in", "job", "code", "seconds",
+)  # fmt: skip
+"""What every line has beside `run`."""
 
 
 class BookError(ValueError):
@@ -76,8 +81,8 @@ class Book:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                self.results[row.pop("run")] = row
-            except (ValueError, KeyError, AttributeError):
+                self.results[row.pop("run")] = {key: row[key] for key in KEYS}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise BookError(
                     f"{self._path}: line {number} is not a result: remove it, or name another place"
                 ) from None

@@ -38,7 +38,8 @@ def write_results(
         ValueError: a file cannot be written.
     """
     found = {table: tables.rows_of(cases, results) for table, cases in planned.items()}
-    parts, written = [], [results[c.identity()] for cases in planned.values() for c in cases if c.identity() in results]
+    done = {c.identity(): c for cases in planned.values() for c in cases if c.identity() in results}
+    parts, written = [], [results[identity] for identity in done]
     for table, rows in found.items():
         # the authors' mean over all t stands beside our own sites' figures only: a sweep has its values apart
         reported = reported_by_the_authors(planned[table][0].job, setup.sites) if table == "methods" else None

@@ -5,13 +5,17 @@ run; it is then done once.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fedmpt_core.benchmark.setup import METHODS, ZERO_SHOT, Changes, Setup
 from fedmpt_core.config import JobConfig
 from fedmpt_core.methods import LABELS
+from fedmpt_core.packages import RELEASE
 from fedmpt_core.schema import canonical_digest
 from fedmpt_core.site_config import SiteConfig
 
@@ -68,12 +72,17 @@ class Case:
     heterogeneity: float | None = None
 
     def identity(self) -> str:
-        """SHA-256 hex of everything that decides the run's figures."""
+        """SHA-256 hex of what decides the run's figures: job, sites, manifests' content, release.
+
+        Pictures and weights are not read for it: name another folder for results when they change under the same name.
+        """
         sites = {
             n: {"data": dataclasses.asdict(s.data), "privacy": s.privacy and dataclasses.asdict(s.privacy)}
             for n, s in self.sites.items()
         }
-        return canonical_digest([MEASUREMENT, self.method == ZERO_SHOT, self.job.to_dict(), sites, self.heterogeneity])
+        lists = [_content(path) for s in self.sites.values() for path in (s.data.path, s.data.partition_file)]
+        known = [MEASUREMENT, RELEASE, self.method == ZERO_SHOT, self.job.to_dict(), sites, lists, self.heterogeneity]
+        return canonical_digest(known)
 
 
 def plan(setup: Setup, table: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Case]:
@@ -96,6 +105,12 @@ def plan(setup: Setup, table: str, methods: Sequence[str], seeds: Sequence[int])
         raise ValueError(f"table {table!r} is not known: use {', '.join(TABLES)}")
     ordered = [m for m in METHODS if m in methods]
     return [case for seed in seeds for case in TABLES[table](setup, ordered, seed)]
+
+
+@lru_cache
+def _content(path: str) -> str:
+    """SHA-256 hex of a file, read once; empty for no file and for a folder."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
 
 
 def title(method: str) -> str:

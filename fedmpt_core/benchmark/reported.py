@@ -5,10 +5,14 @@ differed from ours (rounds, resolution, number of seeds) is only partly known. O
 shown: figures of different things do not belong in one table.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedmpt_core.config import JobConfig
-from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.data.prepare import record_path
+from fedmpt_core.site_config import DataConfig, SiteConfig
 
 _TABLE_1 = {
     "voc2007": {"dualcoop": 84.94, "fedtpg": 85.12, "fedmvp": 85.59, "fedmpt": 89.51},
@@ -36,8 +40,22 @@ def reported_by_the_authors(job: JobConfig, sites: dict[str, SiteConfig]) -> Rep
     backbone = job.backbone
     if backbone.architecture not in _ARCHITECTURES or backbone.weights != "openai":
         return None
-    sources = {site.data.source for site in sites.values()}
-    if len(sources) != 1 or (figures := _TABLE_1.get(next(iter(sources)))) is None:
+    kinds = {_kind(data) for data in {site.data.path: site.data for site in sites.values()}.values()}
+    if len(kinds) != 1 or (figures := _TABLE_1.get(next(iter(kinds)))) is None:
         return None
     note = "Reported by the authors (Table 1, mean over t = 10 to 100 %): their runs, not ours; see the method page."
     return Reported(figures, note)
+
+
+def _kind(data: DataConfig) -> str:
+    """Whose folder the pictures are, also behind an unchanged manifest of `fedmpt prepare` without `min_labels`."""
+    if data.source != "manifest":
+        return data.source
+    try:
+        record = json.loads(record_path(Path(data.path)).read_text(encoding="utf-8"))
+        with Path(data.path).open("rb") as file:
+            unchanged = hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
+        whole = unchanged and record["options"]["min_labels"] == 0
+        return str(record["kind"]) if whole else data.source
+    except (OSError, ValueError, KeyError, TypeError):
+        return data.source  # no record, or none of ours

@@ -54,7 +54,7 @@ def run(case: Case, workshop: Workshop) -> dict[str, Any]:
 
     Returns:
         Plain values: `method`, `seed`, `figures` (as `exam.judge`), `trained` (numbers), `bytes_per_round` (one site's
-        update), `epsilon` (the most that a site has spent; 0 for zero-shot, None without differential privacy),
+        update), `epsilon` (the most that a site has spent, 0 for zero-shot; None without differential privacy),
         `cpu_ms_per_step`, `pictures_per_step` (expected), `cpu_ms_zero_shot` (the zero-shot prompt on as many
         pictures), `sites`, `backbone`, `is_stand_in`, `job` (digest), `code`, `seconds`.
     """
@@ -64,7 +64,7 @@ def run(case: Case, workshop: Workshop) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "trained": 0,
         "bytes_per_round": 0,
-        "epsilon": 0.0,
+        "epsilon": 0.0 if job.privacy.private else None,
         "cpu_ms_per_step": 0.0,
         "pictures_per_step": 0.0,
     }

@@ -113,6 +113,14 @@ def _load(folder: Path) -> Setup:
                 raise ConfigError(
                     f'{folder / "grid.toml"}: [{method}] {key!r} = {values!r}: write "model.reg" = [0.03, 0.1]'
                 )
+    job = load_job(folder / "job.toml")
+    if job.model.method != "fedmpt":
+        raise ConfigError(
+            f"{folder / 'job.toml'}: [model] method='{job.model.method}': a benchmark's job is FedMPT's, remove it and "
+            "name other methods on the command line"
+        )
+    if job.unseen_classes:
+        raise ConfigError(f"{folder / 'job.toml'}: unseen_classes: `fedmpt simulate` alone scores them, remove them")
     setup = Setup(folder, sites, changes, grid)
     for method in changes:
         setup.job(method, 0)

@@ -97,6 +97,8 @@ class Workshop:
         if not judges:
             raise ValueError("no site scores: give one site a test split and evaluate = true")
         drop = sites[judges[0]].data
+        if len({(s.data.drop_positives, s.data.dropped) for s in sites.values()}) > 1:
+            raise ValueError("drop_positives differs between sites: a benchmark drops the same share everywhere")
         exam = self._exam(job, sites, judges[0])
         pictures = [picture for dataset in train.values() for picture in dataset.pictures]
         features = self._features(job, "train", pictures)

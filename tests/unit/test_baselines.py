@@ -213,6 +213,15 @@ def test_the_prediction_is_the_paper_s_formula_written_out(method: str) -> None:
     assert got.condition_probabilities.shape == (B, len(model.conditions), C)
 
 
+@pytest.mark.parametrize("method", ["linear", "dualcoop", "poscoop"])
+def test_a_difference_starts_near_a_label_in_ten_whatever_the_towers_bias(method: str) -> None:
+    backbone = FakeBackbone()
+    backbone.logit_scale, backbone.logit_bias = 100.0, -27.2  # CLIP's: for the cosine of one pair
+    model = build_model(backbone, CLASSES, ModelConfig(method=method), 0)  # type: ignore[arg-type]
+    name = "head.bias" if method == "linear" else "head.output.bias"
+    assert float(model.trainable_parameters()[name][0].detach()) == pytest.approx(-2.2)
+
+
 def test_the_released_gate_weighs_conditions_by_their_spread() -> None:
     model, x = build("released"), patches()
     got = model(x)
@@ -469,6 +478,12 @@ def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path, monkey
     agreed = job(method)
     size = preflight.check_model(agreed)
     assert size.floats == SIZES[method]
+    open_world = dataclasses.replace(agreed, unseen_classes=("bus",))
+    if method in ("linear", "dualcoop", "poscoop"):
+        with pytest.raises(ValueError, match="trains numbers per class"):
+            preflight.check_model(open_world)
+    else:
+        assert preflight.check_model(open_world).floats == SIZES[method]
     assert set(size.released) == {"all"}
     model = build_model(FakeBackbone(), CLASSES, agreed.model, agreed.seed)
     state = (model.vector() + 0.01).astype(np.float32)

@@ -1,6 +1,7 @@
 """The benchmark: what it measures, that it resumes, that nothing it reports comes from where it must not."""
 
 import dataclasses
+import hashlib
 import json
 import statistics
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 
 from fedmpt_core import metrics, session
 from fedmpt_core.benchmark import workshop as workshop_module
-from fedmpt_core.benchmark.book import NAME, Book, BookError
+from fedmpt_core.benchmark.book import KEYS, NAME, Book, BookError
 from fedmpt_core.benchmark.exam import EQUAL_RECALL, judge
 from fedmpt_core.benchmark.federate import federate, open_sessions, train_rounds
 from fedmpt_core.benchmark.output import write_results
-from fedmpt_core.benchmark.plan import LADDER, TABLES, Case, plan
+from fedmpt_core.benchmark.plan import LADDER, TABLES, Case, _content, plan
 from fedmpt_core.benchmark.reported import reported_by_the_authors
 from fedmpt_core.benchmark.runs import run, run_missing
 from fedmpt_core.benchmark.setup import EMBEDDED, METHODS, Setup, load_setup
@@ -351,17 +352,20 @@ def test_a_broken_off_benchmark_goes_on_where_it_was(setup: Setup, workshop: Wor
 
 
 def test_a_book_is_written_by_one_and_a_damaged_line_is_named(tmp_path: Path) -> None:
+    whole = {**dict.fromkeys(KEYS, 1), "figures": {"mAP": 50.0}}
     with Book(tmp_path) as book:
-        book.add("a", {"x": 1})
+        book.add("a", whole)
         with pytest.raises(BookError, match="another benchmark writes here"), Book(tmp_path):
             pass
     with Book(tmp_path) as book:
-        assert book.results == {"a": {"x": 1}}
+        assert book.results == {"a": whole}
     with pytest.raises(BookError, match="closed"):
         book.add("b", {})
-    (tmp_path / NAME).write_text('{"run": "a"}\nnot json\n')
-    with pytest.raises(BookError, match="line 2 is not a result"), Book(tmp_path):
-        pass
+    line = json.dumps({"run": "a", **whole})
+    for damaged in ("not json", '{"run": "b"}', "[]"):
+        (tmp_path / NAME).write_text(f"{line}\n{damaged}\n")
+        with pytest.raises(BookError, match="line 2 is not a result"), Book(tmp_path):
+            pass
     (tmp_path / "file").write_text("")
     with pytest.raises(BookError, match="cannot be written"), Book(tmp_path / "file"):
         pass
@@ -369,7 +373,7 @@ def test_a_book_is_written_by_one_and_a_damaged_line_is_named(tmp_path: Path) ->
 
 def test_a_run_says_what_it_cost(setup: Setup, workshop: Workshop) -> None:
     found = {c.method: run(c, workshop) for c in plan(setup, "methods", ["zero-shot", "coop", "linear"], [0])}
-    assert (found["zero-shot"]["trained"], found["zero-shot"]["epsilon"]) == (0, 0.0)
+    assert (found["zero-shot"]["trained"], found["zero-shot"]["epsilon"]) == (0, None)
     for method in ("coop", "linear"):
         result = found[method]
         model = build_model(FakeBackbone(), CLASSES, setup.job(method, 0).model, 0)
@@ -524,7 +528,7 @@ def test_the_embedded_folders_have_every_method(name: str) -> None:
     assert len(trials(embedded, METHODS, [0])) > 0
 
 
-def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(setup: Setup) -> None:
+def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(setup: Setup, tmp_path: Path) -> None:
     job = setup.job("fedmpt", 0)
     clip = dataclasses.replace(job, backbone=BackboneConfig("open_clip", "ViT-B-16", "openai"))
     voc = {n: dataclasses.replace(s, data=DataConfig("voc2007", path="/voc")) for n, s in setup.sites.items()}
@@ -535,6 +539,48 @@ def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(setu
     text = markdown("methods", rows_of(cases, {cases[0].identity(): result(80, None)}), found)
     assert "| 89.51 |" in text
     assert "Reported by the authors" in text
+    manifest = tmp_path / "coco.csv"
+    manifest.write_text("path,labels,split\na.jpg,cat,train\n")
+    record = {"kind": "coco2014", "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+    prepared = {n: dataclasses.replace(s, data=DataConfig("manifest", path=str(manifest))) for n, s in voc.items()}
+    for fewest, shown in ((0, True), (5, False)):  # pictures with few labels left out: other data
+        (tmp_path / "coco.csv.json").write_text(json.dumps({**record, "options": {"min_labels": fewest}}))
+        assert (reported_by_the_authors(clip, prepared) is not None) == shown
+    (tmp_path / "coco.csv.json").write_text(json.dumps({**record, "options": {"min_labels": 0}}))
+    manifest.write_text("path,labels,split\na.jpg,dog,train\n")
+    assert reported_by_the_authors(clip, prepared) is None
     other = dataclasses.replace(job, backbone=BackboneConfig("open_clip", "ViT-B-16", "random:1"))
     for wrong_job, sites in ((job, voc), (other, voc), (clip, setup.sites)):
         assert reported_by_the_authors(wrong_job, sites) is None
+
+
+def test_a_run_is_another_one_when_a_manifest_changes(setup: Setup, tmp_path: Path) -> None:
+    path, found = tmp_path / "m.csv", []
+    site = dataclasses.replace(setup.sites["site-1"], data=DataConfig("manifest", path=str(path)))
+    for label in ("cat", "dog", "cat"):
+        path.write_text(f"path,labels,split\na.jpg,{label},train\n")
+        _content.cache_clear()  # as in a process of its own
+        case = dataclasses.replace(plan(setup, "methods", ["coop"], [0])[0], sites={"a": site})
+        found.append(case.identity())
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        (JOB.replace('conditions = ["pose"]\nadapter_width = 3', 'method = "coop"'), "is FedMPT's"),
+        ('unseen_classes = ["giraffe"]\n' + JOB, "unseen_classes: `fedmpt simulate` alone"),
+    ],
+)
+def test_a_benchmark_s_job_is_fedmpt_s_without_unseen_classes(job: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(job)
+    (tmp_path / "site.toml").write_text(SITES)
+    with pytest.raises(ConfigError, match=says):
+        load_setup(str(tmp_path))
+
+
+def test_sites_that_drop_other_shares_are_refused(setup: Setup, workshop: Workshop) -> None:
+    name, site = next(iter(setup.sites.items()))
+    dropping = dataclasses.replace(site, data=dataclasses.replace(site.data, drop_positives=0.5))
+    with pytest.raises(ValueError, match="drop_positives differs between sites"):
+        workshop.records(setup.job("coop", 0), {**setup.sites, name: dropping})
