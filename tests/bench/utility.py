@@ -8,17 +8,50 @@ so differs between runs of one seed.
 import argparse
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 
 import torch
 
-from fedmpt_core.config import JobConfig
-from fedmpt_core.config_file import load_job
+from fedmpt_core.config import JobConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config_file import load_job, load_sites
 from fedmpt_core.privacy.budget import resolved
-from tests.bench.ablation import DEMO, open_sites, plain_job, spread
+from fedmpt_core.site_config import SiteConfig
 from tests.reference import federate
 
+DEMO = Path(__file__).parents[2] / "jobs" / "demo"
 ROWS = ("plain training", "epsilon 8", "epsilon 3", "epsilon 1")
+
+
+def plain_job(seed: int) -> JobConfig:
+    """The demo job as it is tuned for plain training."""
+    job = load_job(DEMO / "job.toml", seed=seed)
+    training = TrainingConfig(
+        rounds=5,
+        local_steps=12,
+        batch_size=48,
+        optimizer="adam",
+        learning_rate=0.01,
+        weight_decay=0.0,
+        schedule="constant",
+    )
+    model = dataclasses.replace(job.model, trained="all", bias=None)
+    return dataclasses.replace(job, model=model, training=training, privacy=PrivacyConfig(mechanism="none"))
+
+
+def open_sites(train: int | None = None) -> dict[str, SiteConfig]:
+    """The demo's sites, which also allow plain training."""
+    sites = {}
+    for name, site in load_sites(DEMO / "site.toml").items():
+        policy = site.privacy and dataclasses.replace(site.privacy, allow_unprotected=True)
+        data = dataclasses.replace(site.data, train=train or site.data.train)
+        sites[name] = dataclasses.replace(site, data=data, privacy=policy)
+    return sites
+
+
+def spread(values: list[float]) -> str:
+    """Mean and sample standard deviation."""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
 def variant(row: str, seed: int) -> JobConfig:
