@@ -96,12 +96,22 @@ def discover(
         Path | None, typer.Option("--lexicon", metavar="FILE.json", help="With --scorer: a lexicon of your own.")
     ] = None,
     number: Annotated[int, typer.Option("--conditions", help="How many to keep.")] = 5,
-    candidates: Annotated[int, typer.Option("--candidates", help="How many the model shall name.")] = 15,
+    candidates: Annotated[
+        int | None, typer.Option("--candidates", help="How many the model shall name; default 15.")
+    ] = None,
     budget: Annotated[int, typer.Option("--budget", help="Most label sets (pairs and triples) to ask about.")] = 240,
-    sentences: Annotated[int, typer.Option("--sentences", help="Sentences asked for each label set.")] = 3,
-    most_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Where an answer is cut off.")] = 160,
-    temperature: Annotated[float, typer.Option("--temperature", help="0: always the most probable token.")] = 0.0,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Prompts that are run together.")] = 8,
+    sentences: Annotated[
+        int | None, typer.Option("--sentences", help="Sentences asked for each label set; default 3.")
+    ] = None,
+    most_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Where an answer is cut off; default 160.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 (default): always the most probable token.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Prompts that are run together; default 8.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of label sets and drawn tokens.")] = 0,
     most_cosine: Annotated[
         float | None, typer.Option("--max-cosine", help="Largest cosine between two kept; default 0.9, stand-in 0.7.")
@@ -132,15 +142,22 @@ def discover(
         raise ConfigError(f"--out {out}: name a new .json file in an existing folder; a list is never replaced")
     if lexicon and not scorer:
         raise ConfigError(f"--lexicon {lexicon}: the model chooses from it with --scorer only")
+    writing: dict[str, Any] = {
+        "candidates": candidates,
+        "sentences": sentences,
+        "most_tokens": most_tokens,
+        "temperature": temperature,
+        "batch_size": batch_size,
+    }
+    given = {name: value for name, value in writing.items() if value is not None}
+    if scorer and given:
+        options = ", ".join("--max-new-tokens" if n == "most_tokens" else f"--{n.replace('_', '-')}" for n in given)
+        raise ConfigError(f"{options}: of a model that writes, while one with --scorer chooses: leave it out")
     config = DiscoveryConfig(
         method="score" if scorer else "generate",
         conditions=number,
-        candidates=candidates,
+        **given,
         budget=budget,
-        sentences=sentences,
-        most_tokens=most_tokens,
-        temperature=temperature,
-        batch_size=batch_size,
         seed=seed,
         most_cosine=most_cosine,
         pictures=pictures,

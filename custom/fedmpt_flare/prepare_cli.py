@@ -25,7 +25,8 @@ def prepare(
         "manifest.csv"
     ),
     classes: Annotated[
-        Path | None, typer.Option("--classes", metavar="FILE", help="Also write the class list for a job.toml.")
+        Path | None,
+        typer.Option("--classes", metavar="FILE", help="New file: also write the class list for a job.toml."),
     ] = None,
     unseen_share: Annotated[
         float | None,
@@ -51,14 +52,20 @@ def prepare(
     ] = 0,
 ) -> None:
     """Turn a data set's folder into a manifest, and say beside it, in FILE.json, what was kept and what left out."""
-    from fedmpt_core.data.folders import FolderOptions
-    from fedmpt_core.data.prepare import PrepareOptions, record_path, write_classes
+    from fedmpt_core.data.folders import FolderOptions, classes_of
+    from fedmpt_core.data.prepare import ClassFile, PrepareOptions, record_path
     from fedmpt_core.data.prepare import prepare as prepare_folder
     from fedmpt_core.data.splits import class_split
 
     if unseen_share is not None and classes is None:
         raise ConfigError("--unseen-share needs --classes FILE, where the two lists of classes go")
     options = PrepareOptions(FolderOptions(val_share, seed, split, difficult), missing, min_labels)
+    lists = None
+    if classes:
+        every = classes_of(kind)
+        seen, unseen = (every, ()) if unseen_share is None else class_split(every, unseen_share, seed)
+        lists = ClassFile(classes, seen, unseen)
+        lists.check(out)
     with _bar("reading annotations") as report:
         found = prepare_folder(kind, folder, out, options, on_progress=report)
     say(f"Wrote {out}: " + ", ".join(f"{n} {name}" for name, n in found.pictures.items()) + " pictures")
@@ -71,10 +78,10 @@ def prepare(
     if found.missing:
         say(f"  left out because the file is missing: {found.missing}")
     say(f"Wrote {record_path(out)}: how the manifest came about")
-    if classes:
-        seen, unseen = (found.classes, ()) if unseen_share is None else class_split(found.classes, unseen_share, seed)
-        write_classes(seen, unseen, classes)
-        say(f"Wrote {classes}: {len(seen)} classes" + (f" and {len(unseen)} unseen ones" if unseen else ""))
+    if lists:
+        lists.write()
+        unseen = f" and {len(lists.unseen)} unseen ones" if lists.unseen else ""
+        say(f"Wrote {classes}: {len(lists.seen)} classes{unseen}")
 
 
 def partition(
@@ -108,6 +115,9 @@ def partition(
     found = load_sites(file)
     site = next(iter(found.values()))
     site = dataclasses.replace(site, cache_dir=site.cache_dir or str(default_cache()))
+    divided = kind or site.data.partition
+    if alpha is not None and divided != "dirichlet":
+        raise ConfigError(f"--alpha {alpha:g}: '{divided}' has none: leave it out, or add --kind dirichlet")
     if count and heterogeneity:
         raise ConfigError("--count and --heterogeneity both say how many parts there are: give one of them")
     parts = sites_for(heterogeneity, len(config.classes)) if heterogeneity is not None else count or len(found)
@@ -118,7 +128,7 @@ def partition(
         made, dataset = divide(
             config,
             site,
-            kind or site.data.partition,
+            divided,
             parts,
             alpha=site.data.dirichlet_alpha if alpha is None else alpha,
             on_progress=report,

@@ -16,10 +16,11 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
             embedded stand-in.
 
     Raises:
-        ConfigError: missing, unreadable, or classes that no job may have.
+        ConfigError: missing, unreadable, classes that no job may have, or two that differ only in capitals, which a
+            language model would take for one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark first
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -35,4 +36,13 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
 
 
 def _checked(path: Path, classes: object) -> tuple[str, ...]:
-    return build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes
+    found = build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes
+    known: dict[str, str] = {}
+    for name in found:
+        other = known.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"{path}: classes holds {other!r} and {name!r}, which differ only in capitals: a language model takes "
+                "them for one thing; give them different words"
+            )
+    return found

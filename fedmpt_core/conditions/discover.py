@@ -73,14 +73,19 @@ def discover(
         The JSON content of a list of schema 2, its digest included; `write_list` writes it.
 
     Raises:
-        DiscoveryError: the answers cannot be used.
+        DiscoveryError: the answers cannot be used, or there is only one label set to score.
         JournalError: the file of raw answers is of another run, or cannot be written.
         ValueError: an argument out of range.
     """
     if (lexicon is None) == (config.method == "score"):
         raise ValueError(f"method='{config.method}': a lexicon is for 'score', which needs one")
-    identity = model.identity().to_dict()
     sets = label_sets(len(classes), config.budget, config.seed, steering_weights(counts, classes))
+    if config.method == "score" and len(sets) < 2:
+        raise DiscoveryError(
+            f"budget={config.budget} and {len(classes)} classes give one label set, with which the scorer can compare "
+            "nothing: allow a --budget of 2 or more, and give at least 3 classes"
+        )
+    identity = model.identity().to_dict()
     words = lexicon and {"name": lexicon.name, "digest": lexicon.digest}
     whom = {k: v for k, v in identity.items() if k != "device"}  # a broken run may go on elsewhere
     asked = [whom, list(classes), config.asked(), words, PROMPTS[config.method], sets]

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedmpt_core.conditions.answers import Answer
+from fedmpt_core.conditions.provenance import check_answers
 
 SCHEMA_VERSION = 1
 MOST_PLAIN = 60_000  # characters of JSON; more are compressed
@@ -147,13 +148,18 @@ def packed(records: Sequence[dict[str, object]]) -> dict[str, Any]:
 
 
 def unpacked(answers: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """What `packed` was given, or None when it was left out. Raises ValueError for another form."""
+    """What `packed` was given, or None when it was left out. Raises ValueError for another form, or damage."""
     match answers["form"]:
         case "plain":
-            return answers["data"]
+            found = answers["data"]
         case "zlib+base64":
-            return json.loads(zlib.decompress(base64.b64decode(answers["data"])))
+            try:
+                found = json.loads(zlib.decompress(base64.b64decode(answers["data"])))
+            except (ValueError, TypeError, zlib.error, RecursionError):
+                raise ValueError("the list's raw answers are damaged: they cannot be unpacked") from None
         case "left out":
             return None
         case form:
             raise ValueError(f"raw answers of form {form!r} are not known to this release")
+    check_answers("the list", found)
+    return found

@@ -100,12 +100,14 @@ class LanguageModel:
         """
         where = pick_device(device)
         shown, source, options = _source(name)
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         options |= {"trust_remote_code": False}
         dtype: Any = "auto" if where.type == "cuda" else torch.float32
         with _no_progress_bars():
-            tokenizer = _from(shown, source, lambda: AutoTokenizer.from_pretrained(source, **options))
+            if "gguf_file" not in options:  # first, since a folder without it is no model, whatever its tokenizer is
+                _from(shown, source, lambda: AutoConfig.from_pretrained(source, **options))
+            tokenizer = _from(shown, source, lambda: AutoTokenizer.from_pretrained(source, **options), what="tokenizer")
             options |= _dequantized() if "gguf_file" in options else {}
             model = _from(shown, source, lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options))
         return LanguageModel(model.to(where), tokenizer, shown)
@@ -300,15 +302,20 @@ def _dequantized() -> dict[str, Any]:
     return {"quantization_config": config(dequantize=True)} if config else {}
 
 
-def _from(name: str, source: str, get: Callable[[], Any]) -> Any:
+def _from(name: str, source: str, get: Callable[[], Any], what: str = "model") -> Any:
     """What transformers loads, from files or from the hub's cache. Raises ValueError with one sentence."""
     try:
         return fetch(f"the language model {name!r}", get)
     except ValueError as error:
         cause = error.__cause__
         if Path(source).exists() or isinstance(cause, ImportError):
-            first = str(cause).strip().splitlines() or [""]
-            raise ValueError(f"{name}: is no causal language model that transformers can load ({first[0]})") from cause
+            first = (str(cause).strip().splitlines() or [""])[0].strip()
+            if what == "tokenizer" and first.endswith(":"):  # it lists the files that it looked for in vain
+                raise ValueError(
+                    f"{name}: has no tokenizer that transformers can load: put the files of the model's tokenizer, "
+                    "tokenizer.json as a rule, beside its weights"
+                ) from cause
+            raise ValueError(f"{name}: is no causal language model that transformers can load ({first})") from cause
         raise
 
 

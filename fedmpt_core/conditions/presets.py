@@ -8,7 +8,7 @@ and never repair a damaged list.
 | schema | what it adds |
 |---|---|
 | 1 | words, provenance with `model`, `prompts`, `answers`, `note` |
-| 2 | `classes`: the labels for which the words were found; provenance of a discovery, see `discover` |
+| 2 | `classes`: the labels for which the words were found; provenance of a discovery, see `provenance` |
 """
 
 import json
@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmpt_core.conditions.provenance import check_provenance
 from fedmpt_core.schema import canonical_digest
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def load_conditions(name_or_path: str | os.PathLike[str], backbone: "Backbone | 
 
     Raises:
         ValueError: unknown preset, missing or damaged file, later schema, empty list, empty or double
-            condition, wrong digest, or a condition that the backbone cannot tokenise.
+            condition, provenance of another form, wrong digest, or a condition that the backbone cannot tokenise.
     """
     content = read_content(name_or_path)
     if backbone is not None:
@@ -160,6 +161,10 @@ def _parse(origin: str, text: str) -> dict[str, Any]:
     if not isinstance(provenance, dict) or set(provenance) != _PROVENANCE_OF[schema]:
         expected = ", ".join(sorted(_PROVENANCE_OF[schema]))
         raise ValueError(f"{origin}: provenance must have exactly {expected}; use null for none")
+    if schema > 1:
+        check_provenance(origin, provenance)
+    elif not isinstance(provenance["note"], str | None):
+        raise ValueError(f"{origin}: provenance.note={provenance['note']!r}: give words, or null for none")
     return content
 
 

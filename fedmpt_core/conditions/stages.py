@@ -45,6 +45,7 @@ PORTION = 40  # sentences that are summed up at once (chosen)
 MOST_PROMPT = 4096  # tokens of such a portion, as far as the model's context allows (chosen)
 MOST_MERGED = 60  # phrases that are merged at once (chosen)
 LEAST_USABLE = 0.5  # share of the label sets with at least one usable sentence (chosen)
+LEAST_STRENGTH = 1e-9  # above rounding; answers that differ in one last digit give at least some 1e-8 (worked out)
 
 Progress = Callable[[str, int, int], None]
 
@@ -89,7 +90,8 @@ class DiscoveryConfig:
         if self.method not in ("generate", "score"):
             raise ValueError(f"method={self.method!r}: use 'generate' or 'score'")
         check_range(self, "conditions", 1, 100)
-        check_range(self, "candidates", self.conditions, 200)
+        if self.method == "generate":
+            check_range(self, "candidates", self.conditions, 200)
         check_range(self, "budget", 1, MOST_SETS)
         check_range(self, "sentences", 1, 20)
         check_range(self, "most_tokens", 8, 4096)
@@ -172,8 +174,14 @@ def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lex
         table = np.array([[float(p) for p in answer.text.split()] for answer in answers])
     except ValueError:
         raise DiscoveryError("the kept raw answers are not the scorer's numbers: remove their file") from None
+    strength = strengths(table, lexicon)
+    if strength.max() <= LEAST_STRENGTH:
+        raise DiscoveryError(
+            f"{asking.model.name} says the same of all {len(sets)} label sets, so that no condition of {lexicon.name} "
+            "follows from the labels: take another model, another lexicon, or a larger --budget"
+        )
     facts = {"label_sets": len(sets), "candidates_ranked": len(lexicon.values)}
-    return Found(tuple(lexicon.values), strengths(table, lexicon), facts)
+    return Found(tuple(lexicon.values), strength, facts)
 
 
 def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], backbone: Backbone) -> Found:

@@ -12,13 +12,18 @@ annotation are kept: they have no label.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from fedmpt_core.data.folder import Progress, inside
 from fedmpt_core.data.manifest_file import ManifestRow, Problems
 
 _REPORT_EVERY = 5000  # entries between two reports of progress (chosen)
 _BUFFER = 1 << 16
+DEEPEST = 64  # objects and lists in each other; COCO's polygons are at 5 (chosen)
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as int8: +1 and -1
+_NO_BRACKET = bytes(set(range(256)) - set(b"[{]}"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ class _Reader:
         try:
             size = self.path.stat().st_size
             with self.path.open("rb") as file:
-                for entry in ijson.items(file, f"{name}.item", use_float=True, buf_size=_BUFFER):
+                source = file if turn else _Shallow(file)  # the first turn goes through the whole file
+                for entry in ijson.items(source, f"{name}.item", use_float=True, buf_size=_BUFFER):
                     done += 1
                     if self._on_progress and done % _REPORT_EVERY == 0:
                         self._on_progress(turn * size + file.tell(), 3 * size)
@@ -158,6 +164,11 @@ class _Reader:
                         self._problems.add(f"{self.path.name}, {name}", f"entry {done} is no object")
             if self._on_progress:
                 self._on_progress((turn + 1) * size, 3 * size)
+        except _TooDeep:
+            self._problems.add(
+                f"{self.path.name}, {name}",
+                f"nests lists and objects more than {DEEPEST} deep: it is not an annotation file of this data set",
+            )
         except FileNotFoundError:
             self._problems.add(str(self.path), f"does not exist: {self._hint}")
         except OSError as error:
@@ -168,6 +179,38 @@ class _Reader:
                 f"{self.path.name}, {name}",
                 f"is not whole JSON after entry {done} ({reason}): fetch the file again",
             )
+
+
+class _TooDeep(Exception):
+    pass
+
+
+class _Shallow:
+    """A file that ends with `_TooDeep` before anything deeper than `DEEPEST` is handed out.
+
+    ijson keeps the way to every level, in a memory that grows with the square of the depth.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._depth = 0
+        self._in_string, self._escape = False, b""
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        # A pair of backslashes is none; what is left before a quote makes it part of its string.
+        text = (self._escape + data).replace(b"\\\\", b"")
+        self._escape = b"\\" if text.endswith(b"\\") else b""
+        parts = text.replace(b'\\"', b"").split(b'"')
+        outside = b"".join(parts[self._in_string :: 2])
+        self._in_string ^= len(parts) % 2 == 0
+        steps = np.frombuffer(outside.translate(_BRACKETS, _NO_BRACKET), np.int8)
+        if len(steps):
+            depths = self._depth + np.cumsum(steps, dtype=np.int64)
+            self._depth = int(depths[-1])
+            if depths.max() > DEEPEST:
+                raise _TooDeep
+        return data
 
 
 def _bits(labels: int) -> Iterator[int]:

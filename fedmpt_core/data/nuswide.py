@@ -12,6 +12,7 @@ Many pictures have vanished from Flickr, so that copies differ: missing ones are
 explicitly, and figures on different remainders cannot be compared.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def _needed(part: str) -> set[str]:
 def _check_concepts(base: Path, truth: Path, problems: Problems) -> None:
     for path in (base / "ConceptsList" / "Concepts81.txt", base / "Concepts81.txt"):
         if path.is_file():
-            listed = path.read_text(encoding="utf-8", errors="replace").split()
+            listed = path.read_text(encoding="utf-8-sig", errors="replace").split()
             strange = sorted(set(listed) ^ set(CLASSES))
             if strange:
                 problems.add(path.name, f"and the 81 concepts differ in {', '.join(map(repr, strange[:5]))}")
@@ -115,7 +116,7 @@ def _read_list(path: Path, part: str, splits: Sequence[str], problems: Problems)
         return []
     found: list[str] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         where = f"{path.name} line {number}"
         name = inside(line, where, problems)
         if name is None:
@@ -135,7 +136,7 @@ def _read_labels(truth: Path, part: str, count: int, problems: Problems, on_prog
     for c, concept in enumerate(CLASSES):
         name = f"Labels_{concept}_{part}.txt"
         try:
-            values = np.array((truth / name).read_bytes().split(), dtype="S2")
+            values = np.array((truth / name).read_bytes().removeprefix(BOM_UTF8).split(), dtype="S2")
         except FileNotFoundError:
             problems.add(name, "does not exist: unpack Groundtruth.zip into the folder")
             continue

@@ -1,7 +1,7 @@
 """From a data set's folder to a manifest, with a record of how: what was kept, what was left out, and why.
 
-Two files appear, each whole or not at all: the manifest, and beside it `NAME.json`, the record. Options that leave
-pictures out are off unless asked for, and stand in the record: figures on a filtered set are of another set.
+Two files appear, each whole or not at all: first the manifest, then beside it `NAME.json`, the record. Options that
+leave pictures out are off unless asked for, and stand in the record: figures on a filtered set are of another set.
 """
 
 import hashlib
@@ -131,14 +131,56 @@ def record_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
-def write_classes(classes: Iterable[str], unseen: Iterable[str], path: Path) -> None:
-    """Write the lines of a `job.toml` that list the classes. Raises ValueError when the file cannot be written."""
-    lines = [_toml_list("classes", classes)]
-    unseen = list(unseen)
-    if unseen:
-        lines.append(_toml_list("unseen_classes", unseen))
-    with replacing(path) as file:
-        file.write("".join(lines).encode())
+@dataclass(frozen=True)
+class ClassFile:
+    """The lines of a `job.toml` that list the classes, and the file they go to, which replaces no other.
+
+    Attributes:
+        path: the file.
+        seen: C labels.
+        unseen: labels that are scored and never trained, possibly none.
+    """
+
+    path: Path
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+
+    def check(self, out: Path | None = None) -> None:
+        """That the file can be written; to be asked before the manifest is made.
+
+        Args:
+            out: the manifest that is about to be written.
+
+        Raises:
+            ValueError: the file is the manifest or its record, holds something else already, or has no folder.
+        """
+        if out and self.path.resolve() in (out.resolve(), record_path(out).resolve()):
+            raise ValueError(
+                f"{str(self.path)!r} is where the manifest or its record goes: name another file for the classes"
+            )
+        if not self.path.parent.is_dir():
+            raise ValueError(f"{str(self.path)!r} cannot be written (its folder does not exist): name another place")
+        if (self.path.is_symlink() or self.path.exists()) and not self._is_there():
+            raise ValueError(
+                f"{str(self.path)!r} exists and holds something else: name a new file for the classes, or move this "
+                "one away"
+            )
+
+    def write(self) -> None:
+        """Write the file, whole or not at all. Raises ValueError as `check` does, or when the disk refuses."""
+        self.check()
+        with replacing(self.path) as file:
+            file.write(self._lines())
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._lines()
+        except OSError:
+            return False
+
+    def _lines(self) -> bytes:
+        lists = {"classes": self.seen, "unseen_classes": self.unseen}
+        return "".join(_toml_list(name, words) for name, words in lists.items() if words).encode()
 
 
 def _toml_list(name: str, words: Iterable[str]) -> str:

@@ -139,7 +139,7 @@ def _ids(
 
 
 def _read_list(path: Path, problems: Problems) -> list[str]:
-    ids = path.read_text(encoding="utf-8", errors="replace").split()
+    ids = path.read_text(encoding="utf-8-sig", errors="replace").split()
     where = f"ImageSets/Main/{path.name}"
     for name in ids:
         if not re.fullmatch(r"[0-9]{6}", name):

@@ -1,6 +1,9 @@
 """COCO 2014: official classes and lists, every picture kept, damaged files named, in a memory that does not grow."""
 
+import contextlib
+import io
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import pytest
 
 from fedmpt_core.data.coco import CLASSES, coco_rows
 from fedmpt_core.data.folders import load_folder
+from fedmpt_core.data.instances import _Shallow, _TooDeep
 from fedmpt_core.data.manifest import ManifestError
 from tests.miniature import COCO_LABELS, COCO_TRAIN, COCO_VAL, coco_folder, edit_json, instances, write_json
 
@@ -174,6 +178,60 @@ def test_a_record_of_the_data_set_has_the_job_s_columns(coco: Path) -> None:
     assert [backwards[c] for c in data.targets[0].nonzero()[0]] == ["dog", "person"]
     with pytest.raises(ValueError, match="classes and coco2014 differ in 'lion'"):
         load_folder("coco2014", str(coco), (*CLASSES, "lion"), "test")
+
+
+@pytest.mark.parametrize("where", ["images", "annotations", "categories"])
+def test_nesting_whose_square_is_the_memory_is_refused(coco: Path, where: str) -> None:
+    """20 times as deep as this, ijson's ways to all levels took all memory."""
+    values = json.loads((coco / TRAIN).read_text())
+    values[where][-1]["extra"] = "here"
+    (coco / TRAIN).write_text(json.dumps(values).replace('"here"', '{"a": ' * 5_000 + "1" + "}" * 5_000))
+    with pytest.raises(ManifestError, match=r"instances_train2014\.json, categories: nests .* more than 64 deep"):
+        found(coco)
+
+
+def levels(text: str) -> int:
+    """The slow twin: depth of nesting, character by character."""
+    depth = most = at = 0
+    string = False
+    while at < len(text):
+        letter = text[at]
+        if string:
+            at += letter == "\\"
+            string = letter != '"'
+        elif letter == '"':
+            string = True
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        most, at = max(most, depth), at + 1
+    return most
+
+
+def test_brackets_in_strings_and_torn_escapes_are_no_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+
+    def value(left: int) -> Any:
+        kind = rng.random()
+        if not left or kind < 0.3:
+            return "".join(rng.choice('[]{}"\\ax') for _ in range(rng.randrange(9)))
+        if kind < 0.6:
+            return [value(left - 1) for _ in range(rng.randrange(4))]
+        return {str(value(0)): value(left - 1) for _ in range(rng.randrange(4))}
+
+    depths = set()
+    for _ in range(200):
+        text = json.dumps([value(8)])
+        deepest = levels(text)
+        depths.add(deepest)
+        for allowed in (deepest, deepest - 1):
+            monkeypatch.setattr("fedmpt_core.data.instances.DEEPEST", allowed)
+            file = _Shallow(io.BytesIO(text.encode()))
+            got = b""
+            with contextlib.nullcontext() if allowed == deepest else pytest.raises(_TooDeep):
+                while piece := file.read(rng.choice((1, 2, 3, 40))):
+                    got += piece
+            assert (got == text.encode()) == (allowed == deepest)
+    assert len(depths) > 4
 
 
 def test_reading_holds_no_polygon(tmp_path: Path) -> None:

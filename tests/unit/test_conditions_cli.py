@@ -57,6 +57,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+WRITING = [
+    ("--candidates", 15),
+    ("--sentences", 3),
+    ("--max-new-tokens", 160),
+    ("--temperature", 0),
+    ("--batch-size", 8),
+]
+
+
 def scorer(folder: Path, out: Path) -> tuple[object, ...]:
     words = ("--lexicon", folder / "lexicon.json", "--conditions", 2, "--budget", 3, "--max-cosine", 1)
     where = ("--model", folder / "tiny", "--device", "cpu", "--out", out)
@@ -87,8 +96,12 @@ def test_bad_arguments_are_a_sentence_before_any_work(folder: Path, tmp_path: Pa
     (tmp_path / "there.json").write_text("precious")
     for out in ("there.json", "mine.txt", "nowhere/mine.json"):
         assert "name a new .json file in an existing folder" in refused(*scorer(folder, tmp_path / out))
-    assert "candidates=2 is out of range" in refused(*good, "--candidates", 2, "--conditions", 3)
+    writer = tuple(a for a in good if a not in ("--scorer", "--lexicon", folder / "lexicon.json"))
+    assert "candidates=2 is out of range" in refused(*writer, "--candidates", 2, "--conditions", 3)
     assert "with --scorer only" in refused(*(a for a in good if a != "--scorer"))
+    for option, value in WRITING:
+        assert f"{option}: of a model that writes" in refused(*good, option, value)
+    assert "--candidates, --batch-size: of a model" in refused(*good, "--batch-size", 8, "--candidates", 15)
     assert "no such folder or GGUF file" in refused(*good, "--model", tmp_path / "nothing")
     assert "63" in refused(*good, "--device", "cuda:63")
     assert "cannot be read" in refused(*good, "--counts", tmp_path / "none.json")
@@ -96,6 +109,16 @@ def test_bad_arguments_are_a_sentence_before_any_work(folder: Path, tmp_path: Pa
     assert "is no file of raw answers" in refused(*good)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.answers.jsonl", "there.json"]
     assert (tmp_path / "there.json").read_text() == "precious"
+
+
+def test_a_scorer_keeps_as_many_as_asked_for_and_needs_two_label_sets(folder: Path, tmp_path: Path) -> None:
+    good = scorer(folder, tmp_path / "mine.json")
+    assert "only 2 of 2 candidates" in refused(*good, "--conditions", 20)  # no word of candidates=15
+    one = scorer(folder, tmp_path / "one.json")
+    assert "budget=1 and 3 classes give one label set" in refused(*one, "--budget", 1)
+    (tmp_path / "two.txt").write_text("dog\nsofa\n")
+    assert "2 classes give one label set" in refused(one[0], tmp_path / "two.txt", *one[2:])
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.answers.jsonl", "two.txt"}
 
 
 def test_a_random_model_cannot_write_a_list(folder: Path, tmp_path: Path) -> None:
@@ -117,12 +140,15 @@ def test_classes_come_from_a_job_or_a_text_file(tmp_path: Path) -> None:
     for text, says in [
         ("dog\n", "classes has 1 entries"),
         ("dog\ndog\n", "more than once"),
+        ("cat\ndog\nCat\n", "classes.txt: classes holds 'cat' and 'Cat', which differ only in capitals"),
         ("dog\na|b\n", "may not"),
         ("", "classes has 0 entries"),
     ]:
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(ConfigError, match=says):
             read_classes(tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\ndog\n")
+    assert read_classes(tmp_path / "classes.txt")[0] == ("cat", "dog")
     for text, says in [("x", "is not TOML"), ("name = 'x'", "classes"), ("[backbone]\nkind = 'clip'", "kind")]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=says):

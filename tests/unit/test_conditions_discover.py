@@ -17,7 +17,8 @@ from fedmpt_core.conditions.discover import DiscoveryConfig, DiscoveryError, dis
 from fedmpt_core.conditions.journal import JournalError, unpacked
 from fedmpt_core.conditions.presets import load_conditions, read_content
 from fedmpt_core.conditions.sampling import label_sets
-from fedmpt_core.conditions.scorer import Lexicon
+from fedmpt_core.conditions.scorer import Lexicon, strengths
+from fedmpt_core.conditions.stages import LEAST_STRENGTH
 from tests.fakes import FakeBackbone
 from tests.tiny_llm import TEMPLATE, Scripted, tiny
 
@@ -202,6 +203,10 @@ def test_a_random_model_cannot_write(tmp_path: Path) -> None:
 SCORE = DiscoveryConfig(method="score", conditions=2, budget=4, most_cosine=1.0)
 
 
+def scored(prompt: str, value: str) -> float:
+    return -float(len(prompt) * len(value) % 7) - 1
+
+
 def test_a_random_model_can_score_and_repeats_itself(tmp_path: Path) -> None:
     one = run(tmp_path, tiny(), SCORE, "one", lexicon=LEXICON)
     two = run(tmp_path, tiny(), SCORE, "two", lexicon=LEXICON)
@@ -229,20 +234,47 @@ def test_the_scorer_finds_the_condition_that_labels_decide(tmp_path: Path) -> No
 
 def test_a_condition_that_names_a_class_is_left_out(tmp_path: Path) -> None:
     lexicon = replace(LEXICON, values={**LEXICON.values, "dog walk": ("slow", "fast")})
-    content = run(tmp_path, Scripted(sensible, lambda p, v: -len(p + v)), SCORE, lexicon=lexicon)
-    assert [row["condition"] for row in content["provenance"]["ranking"]] == ["light", "place"]
-    bad = replace(LEXICON, values={"dog walk": ("slow", "fast")})
+    content = run(tmp_path, Scripted(sensible, scored), SCORE, lexicon=lexicon)
+    assert {row["condition"] for row in content["provenance"]["ranking"]} == {"light", "place"}
+    bad = replace(LEXICON, values={"dog walk": ("slow", "quick")})
     with pytest.raises(DiscoveryError, match="of 1 candidates 0 name no class"):
-        run(tmp_path, Scripted(sensible, lambda p, v: -1.0), SCORE, "bad", lexicon=bad)
+        run(tmp_path, Scripted(sensible, scored), SCORE, "bad", lexicon=bad)
 
 
 @pytest.mark.parametrize("text", ["one two", "-1.000 -2.000"])
 def test_raw_answers_that_were_edited_are_a_sentence(tmp_path: Path, text: str) -> None:
-    run(tmp_path, Scripted(sensible, lambda p, v: -1.0), SCORE, lexicon=LEXICON)
+    run(tmp_path, Scripted(sensible, scored), SCORE, lexicon=LEXICON)
     path = tmp_path / "raw.jsonl"
-    path.write_text(path.read_text().replace("-1.000 -1.000 -1.000 -1.000", text, 1))
+    edited, count = re.subn(r'"answer": "-[^"]*"', f'"answer": "{text}"', path.read_text(), count=1)
+    assert count == 1
+    path.write_text(edited)
     with pytest.raises(DiscoveryError, match="are not the scorer's numbers"):
-        run(tmp_path, Scripted(sensible, lambda p, v: -1.0), SCORE, lexicon=LEXICON)
+        run(tmp_path, Scripted(sensible, scored), SCORE, lexicon=LEXICON)
+
+
+@pytest.mark.parametrize("number", [-1.0, -3.123, -0.1])
+def test_a_scorer_that_always_says_the_same_ranks_nothing(tmp_path: Path, number: float) -> None:
+    model = Scripted(sensible, lambda p, v: number * len(v))  # values differ, label sets do not
+    with pytest.raises(DiscoveryError, match=r"scripted says the same of all 4 label sets, .* of small follows"):
+        run(tmp_path, model, SCORE, lexicon=LEXICON)
+
+
+def test_one_last_digit_is_a_difference(tmp_path: Path) -> None:
+    """The smallest difference that raw answers can hold, in one of very many label sets, is no rounding error."""
+    table = np.full((20_000, 4), -3.123)
+    table[7, 0] += 0.001
+    assert strengths(table, LEXICON).max() > 10 * LEAST_STRENGTH
+    table[7, 0] = -3.123
+    assert strengths(table, LEXICON).max() < LEAST_STRENGTH / 1000
+
+
+def test_one_label_set_is_no_comparison_and_leaves_no_file(tmp_path: Path) -> None:
+    model: Any = Scripted(sensible, scored)
+    path = tmp_path / "raw.jsonl"
+    for config, classes in ((replace(SCORE, budget=1), CLASSES), (SCORE, CLASSES[:2])):
+        with pytest.raises(DiscoveryError, match="give one label set, with which the scorer can compare nothing"):
+            discover("mine", classes, config, model, BACKBONE, path, lexicon=LEXICON)
+    assert not path.exists()
 
 
 def test_a_scorer_without_numbers_is_a_sentence(tmp_path: Path) -> None:
@@ -303,6 +335,12 @@ def test_a_lexicon_belongs_to_the_scorer(tmp_path: Path) -> None:
 def test_settings_out_of_range(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(CONFIG, **changes)
+
+
+def test_candidates_are_for_a_model_that_writes() -> None:
+    assert replace(SCORE, conditions=20).conditions == 20
+    with pytest.raises(ValueError, match="candidates=15 is out of range"):
+        replace(SCORE, method="generate", conditions=20)
 
 
 def test_a_list_is_never_replaced_and_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

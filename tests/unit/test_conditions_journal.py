@@ -103,3 +103,18 @@ def test_short_answers_stay_plain_and_long_ones_are_packed() -> None:
     assert len(json.dumps(packed(long))) < MOST_PACKED + 200
     with pytest.raises(ValueError, match="form 'rot13'"):
         unpacked({"form": "rot13"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ({"form": "zlib+base64", "data": "!"}, "are damaged"),
+        ({"form": "zlib+base64", "data": "AAAA"}, "are damaged"),
+        ({"form": "zlib+base64", "data": None}, "are damaged"),
+        ({"form": "plain", "data": None}, "raw answers: input should be a valid array"),
+        ({"form": "plain", "data": [{"stage": "score", "number": 0, "cut": False}]}, "0.answer: field required"),
+    ],
+)
+def test_damaged_answers_of_a_list_are_a_sentence(answers: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        unpacked(answers)

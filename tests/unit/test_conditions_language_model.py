@@ -178,6 +178,14 @@ def test_a_folder_is_loaded_and_says_the_same(tmp_path: Path) -> None:
     assert loaded.identity().weights == model.identity().weights
 
 
+def test_a_folder_without_a_tokenizer_is_a_whole_sentence(tmp_path: Path) -> None:
+    tiny()._model.save_pretrained(tmp_path / "mine")
+    with pytest.raises(
+        ValueError, match=r"^mine: has no tokenizer that .* tokenizer.json as a rule, beside its weights$"
+    ):
+        LanguageModel.load(str(tmp_path / "mine"), "cpu")
+
+
 def test_a_tokenizer_of_another_model_is_refused() -> None:
     words = tokenizer()
     small = network(words)

@@ -1,6 +1,7 @@
 """Lists of schema 2: what they add, for which labels they are, and the one that ships, against its own answers."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,16 @@ from fedmpt_core.conditions.scorer import load_lexicon, strengths
 from fedmpt_core.data.voc import CLASSES
 
 SHIPPED = "voc2007-smollm2"
-PROVENANCE = dict.fromkeys(("model", "method", "settings", "prompts", "answers", "ranking", "counts", "note"))
+PROVENANCE: dict[str, object] = {
+    "model": {"name": "m", "weights": "0" * 64, "library": "l"},
+    "method": "score",
+    "settings": {"label_sets": 3, "seed": 0, "backbone": "b"},
+    "prompts": {"scene": "A photo of {labels},"},
+    "answers": {"form": "left out", "sha256": "0" * 64, "data": None},
+    "ranking": [{"condition": "season", "coverage": 1, "visual": None, "closest": "", "cosine": 0.0, "kept": True}],
+    "counts": None,
+    "note": None,
+}
 
 
 def a_list(**changes: object) -> dict[str, object]:
@@ -63,6 +73,33 @@ def test_a_damaged_list_is_refused(tmp_path: Path, content: object, says: str) -
         load_conditions(write(tmp_path, content))
 
 
+ROW = {"condition": "season", "coverage": 1.0, "visual": None, "closest": "", "cosine": 0.0, "kept": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model", {}, r"mine.json: provenance.model.name: field required: this is not what `fedmpt conditions"),
+        ("model", None, "provenance.model: input should be"),
+        ("method", "guess", "provenance.method: input should be 'generate' or 'score'"),
+        ("settings", {"label_sets": 3, "seed": 0}, "provenance.settings.backbone: field required"),
+        ("settings", {"label_sets": "3", "seed": 0, "backbone": "b"}, "provenance.settings.label_sets"),
+        ("answers", {"form": "plain", "data": []}, "provenance.answers.sha256"),
+        ("answers", {"form": "rot13", "sha256": "0", "data": []}, "provenance.answers.form"),
+        ("ranking", [ROW, {**ROW, "coverage": "much"}], "provenance.ranking.1.coverage"),
+        ("ranking", [{**ROW, "visual": "none"}], "provenance.ranking.0.visual"),
+        ("ranking", None, "provenance.ranking"),
+        ("counts", 3, "provenance.counts"),
+        ("note", ["by hand"], "provenance.note"),
+    ],
+)
+def test_provenance_of_another_form_is_a_sentence_even_with_the_right_digest(
+    tmp_path: Path, key: str, value: object, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        read_content(write(tmp_path, a_list(provenance={**PROVENANCE, key: value})))
+
+
 def test_a_list_is_for_the_classes_it_was_found_for_and_part_of_them() -> None:
     found = ConditionSet("mine", ("season",), "", ("dog", "cat", "bus"))
     found.check_classes(["dog", "cat", "bus"])
@@ -106,6 +143,12 @@ def test_the_shipped_list_is_what_its_answers_say() -> None:
     assert [c.condition for c in found] == [row["condition"] for row in provenance["ranking"]]
     assert [c.condition for c in found if c.kept] == content["conditions"]
     assert np.allclose([c.coverage for c in found], [row["coverage"] for row in provenance["ranking"]], atol=1e-6)
+
+
+def test_the_shipped_list_has_the_names_of_the_job_in_its_order() -> None:
+    """What docs/conditions.md says of the file of class names."""
+    job = tomllib.loads((Path(__file__).parents[2] / "jobs" / "voc2007" / "job.toml").read_text())
+    assert read_content(SHIPPED)["classes"] == job["classes"]
 
 
 def test_the_shipped_list_is_small_enough_to_keep() -> None:

@@ -165,6 +165,14 @@ def test_nuswide_without_its_optional_files(nus: Path) -> None:
     assert len(rows("nuswide", nus, "test")) == 3
 
 
+def test_nuswide_files_may_begin_with_a_byte_order_mark(nus: Path) -> None:
+    before = rows("nuswide", nus)
+    files = ("ImageList/TrainImagelist.txt", "ConceptsList/Concepts81.txt")
+    for file in (*files, "Groundtruth/TrainTestLabels/Labels_sky_Train.txt"):
+        (nus / file).write_bytes(b"\xef\xbb\xbf" + (nus / file).read_bytes())
+    assert rows("nuswide", nus) == before
+
+
 NUS_DEFECTS = [
     ("ImageList/TrainImagelist.txt", "actor\\0001", "actor\\0000_2124494100.jpg\nactor\\0001", "is listed more than"),
     ("ImageList/TrainImagelist.txt", "actor\\0001", "..\\..\\secret", "line 2: picture '..*' leads out of the data"),
@@ -351,10 +359,12 @@ def test_mlrsnet_defects_are_named(mlrs: Path) -> None:
 
 def test_json_of_nested_depth_does_not_end_the_program(o365: Path) -> None:
     path = o365 / "annotations/zhiyuan_objv2_val.json"
-    values = json.loads(path.read_text())
-    text = json.dumps(values)
-    path.write_text(text[:-1] + ', "x": ' + "[" * 5000 + "]" * 5000 + "}")
+    text = json.dumps(json.loads(path.read_text()))
+    path.write_text(text[:-1] + ', "x": ' + "[" * 63 + "]" * 63 + "}")
     assert len(rows("objects365", o365, "test")) == 2
+    path.write_text(text[:-1] + ', "x": ' + "[" * 64 + "]" * 64 + "}")
+    with pytest.raises(ManifestError, match=r"zhiyuan_objv2_val\.json, categories: nests .* more than 64 deep"):
+        rows("objects365", o365, "test")
 
 
 @pytest.mark.parametrize("kind", KINDS)

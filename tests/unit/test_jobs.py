@@ -1,7 +1,9 @@
 """The jobs that come with the project are read by the schema that they document."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from fedmpt_core.config import JobConfig, LossConfig, PrivacyConfig, TrainingCon
 from fedmpt_core.config_file import load_job, load_sites
 from fedmpt_core.data import voc
 from fedmpt_core.data.scenes import CLASSES
+from fedmpt_core.federation_config import ResumeConfig
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -33,6 +36,25 @@ def test_the_template_shows_the_defaults() -> None:
     assert job.model == JobConfig("x", ("a", "b")).model
     assert job.federation == JobConfig("x", ("a", "b")).federation
     assert job.privacy == PrivacyConfig()
+
+
+def test_the_template_shows_every_key() -> None:
+    """Lines that are off are switched on; those that need no other choice then still say the default."""
+    text = (JOBS / "template" / "job.toml").read_text()
+    shown = tomllib.loads(re.sub(r"^# (?=\w+ = |\[)", "", text, flags=re.MULTILINE))
+    top = {name for name in JobConfig.__dataclass_fields__ if name in shown}
+    assert top == set(JobConfig.__dataclass_fields__)
+    job = JobConfig("x", ("a", "b"), resume=ResumeConfig("x", 1))
+    examples = {"kind", "architecture", "weights", "conditions", "batch_size", "tracking", "metrics", "job", "round"}
+    for section, values in shown.items():
+        owner = getattr(job, section)
+        if not isinstance(values, dict):
+            continue
+        assert set(values) == set(owner.__dataclass_fields__), section
+        for name, value in values.items():
+            default = getattr(owner, name)
+            if name not in examples and default not in (None, {}):
+                assert value == (list(default) if isinstance(default, tuple) else default), name
 
 
 def test_flare_s_own_idiom_exports_the_same_job(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fedmpt_core.data.coco import CLASSES
 from fedmpt_core.data.folders import FolderOptions
 from fedmpt_core.data.manifest import check_manifest, load_manifest, read_rows
 from fedmpt_core.data.partition_file import load_partition
-from fedmpt_core.data.prepare import PrepareOptions, prepare, record_path, write_classes
+from fedmpt_core.data.prepare import ClassFile, PrepareOptions, prepare, record_path
 from fedmpt_flare import prepare_cli
 from tests.miniature import COCO_TRAIN, coco_folder, mlrsnet_folder
 
@@ -117,9 +117,40 @@ def test_a_folder_with_problems_writes_nothing(coco: Path, tmp_path: Path) -> No
 
 
 def test_class_lists_are_lines_of_a_job(tmp_path: Path) -> None:
-    write_classes(["tv monitor", 'the "x"'], ["dog"], tmp_path / "c.toml")
+    lists = ClassFile(tmp_path / "c.toml", ("tv monitor", 'the "x"'), ("dog",))
+    lists.write()
     found = tomllib.loads((tmp_path / "c.toml").read_text())
     assert found == {"classes": ["tv monitor", 'the "x"'], "unseen_classes": ["dog"]}
+    lists.write()  # the same again is no loss
+    with pytest.raises(ValueError, match="exists and holds something else"):
+        ClassFile(tmp_path / "c.toml", ("tv monitor", 'the "x"')).write()
+    assert tomllib.loads((tmp_path / "c.toml").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--classes", "job.toml"), "job.toml' exists and holds something else: name a new file"),
+        (("--classes", "dangling.toml"), "dangling.toml' exists and holds something else"),
+        (("--classes", "coco"), "coco' exists and holds something else"),
+        (("--classes", "m.csv"), "m.csv' is where the manifest or its record goes"),
+        (("--classes", "coco/../m.csv"), "m.csv' is where the manifest or its record goes"),
+        (("--classes", "m.csv.json"), "m.csv.json' is where the manifest or its record goes"),
+        (("--classes", "nowhere/c.toml"), "its folder does not exist"),
+        (("--classes", "c.toml", "--unseen-share", 2), "unseen_share=2.0 is out of range"),
+        (("--classes", "c.toml", "--unseen-share", 0.99), "leaves 1 classes to train"),
+    ],
+)
+def test_class_lists_replace_nothing_and_are_checked_first(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text("precious")
+    (tmp_path / "dangling.toml").symlink_to("not-there")
+    with pytest.raises(ValueError, match=says):
+        run("prepare", "coco2014", "coco", "--out", "m.csv", *options)
+    assert {p.name for p in tmp_path.iterdir()} == {"coco", "job.toml", "dangling.toml"}
+    assert (tmp_path / "job.toml").read_text() == "precious"
 
 
 def test_the_command_says_what_it_kept(coco: Path, tmp_path: Path) -> None:
@@ -173,16 +204,26 @@ def job_files(folder: Path, data: str = "", **job: Any) -> Path:
 @pytest.mark.parametrize("kind", ["labels", "dirichlet", "uniform"])
 def test_a_partition_is_written_once_for_all(coco: Path, tmp_path: Path, kind: str) -> None:
     job, out = job_files(tmp_path), tmp_path / "p.json"
-    said = run("partition", job, "--kind", kind, "--out", out, "--alpha", 2)
+    alpha = ("--alpha", 2) if kind == "dirichlet" else ()
+    said = run("partition", job, "--kind", kind, "--out", out, *alpha)
     assert "11 records in 3 parts" in said
     first = out.read_bytes()
-    run("partition", job, "--kind", kind, "--out", out, "--alpha", 2)
+    run("partition", job, "--kind", kind, "--out", out, *alpha)
     assert out.read_bytes() == first
     assert json.loads(first)["kind"] == kind
     assert json.loads(first)["alpha"] == (2 if kind == "dirichlet" else None)
-    run("partition", job, "--kind", kind, "--out", out, "--alpha", 2, "--seed", 5)
+    run("partition", job, "--kind", kind, "--out", out, *alpha, "--seed", 5)
     assert json.loads(out.read_bytes())["seed"] == 5
     assert out.read_bytes() != first
+
+
+def test_alpha_is_refused_where_it_would_do_nothing(coco: Path, tmp_path: Path) -> None:
+    job, out = job_files(tmp_path), tmp_path / "p.json"
+    with pytest.raises(ValueError, match="--alpha 2: 'uniform' has none: leave it out, or add --kind dirichlet"):
+        run("partition", job, "--kind", "uniform", "--out", out, "--alpha", 2)
+    with pytest.raises(ValueError, match="--alpha 2: 'labels' has none"):  # what the sites' file says
+        run("partition", job, "--out", out, "--alpha", 2)
+    assert not out.exists()
 
 
 def test_as_many_parts_as_asked_for(coco: Path, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_a_list_of_one_s_own(tmp_path: Path) -> None:
         (a_list(extra=1), "missing or unknown keys extra"),
         ({k: v for k, v in a_list().items() if k != "digest"}, "keys digest"),
         (a_list(provenance={"model": None}), "provenance must have exactly"),
+        (a_list(provenance={"model": 1, "prompts": 2, "answers": 3, "note": 4}), "note=4: give words, or null"),
         ([1], "is not a condition list"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),

@@ -104,6 +104,13 @@ def test_val_share_draws_a_fixed_part_of_trainval(voc: Path) -> None:
     assert labels(voc, val_share=0.25, seed=3) == found
 
 
+def test_lists_may_begin_with_a_byte_order_mark(voc: Path) -> None:
+    before = labels(voc)
+    path = voc / "ImageSets/Main/train.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert labels(voc) == before
+
+
 def test_val_share_needs_trainval_only(voc: Path) -> None:
     for name in ("train", "val", "test"):
         (voc / f"ImageSets/Main/{name}.txt").unlink()
