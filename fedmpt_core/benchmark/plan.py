@@ -6,7 +6,7 @@ run; it is then done once.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,15 +149,15 @@ def _participation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[
 
 
 def _ablation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
-    only_adapters = setup.job("fedmpt", seed).model.trained == "adapters"
+    base = setup.job("fedmpt", seed)
 
     def rung(parts: tuple[str, ...]) -> Changes:
         model: dict[str, Any] = {"components": parts}
         if "transport" not in parts:
             model["patch_temperature"] = POOLING_TEMPERATURE
-        if only_adapters and "adapters" not in parts:
+        if base.model.trained == "adapters" and "adapters" not in parts:
             model["trained"] = "contexts+gate"  # what is left to train
-        return {"model": model}
+        return {"model": model, **_without({"adapters", "gate"} - set(parts), base)}
 
     rows = {name: rung(parts) for name, parts in LADDER.items()}
     rows["FedMPT, logits mixed"] = {"model": {"mixture": "logits"}}
@@ -166,15 +166,25 @@ def _ablation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]
 
 
 def _sensitivity(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
-    conditions = setup.job("fedmpt", seed).model.conditions
+    base = setup.job("fedmpt", seed)
+    conditions = base.model.conditions
     for n in range(1, len(conditions) + 1):
-        job = setup.job("fedmpt", seed, {"model": {"conditions": conditions[:n]}})
+        lone = _without({"gate"}, base) if n == 1 else {}  # one condition needs no gate
+        job = setup.job("fedmpt", seed, {"model": {"conditions": conditions[:n]}, **lone})
         yield Case("sensitivity", "conditions", float(n), "fedmpt", job, setup.sites)
     for key, values in SENSITIVITY.items():
         section, _, name = key.partition(".")
         for value in values:
             job = setup.job("fedmpt", seed, {section: {name: value}})
             yield Case("sensitivity", name, float(value), "fedmpt", job, setup.sites)
+
+
+def _without(groups: Set[str], job: JobConfig) -> Changes:
+    """Step sizes and bounds by group, without those of parts that are left out."""
+    return {
+        "training": {"group_rates": {k: v for k, v in job.training.group_rates.items() if k not in groups}},
+        "privacy": {"group_norms": {k: v for k, v in job.privacy.group_norms.items() if k not in groups}},
+    }
 
 
 TABLES: dict[str, Callable[[Setup, Sequence[str], int], Iterator[Case]]] = {

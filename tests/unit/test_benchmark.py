@@ -33,6 +33,7 @@ from fedmpt_core.config_file import ConfigError
 from fedmpt_core.data.scenes import CLASSES, SceneConfig, co_occurrence, scenes
 from fedmpt_core.methods import build_model
 from fedmpt_core.site_config import DataConfig
+from fedmpt_core.training import make_optimizer
 from tests.fakes import FakeBackbone
 
 JOB = f"""
@@ -552,6 +553,15 @@ def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(setu
     other = dataclasses.replace(job, backbone=BackboneConfig("open_clip", "ViT-B-16", "random:1"))
     for wrong_job, sites in ((job, voc), (other, voc), (clip, setup.sites)):
         assert reported_by_the_authors(wrong_job, sites) is None
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("table", ["ablation", "sensitivity"])
+def test_every_case_names_only_groups_that_it_trains(name: str, table: str) -> None:
+    for case in plan(load_setup(name), table, [], [0]):
+        model = build_model(FakeBackbone(), CLASSES, case.job.model, 0)
+        rates = {g["lr"] for g in make_optimizer(model, case.job.training, 1).param_groups}
+        assert len(rates) == 1 + any(n.startswith("gate.") for n in model.trainable_parameters())
 
 
 def test_a_run_is_another_one_when_a_manifest_changes(setup: Setup, tmp_path: Path) -> None:
