@@ -37,7 +37,7 @@ def draw_bars(rows: Sequence[Row], title: str, note: str, file: IO[bytes]) -> No
             axis.barh(places, means, 0.36, xerr=spread, label=label, color=_COLOURS[k], error_kw={"linewidth": 0.8})
         axis.set(xlabel=unit)
         axis.grid(axis="x", alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes[0].set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
     axes[0].invert_yaxis()
     _finish(figure, title, note, file)
