@@ -165,6 +165,7 @@ def with_room(device: str, wish: str, work: Callable[[SiteSession], Any]) -> tup
     session = object.__new__(SiteSession)
     session.device = torch.device(device)
     session.backbone = session.model = Movable()  # type: ignore[assignment]
+    session._judge = Movable()  # type: ignore[assignment]
     session.site = type("Site", (), {"device": wish})()  # type: ignore[assignment]
     return session, session._with_room(lambda: work(session))
 
@@ -176,7 +177,7 @@ def test_a_site_that_leaves_us_the_choice_goes_on_with_its_cpu(caplog: pytest.Lo
         return session.model.device  # type: ignore[return-value]
 
     session, found = with_room("cuda", "auto", work)
-    assert (found, session.device.type) == ("cpu", "cpu")
+    assert (found, session.device.type, session._judge.device) == ("cpu", "cpu", "cpu")
     assert "on the CPU from now on" in caplog.text
 
 
