@@ -68,16 +68,14 @@ class GradientEngine:
         """Set `grad_sample` of every private parameter.
 
         Args:
-            parts: records in portions that fit in memory: (B, P, D) patch features, (B, C) targets in {0, 1}, and
-                (B,) int64 the unit, in [0, count), that each record belongs to. A unit may be spread over portions.
+            parts: records in portions that fit in memory: (B, P, D) patch features, (B, C) targets (1 present,
+                0 absent, 2 unknown), and (B,) int64 the unit, in [0, count), that each record belongs to. A unit may be spread over portions.
             count: units; each has at least one record. 0 gives `grad_sample` with no row.
 
         Raises:
             ValueError: `encode` was not called, or a unit has no record.
         """
-        if self._text is None:
-            raise ValueError("fill before encode: the prompts are not encoded")
-        text = self._text.detach()
+        text = self._encoded().detach()
         sums: dict[str, Tensor] = {}
         records = torch.zeros(count, dtype=torch.int64, device=text.device)
         for patches, targets, units in parts:
@@ -117,10 +115,14 @@ class GradientEngine:
             for parameter, gradient in zip(self._contexts.values(), self._pull(noisy), strict=True):
                 parameter.grad = gradient
 
+    def _encoded(self) -> Tensor:
+        if self._text is None:
+            raise ValueError("fill before encode: the prompts are not encoded")
+        return self._text
+
     def _pull(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """J^T gradient: (N,C,D) -> one tensor per context."""
-        assert self._text is not None  # noqa: S101 - set by encode, which fill checks
-        return torch.autograd.grad(self._text, list(self._contexts.values()), gradient, retain_graph=True)
+        return torch.autograd.grad(self._encoded(), list(self._contexts.values()), gradient, retain_graph=True)
 
 
 def _fill(parameter: Any, rows: Tensor) -> None:
