@@ -29,7 +29,7 @@ from fedmpt_core.privacy.site_ledger import create_ledger, open_ledger
 from fedmpt_core.privacy.training import private_update
 from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.training import LocalUpdate
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table
 
 RELEASED = "released.txt"
 JOB = JobConfig(
@@ -39,19 +39,6 @@ JOB = JobConfig(
     training=TrainingConfig(rounds=100_000, local_steps=2),
     privacy=PrivacyConfig(epsilon=100.0, sample_rate=0.5, noise_multiplier=60.0),
 )
-
-
-class Table:
-    """Patch features in memory."""
-
-    def __init__(self) -> None:
-        self.values = torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batch(self, indices: np.ndarray) -> torch.Tensor:
-        return self.values[torch.as_tensor(indices)]
 
 
 def policy(folder: Path) -> SitePrivacyConfig:
@@ -64,7 +51,7 @@ def one_round(model: FedMPT, round_number: int, keystream: Keystream) -> LocalUp
     targets = np.tile(np.array([[1, 0], [0, 1]], np.uint8), (4, 1))
     return private_update(
         model,
-        Table(),  # type: ignore[arg-type]
+        Table(torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0))),  # type: ignore[arg-type]
         targets,
         np.arange(8),
         state=model.vector(),

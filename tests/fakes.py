@@ -4,7 +4,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import PIL.Image
@@ -106,3 +106,17 @@ class FakeBackbone(Backbone):
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
         return self
+
+
+class Table:
+    """Patch features in memory, (R, P, D), that note the largest batch that was asked for."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.largest = values, 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def batch(self, indices: Any) -> Tensor:
+        self.largest = max(self.largest, len(indices))
+        return self.values[torch.as_tensor(np.asarray(indices))]

@@ -28,10 +28,10 @@ from fedmpt_core.privacy.training import clip_groups, private_update
 from fedmpt_core.result import RunRecord, save_model
 from fedmpt_core.training import local_update
 from fedmpt_core.tuned import Prediction, TunedModel
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table
 from tests.settings import UNMASKED
 from tests.unit.test_gradients import exact, one_by_one, relative
-from tests.unit.test_private_training import Silent, Table
+from tests.unit.test_private_training import Silent
 
 BASELINES = tuple(METHOD_SETTINGS)
 CLASSES = ("cat", "dining table", "tv monitor")

@@ -33,7 +33,7 @@ from fedmpt_core.privacy.site_ledger import create_ledger, read_site_ledger
 from fedmpt_core.privacy.training import mechanism, private_update
 from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_flare.canary_cli import canaries as command
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table
 from tests.settings import UNMASKED
 
 CLASSES = ("cat", "dog", "bus")
@@ -217,12 +217,8 @@ class Silent(Keystream):
         return np.zeros(count)
 
 
-class Table:
-    def __init__(self, records: int) -> None:
-        self.values = torch.randn(records, 9, 16, generator=torch.Generator().manual_seed(0))
-
-    def batch(self, indices: Any) -> torch.Tensor:
-        return self.values[torch.as_tensor(np.asarray(indices))]
+def features(records: int) -> torch.Tensor:
+    return torch.randn(records, 9, 16, generator=torch.Generator().manual_seed(0))
 
 
 def trained(
@@ -235,7 +231,7 @@ def trained(
     for number in range(1, rounds + 1):
         found = private_update(
             model,
-            Table(12),  # type: ignore[arg-type]
+            Table(features(12)),  # type: ignore[arg-type]
             targets,
             np.arange(12),
             state=state,
@@ -318,7 +314,7 @@ def test_without_noise_picture_canaries_are_all_found(engine: str) -> None:
     right[::2, 1] = UNKNOWN
 
     def plant(model: FedMPT) -> PictureCanaries:
-        return PictureCanaries(model, Table(40), right, units, job, keystream)  # type: ignore[arg-type]
+        return PictureCanaries(model, Table(features(40)), right, units, job, keystream)  # type: ignore[arg-type]
 
     planted: PictureCanaries = trained(job, keystream, plant, rounds=4)[1]
     assert 4 < planted.trained_on.sum() < 16

@@ -17,7 +17,8 @@ from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.noise import PrivateOptimizer
 from fedmpt_core.session import SiteSession
 from fedmpt_core.training import local_update
-from tests.unit.test_private_training import KEY, RECORDS, Table, setting, update
+from tests.fakes import Table
+from tests.unit.test_private_training import KEY, RECORDS, setting, update
 
 
 class Room:

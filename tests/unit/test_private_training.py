@@ -13,7 +13,7 @@ from fedmpt_core.privacy.keystream import Keystream
 from fedmpt_core.privacy.sampling import poisson_batches
 from fedmpt_core.privacy.training import private_update
 from fedmpt_core.training import LocalUpdate
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table
 
 CLASSES = ("cat", "dog", "tv monitor")
 RECORDS = 12
@@ -25,20 +25,6 @@ class Silent(Keystream):
 
     def normals(self, purpose: str, count: int) -> np.ndarray:
         return np.zeros(count)
-
-
-class Table:
-    """Patch features in memory that note what was asked for."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values, self.largest = values, 0
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batch(self, indices: Any) -> torch.Tensor:
-        self.largest = max(self.largest, len(indices))
-        return self.values[torch.as_tensor(np.asarray(indices))]
 
 
 def setting(trained: str = "all", **privacy: Any) -> tuple[JobConfig, FedMPT, Table, np.ndarray]:

@@ -12,24 +12,11 @@ from fedmpt_core.config import LossConfig, ModelConfig, TrainingConfig
 from fedmpt_core.losses import asymmetric_loss
 from fedmpt_core.model import FedMPT
 from fedmpt_core.training import LocalUpdate, StepRecord, local_update
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table
 
 CONDITIONS = ("color", "pose")
 CLASSES = ("cat", "dog", "tv monitor")
 LOSS = LossConfig()
-
-
-class Table:
-    """Patch features held in memory."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batch(self, indices: Any) -> torch.Tensor:
-        return self.values[torch.as_tensor(np.asarray(indices))]
 
 
 def setting(records: int = 10) -> tuple[FedMPT, Table, np.ndarray]:

@@ -1,7 +1,5 @@
 """Unknown labels in training: they move nothing, with and without differential privacy, and no other record."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,24 +10,11 @@ from fedmpt_core.losses import asymmetric_loss
 from fedmpt_core.model import FedMPT
 from fedmpt_core.privacy.gradients import GradientEngine
 from fedmpt_core.training import local_update
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table
 
 CONDITIONS, CLASSES = ("color", "pose"), ("cat", "dog", "bus", "boat")
 B = 6
 LOSS = LossConfig()
-
-
-class Table:
-    """Patch features held in memory."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def batch(self, indices: Any) -> torch.Tensor:
-        return self.values[torch.as_tensor(np.asarray(indices))]
 
 
 def setting() -> tuple[FedMPT, torch.Tensor, np.ndarray]:
