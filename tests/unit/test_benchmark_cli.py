@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedmpt_core.data.scenes import CLASSES
 from fedmpt_flare.cli import app
+from tests.benchmarks import SITES
 
-CLASSES = ("airplane", "banana", "bicycle", "boat", "bus", "camera", "car", "cat", "chair", "chicken", "clock", "dog",
-           "elephant", "fish", "guitar", "horse", "motorcycle", "pizza", "train", "umbrella")  # fmt: skip
 JOB = f"""
 name = "small"
 classes = {json.dumps(list(CLASSES))}
@@ -30,22 +30,6 @@ learning_rate = 0.003
 mechanism = "none"
 [secagg]
 mechanism = "none"
-"""
-SITES = """
-[defaults.data]
-source = "scenes"
-train = 12
-[defaults.privacy]
-dataset = "scenes"
-units = 12
-epsilon = 8.0
-delta = 1e-5
-allow_unprotected = true
-[sites.site-1.data]
-evaluate = true
-val = 12
-test = 24
-[sites.site-2]
 """
 
 
