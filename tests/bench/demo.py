@@ -9,10 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from fedmpt_core.benchmark.federate import with_ledger
 from fedmpt_core.config_file import load_job, load_sites
 from fedmpt_core.privacy.budget import resolved
 from tests.bench.measure import Row, in_own_process, peak_mib
-from tests.reference import with_ledger
 
 JOB = Path(__file__).parents[2] / "jobs" / "demo"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from fedmpt_core.benchmark.federate import federate
 from fedmpt_core.config import JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config_file import load_job, load_sites
 from fedmpt_core.privacy.budget import resolved
 from fedmpt_core.site_config import SiteConfig
-from tests.reference import federate
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo"
 ROWS = ("plain training", "epsilon 8", "epsilon 3", "epsilon 1")

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from fedmpt_core.benchmark.federate import federate
 from fedmpt_core.checkpoint import newest_checkpoint
 from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.privacy.budget import resolved
@@ -22,7 +23,6 @@ from fedmpt_core.secure_terms import secure_terms
 from fedmpt_core.site_config import DataConfig, SiteConfig
 from fedmpt_flare.simulation import Simulation, SimulationFailed
 from tests.pictures import CLASSES, small_sites
-from tests.reference import federate
 from tests.settings import POLICY, REHEARSED, UNMASKED, UNPROTECTED
 
 pytestmark = [pytest.mark.flare, pytest.mark.xdist_group("flare")]
