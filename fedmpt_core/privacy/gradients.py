@@ -68,8 +68,9 @@ class GradientEngine:
         """Set `grad_sample` of every private parameter.
 
         Args:
-            parts: records in portions that fit in memory: (B, P, D) patch features, (B, C) targets (1 present,
-                0 absent, 2 unknown), and (B,) int64 the unit, in [0, count), that each record belongs to. A unit may be spread over portions.
+            parts: records in portions that fit in memory: (B, P, D) patch features, (B, C) targets (1 present, 0
+                absent, 2 unknown), and (B,) int64 the unit, in [0, count), that each record belongs to. A unit may be
+                spread over portions.
             count: units; each has at least one record. 0 gives `grad_sample` with no row.
 
         Raises:
