@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmpt_core.baselines import coop, dualcoop, fedmvp, fedtpg, linear, poscoop, released
-from fedmpt_core.config import ModelConfig
+from fedmpt_core.config import JobConfig, ModelConfig
 from fedmpt_core.model import FedMPT
 from fedmpt_core.tuned import TunedModel
 
@@ -51,3 +51,22 @@ def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfi
     if config.method == "fedmpt":
         return FedMPT(backbone, classes, config.conditions, config, seed)
     return _BASELINES[config.method](backbone, classes, config, np.random.default_rng(seed))
+
+
+def scoring_model(backbone: "Backbone", job: JobConfig, model: TunedModel) -> TunedModel:
+    """The model that scores: the trained one, or one of all classes that takes the same parameters.
+
+    Args:
+        backbone: the job's frozen towers.
+        job: with or without `unseen_classes`.
+        model: what is trained, of the job's `classes`.
+
+    Raises:
+        ValueError: there are unseen classes and the method trains numbers per class.
+    """
+    if not job.unseen_classes:
+        return model
+    whole = build_model(backbone, job.all_classes, job.model, job.seed)
+    if whole.layout() != model.layout():
+        raise ValueError(f"method='{job.model.method}' trains numbers per class: it has none for unseen_classes")
+    return whole

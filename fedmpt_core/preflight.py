@@ -16,7 +16,7 @@ from fedmpt_core.config import JobConfig
 from fedmpt_core.data.pictures import Picture
 from fedmpt_core.data.source import load_split
 from fedmpt_core.device import pick_device
-from fedmpt_core.methods import build_model
+from fedmpt_core.methods import build_model, scoring_model
 from fedmpt_core.model import TRAINED
 from fedmpt_core.privacy.accounting import Epsilons, cross_checked
 from fedmpt_core.privacy.budget import PrivacyRefused, Projection, planned_steps, project, steps_of
@@ -111,8 +111,7 @@ def check_model(job: JobConfig) -> ModelSize:
         groups[group] = groups.get(group, 0) + parameter.numel()
     text = model.text_features()  # also finds prompts that do not fit the tower's context
     make_optimizer(model, job.training, 1)  # finds rates that do not fit the trained groups
-    if job.unseen_classes and build_model(backbone, job.all_classes, job.model, 0).layout() != model.layout():
-        raise ValueError(f"method='{job.model.method}' trains numbers per class: it has none for unseen_classes")
+    scoring_model(backbone, job, model)  # finds unseen classes where numbers are trained per class
     if job.privacy.private:
         mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
     sizes = model.group_sizes()

@@ -28,7 +28,7 @@ from fedmpt_core.device import device_name, pick_device
 from fedmpt_core.evaluation import Split, evaluate
 from fedmpt_core.layout import ParameterLayout
 from fedmpt_core.memory import DeviceFull
-from fedmpt_core.methods import build_model
+from fedmpt_core.methods import build_model, scoring_model
 from fedmpt_core.model import zero_shot_model
 from fedmpt_core.packages import package_versions
 from fedmpt_core.privacy.ledger import Head
@@ -136,14 +136,7 @@ class SiteSession:
         self.device = pick_device(site.device)
         self.backbone = (backbone or load_backbone(job.backbone)).to(self.device)
         self.model = build_model(self.backbone, job.classes, job.model, job.seed).to(self.device)
-        # what is trained must know no class, so that the same parameters fit a model that scores unseen ones too
-        self._judge = self.model
-        if job.unseen_classes:
-            self._judge = build_model(self.backbone, job.all_classes, job.model, job.seed).to(self.device)
-            if self._judge.layout() != self.model.layout():
-                raise ValueError(
-                    f"method='{job.model.method}' trains numbers per class: it has none for unseen_classes"
-                )
+        self._judge = scoring_model(self.backbone, job, self.model).to(self.device)
         if self._budget:
             self._budget.test_mechanism(self.model)
         self._data = SiteData()
