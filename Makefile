@@ -7,7 +7,7 @@ LOCK := requirements.lock
 export UV_NO_PROGRESS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-peers lint lock clean
+.PHONY: help demo test test-kernels bench bench-peers lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,10 @@ demo: $(VENV)/.ready  ## Tune FedMPT across three simulated sites (embedded pict
 
 test: $(VENV)/.ready  ## Run all tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+test-kernels: $(VENV)/.ready  ## Run the gradients' tests with the arithmetic of other processors
+	@MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q tests/unit/test_gradients.py
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q tests/unit/test_gradients.py
 
 bench: $(VENV)/.ready  ## Measure speed and memory (ratios of two things timed in one run)
 	@$(BIN)/python -m tests.bench

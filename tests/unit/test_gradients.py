@@ -1,6 +1,9 @@
 """Per-record gradients against a plain loop over records, in double precision; groups; independence of records."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,3 +206,20 @@ def test_frozen_parts_receive_nothing() -> None:
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in model.named_parameters())
     assert not any(g.requires_grad for g in found.values())
     assert np.isfinite(sum(float(g.sum()) for g in found.values()))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [
+        (None, "AUTO,STRICT"),
+        ("AVX2", "AUTO,STRICT"),
+        ("AUTO", "AUTO,STRICT"),
+        ("AVX2,STRICT", "AVX2,STRICT"),
+        ("COMPATIBLE", "COMPATIBLE"),
+    ],
+)
+def test_kernels_whose_rounding_depends_on_memory_are_never_used(chosen: str | None, wanted: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "MKL_CBWR"} | ({"MKL_CBWR": chosen} if chosen else {})
+    code = "import os, fedmpt_core; print(os.environ['MKL_CBWR'])"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == wanted
