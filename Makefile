@@ -29,8 +29,8 @@ test: $(VENV)/.ready  ## Run all tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-kernels: $(VENV)/.ready  ## Run the gradients' tests with the arithmetic of other processors
-	@MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q tests/unit/test_gradients.py
-	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q tests/unit/test_gradients.py
+	@MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py
 
 bench: $(VENV)/.ready  ## Measure speed and memory (ratios of two things timed in one run)
 	@$(BIN)/python -m tests.bench

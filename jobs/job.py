@@ -11,11 +11,9 @@ from pathlib import Path
 
 from nvflare.recipe import SimEnv
 
-from fedmpt_core.config_file import load_job, load_sites
-from fedmpt_flare.recipe import (
-    FedMPTRecipe,
-)  # FLARE takes --export and --export-dir off the command line here
-from fedmpt_flare.simulation import prepare_workspace
+from fedmpt_core.config.toml import load_job, load_sites
+from fedmpt_flare.job.recipe import FedMPTRecipe  # FLARE takes --export and --export-dir off the command line here
+from fedmpt_flare.job.simulation import prepare_workspace
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])

@@ -11,24 +11,24 @@ from typing import Any
 
 import yaml
 
-from fedmpt_core.audit.run import Anchors
-from fedmpt_core.config import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.config_file import job_from_dict
-from fedmpt_core.kit import card_of
-from fedmpt_core.policy_card import PolicyCard
-from fedmpt_core.privacy.accounting import Steps, epsilon
-from fedmpt_core.privacy.budget import Budget, resolved
-from fedmpt_core.privacy.chain import SIGNED_PREFIX, canonical
-from fedmpt_core.privacy.signing import load_signer
-from fedmpt_core.privacy.site_ledger import create_ledger, ledger_copy, open_ledger
-from fedmpt_core.result import RunRecord
-from fedmpt_core.run_manifest import MANIFEST, RunManifest, file_digest, read_manifest, round_facts
+from fedmpt_core.audit.run_evidence import Anchors
+from fedmpt_core.common.signing import load_signer
+from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
+from fedmpt_core.config.toml import job_from_dict
+from fedmpt_core.federation.run.manifest import MANIFEST, RunManifest, file_digest, read_manifest, round_facts
+from fedmpt_core.federation.run.record import RunRecord
+from fedmpt_core.federation.site.policy_card import PolicyCard
+from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger.budget import Budget, resolved
+from fedmpt_core.privacy.ledger.chain import SIGNED_PREFIX, canonical
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_copy, open_ledger
 from fedmpt_core.secagg.policy import Floors
 from fedmpt_core.secagg.roster import Member, Roster
-from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
+from fedmpt_core.secagg.start_up_kit import card_of
 from tests.federation import DEPLOY
 from tests.kits import write_kit
-from tests.unit.test_deploy import flare
+from tests.unit.deploy.test_deploy import flare
 
 SITES, SERVER = ("hospital-a", "hospital-b", "hospital-c"), "fl.example.org"
 JOB = resolved(

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmpt_core.config import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.model import FedMPT
-from fedmpt_core.privacy.accounting import Steps, epsilon
-from fedmpt_core.privacy.budget import Budget
-from fedmpt_core.privacy.keystream import Keystream
-from fedmpt_core.privacy.site_ledger import create_ledger, open_ledger
-from fedmpt_core.privacy.training import private_update
-from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
-from fedmpt_core.training import LocalUpdate
+from fedmpt_core.config.job import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger.budget import Budget
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger, open_ledger
+from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.private_update import private_update
+from fedmpt_core.training.local import LocalUpdate
 from tests.fakes import FakeBackbone, Table
 
 RELEASED = "released.txt"

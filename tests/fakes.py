@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from fedmpt_core.backbone.base import Backbone
+from fedmpt_core.model.backbone.base import Backbone
 
 _PATCH = 4  # pixels per side of a patch
 

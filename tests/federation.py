@@ -22,15 +22,15 @@ import psutil
 import tomli_w
 import yaml
 
-from fedmpt_core.config import JobConfig
-from fedmpt_core.config_file import without_none
-from fedmpt_core.kit import load_identity, load_root, write_roster
-from fedmpt_core.privacy.site_ledger import create_ledger
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.config.toml import without_none
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger
 from fedmpt_core.secagg.identity import root_sha256
 from fedmpt_core.secagg.roster import Member, Roster
-from fedmpt_core.site_config import SiteConfig
-from fedmpt_flare.artifacts import EVENTS
-from fedmpt_flare.site import SITE_FILE
+from fedmpt_core.secagg.start_up_kit import load_identity, load_root, write_roster
+from fedmpt_flare.server.run_folder import EVENTS
+from fedmpt_flare.workspace import SITE_FILE
 
 REPOSITORY = Path(__file__).parents[1]
 DEPLOY = REPOSITORY / "deploy"
@@ -229,8 +229,8 @@ class Federation:
         """The job's folder, as its submitter exports it."""
         folder = self.root / "exported"
         code = (
-            "import sys, json; from fedmpt_core.config_file import job_from_dict\n"
-            "from fedmpt_flare.recipe import FedMPTRecipe\n"
+            "import sys, json; from fedmpt_core.config.toml import job_from_dict\n"
+            "from fedmpt_flare.job.recipe import FedMPTRecipe\n"
             "FedMPTRecipe(job_from_dict(json.loads(sys.argv[1]))).export(sys.argv[2])"
         )
         _run([sys.executable, "-W", "ignore", "-c", code, json.dumps(job.to_dict()), str(folder)], self._environment)
@@ -278,7 +278,7 @@ class Federation:
 
     def trainer(self, site: str) -> psutil.Process | None:
         """The site's trainer process, if one runs."""
-        return self._process(site, ("fedmpt_flare.trainer_main",))
+        return self._process(site, ("fedmpt_flare.site.trainer_main",))
 
     def job_process(self, who: str) -> psutil.Process | None:
         """The process of the running job at a site or the server."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from fedmpt_core.data import coco, mlrsnet, multiscene, nuswide, objects365
+from fedmpt_core.data.public import coco, mlrsnet, multiscene, nuswide, objects365
 
 
 def picture(path: Path, value: int) -> None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.data.manifest import write_manifest
-from fedmpt_core.data.manifest_file import ManifestRow
+from fedmpt_core.data.manifest_rows import ManifestRow
 from fedmpt_core.data.scenes import SceneConfig, scenes
-from fedmpt_core.site_config import DataConfig, SiteConfig
 from tests.settings import OPEN, POLICY
 
 CLASSES = ("bus", "dog", "banana", "clock")

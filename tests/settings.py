@@ -1,8 +1,8 @@
 """Settings that tests share: jobs and sites without differential privacy, and a policy that allows a job with it."""
 
-from fedmpt_core.config import PrivacyConfig
-from fedmpt_core.secagg_config import SecAggConfig, SiteSecAggConfig
-from fedmpt_core.site_config import SitePrivacyConfig
+from fedmpt_core.config.job import PrivacyConfig
+from fedmpt_core.config.secagg import SecAggConfig, SiteSecAggConfig
+from fedmpt_core.config.site import SitePrivacyConfig
 
 UNPROTECTED = PrivacyConfig(mechanism="none")
 """A job's `privacy`: plain training, which repeats exactly."""

@@ -1,5 +1,5 @@
 """`python -m fedmpt_flare` is the `fedmpt` command."""
 
-from fedmpt_flare.cli import main
+from fedmpt_flare.cli.main import main
 
 main()

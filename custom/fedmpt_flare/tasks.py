@@ -1,8 +1,8 @@
 """The whole vocabulary between server and sites: task names, message keys, reply codes, classes a site must allow.
 
 Every task and reply is a `Shareable` with a few plain headers, a few plain fields, at most one vector of bytes
-(`fedmpt_core.layout`) and at most one message of the secure-aggregation protocol (`fedmpt_core.secagg.messages`); the
-reply to `ledger` holds a copy of the site's ledger and its certificate instead.
+(`fedmpt_core.model.vector`) and at most one message of the secure-aggregation protocol (`fedmpt_core.secagg.messages`);
+the reply to `ledger` holds a copy of the site's ledger and its certificate instead.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ LEDGER = "ledger"
 TASKS = (JOIN, ADVERTISE, CONFIRM, TRAIN, CONSISTENCY, UNMASK, VALIDATE, LEDGER)
 
 # Sites and server must list these two, and need list nothing else, to run our jobs.
-CLASS_ALLOW_LIST = ("fedmpt_flare.executor.FedMPTExecutor", "fedmpt_flare.workflow.FedMPTWorkflow")
+CLASS_ALLOW_LIST = ("fedmpt_flare.site.executor.FedMPTExecutor", "fedmpt_flare.server.workflow.FedMPTWorkflow")
 # A server lists these too where it lets jobs track their figures.
 TRACKING_CLASSES = (
     "nvflare.app_opt.tracking.tb.tb_receiver.TBAnalyticsReceiver",
-    "fedmpt_flare.mlflow_receiver.MlflowReceiver",
+    "fedmpt_flare.server.mlflow_receiver.MlflowReceiver",
 )
 
 # headers and keys

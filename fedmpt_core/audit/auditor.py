@@ -6,16 +6,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.audit.aggregation import Release, Sums, check_aggregation, releases, sums_of
+from fedmpt_core.audit.disclosure import Release, Sums, check_aggregation, releases, sums_of
 from fedmpt_core.audit.finding import Finding, in_order, worst
-from fedmpt_core.audit.ledgers import check_ledgers, reused_keys
 from fedmpt_core.audit.mechanism import check_mechanism
-from fedmpt_core.audit.own import OwnLedger
-from fedmpt_core.audit.run import Anchors, Run, load_run
+from fedmpt_core.audit.run_evidence import Anchors, Run, load_run
+from fedmpt_core.audit.run_ledgers import check_ledgers, reused_keys
+from fedmpt_core.audit.site_ledger import OwnLedger
 from fedmpt_core.audit.spending import AGREEMENT, INDEPENDENT, REPORTED, SECOND, Spending, accountants_of
-from fedmpt_core.policy_card import PolicyCard
-from fedmpt_core.privacy.chain import Entry
-from fedmpt_core.schema import json_value
+from fedmpt_core.config.checks import json_value
+from fedmpt_core.federation.site.policy_card import PolicyCard
+from fedmpt_core.privacy.ledger.chain import Entry
 
 AUDIT_SCHEMA = 1
 

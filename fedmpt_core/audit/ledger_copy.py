@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.privacy.chain import Chain, Entry, LedgerError, Verifier
-from fedmpt_core.privacy.signing import KeyVerifier, SigningError, verifier_of
+from fedmpt_core.common.signing import KeyVerifier, SigningError, verifier_of
+from fedmpt_core.privacy.ledger.chain import Chain, Entry, LedgerError, Verifier
 from fedmpt_core.secagg.identity import ChainCheck
 from fedmpt_core.secagg.roster import Roster
 

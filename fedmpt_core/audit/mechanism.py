@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from fedmpt_core.audit.finding import Finding
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 
 
 def check_mechanism(run: Run) -> list[Finding]:
@@ -16,9 +16,9 @@ def check_mechanism(run: Run) -> list[Finding]:
     if not run.job.privacy.private:
         return []
     try:
-        from fedmpt_core.backbone.load import load_backbone
-        from fedmpt_core.methods import build_model
-        from fedmpt_core.privacy.self_test import self_test
+        from fedmpt_core.model.backbone.load import load_backbone
+        from fedmpt_core.model.registry import build_model
+        from fedmpt_core.privacy.mechanism.self_test import self_test
 
         job = run.job
         model = build_model(load_backbone(job.backbone), job.classes, job.model, job.seed)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from fedmpt_core.audit.finding import Finding
-from fedmpt_core.privacy import accounting, third_accountant
-from fedmpt_core.privacy.accounting import AccountingError, Steps
+from fedmpt_core.privacy.accounting import epsilon as accounting
+from fedmpt_core.privacy.accounting import independent
+from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps
 
 AGREEMENT = accounting.AGREEMENT
 REPORTED, SECOND = "PLD (dp-accounting)", "PRV (Opacus)"
@@ -93,4 +94,4 @@ def merged(history: Sequence[Steps]) -> tuple[tuple[float, float, int], ...]:
 
 
 def _third(history: Sequence[Steps], delta: float) -> float:
-    return third_accountant.epsilon([(s.sample_rate, s.noise_multiplier, s.count) for s in history], delta)
+    return independent.epsilon([(s.sample_rate, s.noise_multiplier, s.count) for s in history], delta)

@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.benchmark.setup import METHODS, ZERO_SHOT, Changes, Setup
-from fedmpt_core.config import JobConfig
-from fedmpt_core.methods import LABELS
-from fedmpt_core.packages import RELEASE
-from fedmpt_core.schema import canonical_digest
-from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.benchmark.inputs import METHODS, ZERO_SHOT, Changes, Setup
+from fedmpt_core.common.release import RELEASE
+from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.model.registry import LABELS
 
 MEASUREMENT = 1
 """Version of what a run measures; a change makes all earlier results those of other runs."""

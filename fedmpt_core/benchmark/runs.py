@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpt_core.benchmark.book import Book
-from fedmpt_core.benchmark.exam import Exam, judge
-from fedmpt_core.benchmark.federate import Round, open_sessions, train_rounds
+from fedmpt_core.benchmark.in_process import Round, open_sessions, train_rounds
+from fedmpt_core.benchmark.inputs import ZERO_SHOT
+from fedmpt_core.benchmark.judging import Exam, judge
 from fedmpt_core.benchmark.plan import Case
-from fedmpt_core.benchmark.setup import ZERO_SHOT
-from fedmpt_core.benchmark.workshop import Workshop
-from fedmpt_core.config import JobConfig, ModelConfig
-from fedmpt_core.model import zero_shot_model
-from fedmpt_core.training import DEFAULT_BATCH_SIZE
-from fedmpt_core.tuned import TunedModel
+from fedmpt_core.benchmark.results_file import Book
+from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.config.job import JobConfig, ModelConfig
+from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
+from fedmpt_core.training.local import DEFAULT_BATCH_SIZE
 
 _REPEATS = 3
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmpt_core.benchmark.plan import Case
-from fedmpt_core.benchmark.reported import Reported
+from fedmpt_core.benchmark.published import Reported
 
 SCHEMA = 1
 

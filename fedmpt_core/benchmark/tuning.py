@@ -11,10 +11,10 @@ from typing import Any
 
 import tomli_w
 
+from fedmpt_core.benchmark.inputs import ZERO_SHOT, Changes, Setup
 from fedmpt_core.benchmark.plan import Case, title
-from fedmpt_core.benchmark.setup import ZERO_SHOT, Changes, Setup
-from fedmpt_core.config_file import ConfigError
-from fedmpt_core.schema import json_value
+from fedmpt_core.config.checks import json_value
+from fedmpt_core.config.toml import ConfigError
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import tomllib
 from pathlib import Path
 
-from fedmpt_core.config import BackboneConfig, JobConfig
-from fedmpt_core.config_file import ConfigError, build
+from fedmpt_core.config.job import BackboneConfig, JobConfig
+from fedmpt_core.config.toml import ConfigError, build
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:

@@ -24,22 +24,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedmpt_core.common.release import RELEASE
 from fedmpt_core.conditions.new_file import write_new
-from fedmpt_core.config import JobConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.config_file import ConfigError, build
+from fedmpt_core.config.checks import STRICT, check_range
+from fedmpt_core.config.federation import FederationConfig
+from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config.secagg import SecAggConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.config.toml import ConfigError, build
 from fedmpt_core.data.source import load_split
-from fedmpt_core.federation_config import FederationConfig
-from fedmpt_core.packages import RELEASE
-from fedmpt_core.privacy.accounting import Steps, cross_checked, epsilon
-from fedmpt_core.privacy.budget import Budget, PrivacyRefused, Projection
-from fedmpt_core.privacy.fingerprint import fingerprint, site_key
-from fedmpt_core.privacy.keystream import Keystream
-from fedmpt_core.privacy.noise import GRID_BITS
-from fedmpt_core.privacy.site_budget import FINGERPRINT_KEY, units_of
-from fedmpt_core.privacy.site_ledger import open_ledger
-from fedmpt_core.schema import STRICT, check_range
-from fedmpt_core.secagg_config import SecAggConfig
-from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.privacy.accounting.epsilon import Steps, cross_checked, epsilon
+from fedmpt_core.privacy.charged_training import FINGERPRINT_KEY, units_of
+from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, Projection
+from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
+from fedmpt_core.privacy.ledger.site_ledger import open_ledger
+from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.noise import GRID_BITS
 
 SCHEMA_VERSION = 1
 PURPOSE = "co-occurrence"

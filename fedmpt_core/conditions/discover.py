@@ -12,13 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.backbone.base import Backbone
+from fedmpt_core.common.release import RELEASE
 from fedmpt_core.conditions.answers import names_a_class
 from fedmpt_core.conditions.cooccurrence import NoisyCounts, steering_weights
 from fedmpt_core.conditions.journal import Journal, packed
 from fedmpt_core.conditions.language_model import LanguageModel
 from fedmpt_core.conditions.new_file import write_new
-from fedmpt_core.conditions.presets import SCHEMA_VERSION, content_digest
 from fedmpt_core.conditions.ranking import MOST_COSINE, Candidate, rank, readable, text_features, visual_usefulness
 from fedmpt_core.conditions.sampling import LabelSet, label_sets
 from fedmpt_core.conditions.scorer import PROMPT, Lexicon
@@ -35,9 +34,10 @@ from fedmpt_core.conditions.stages import (
     choose,
     generate,
 )
+from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.config.condition_lists import SCHEMA_VERSION, content_digest
 from fedmpt_core.data.scenes import SceneConfig, scenes
-from fedmpt_core.packages import RELEASE
-from fedmpt_core.schema import canonical_digest
+from fedmpt_core.model.backbone.base import Backbone
 
 __all__ = ["DiscoveryConfig", "DiscoveryError", "discover", "write_list"]
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedmpt_core.conditions.answers import Answer
-from fedmpt_core.conditions.provenance import check_answers
+from fedmpt_core.config.provenance import check_answers
 
 SCHEMA_VERSION = 1
 MOST_PLAIN = 60_000  # characters of JSON; more are compressed

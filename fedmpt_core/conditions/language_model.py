@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpt_core.backbone.files import fetch
 from fedmpt_core.conditions.answers import Answer
-from fedmpt_core.device import device_name, pick_device
+from fedmpt_core.model.backbone.files import fetch
+from fedmpt_core.model.device import device_name, pick_device
 
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct (Q4_1)"

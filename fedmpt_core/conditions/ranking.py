@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedmpt_core.backbone.base import Backbone
 from fedmpt_core.data.pictures import Picture
+from fedmpt_core.model.backbone.base import Backbone
 
 TOUCHED = 0.25  # share of the candidates that a unit touches (chosen)
 MOST_PIECES = 48  # word pieces of a text that are read; the shortest text towers take 77 (chosen)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmpt_core.conditions.presets import check_words
-from fedmpt_core.schema import canonical_digest
+from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.config.condition_lists import check_words
 
 LEXICON = "lexicon.json"
 SCHEMA_VERSION = 1

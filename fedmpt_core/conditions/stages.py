@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedmpt_core.backbone.base import Backbone
 from fedmpt_core.conditions.answers import Answer, in_english, phrases, sentences
 from fedmpt_core.conditions.journal import Journal
 from fedmpt_core.conditions.language_model import LanguageModel
 from fedmpt_core.conditions.ranking import readable, text_features
 from fedmpt_core.conditions.sampling import MOST_SETS, LabelSet
 from fedmpt_core.conditions.scorer import Lexicon, in_words, scene_prompt, strengths
-from fedmpt_core.schema import check_range
+from fedmpt_core.config.checks import check_range
+from fedmpt_core.model.backbone.base import Backbone
 
 DESCRIBE = (
     "Write {count} different short sentences. Each describes what can be seen in a photograph that shows {labels} "

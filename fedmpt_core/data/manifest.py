@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedmpt_core.data.manifest_file import (
+from fedmpt_core.data.manifest_rows import (
     CONTROL,
     SPLITS,
     ManifestError,

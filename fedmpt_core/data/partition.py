@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from fedmpt_core.data.feature_cache import PatchFeatures
 from fedmpt_core.data.pictures import Dataset
+from fedmpt_core.model.features.cache import PatchFeatures
 
 STARTS = 10
 """Runs of k-means, of which the best is kept (chosen)."""

@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from fedmpt_core.common.files import replacing
 from fedmpt_core.data.pictures import Dataset
-from fedmpt_core.data.whole_file import replacing
 
 SCHEMA = 1
 Kind = Literal["labels", "features", "dirichlet", "uniform"]

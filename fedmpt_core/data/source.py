@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from fedmpt_core.config import JobConfig
-from fedmpt_core.data import folders, manifest, partition
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import DataConfig
+from fedmpt_core.data import manifest, partition
 from fedmpt_core.data.masks import drop_positives
 from fedmpt_core.data.partition_file import PartitionError, load_partition
 from fedmpt_core.data.pictures import Dataset
+from fedmpt_core.data.public import registry
 from fedmpt_core.data.scenes import SceneConfig, scenes
-from fedmpt_core.site_config import DataConfig
 
 Split = Literal["train", "val", "test"]
 
@@ -94,7 +95,7 @@ def whole_split(
                 allow_empty=split != "train",
             )
         case kind:
-            dataset = folders.load_folder(kind, data.path, classes, split, on_bad_image=on_bad_image, verify=verify)
+            dataset = registry.load_folder(kind, data.path, classes, split, on_bad_image=on_bad_image, verify=verify)
     return dataset.of(job.classes) if split == "train" and unseen else dataset
 
 

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from fedmpt_core.audit.auditor import Audit
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.checklist import checklist_of
 from fedmpt_core.report.claim import claim_of
 from fedmpt_core.report.content import Report

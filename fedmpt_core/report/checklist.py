@@ -7,7 +7,7 @@ utility and bias, then what it all rests on. It must say plainly what no program
 from collections.abc import Mapping
 
 from fedmpt_core.audit.auditor import Audit
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Answered, CheckItem, Utility
 
 TOP, MIDDLE, BASE = "On top: the claim", "In the middle: the algorithm", "Below: what it rests on"

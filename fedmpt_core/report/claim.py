@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import exp, isfinite
 
 from fedmpt_core.audit.auditor import Audit
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Claim, Fact, Profile, Status
 from fedmpt_core.report.plain import count, moment, name, names, one_in, shown, small, up
 

@@ -7,10 +7,10 @@ report works out itself stands beside them, under names of its own.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fedmpt_core.audit.aggregation import Release, Sums
+from fedmpt_core.audit.disclosure import Release, Sums
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.spending import Spending
-from fedmpt_core.schema import json_value
+from fedmpt_core.config.checks import json_value
 
 REPORT_SCHEMA = 1
 

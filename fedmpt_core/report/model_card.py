@@ -4,7 +4,7 @@ Sections in the order of Mitchell et al. 2019 (arXiv 1810.03993). It describes t
 nothing here is a count or a figure of a training picture.
 """
 
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import CardSection, Claim, Report, Utility
 from fedmpt_core.report.plain import count, markdown, moment, name, names, number, shown, signed
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fedmpt_core.audit.auditor import Audit
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Profile, Utility
 from fedmpt_core.report.plain import count, names, number, signed, up
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from fedmpt_core.audit.auditor import AGREEMENT, Audit
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Fact, RoundSpan, SiteFacts
 from fedmpt_core.report.plain import count, moment, name, names, number, shown, small
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from fedmpt_core.audit.spending import Spending
-from fedmpt_core.privacy.accounting import AccountingError, Steps, epsilon, privacy_profile, replace_one
+from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon, privacy_profile, replace_one
 from fedmpt_core.report.content import Budget, Profile
 
 TABLE = (0.0, 1.0, 3.0, 5.0, 8.0)  # always among the epsilons

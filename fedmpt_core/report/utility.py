@@ -7,7 +7,7 @@ No figure here is of a training picture. Figures of a run are compared with the 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmpt_core.audit.run import Run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import GateWeight, Label, Utility
 
 FIGURES = {"mAP": 1, "CF1": 1, "CF1_macro": 1, "OF1": 1, "ece": 100}  # what makes percent of the record's figure

@@ -11,8 +11,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fedmpt_core.kit import write_roster
-from fedmpt_core.privacy.budget import resolved
+from fedmpt_core.privacy.ledger.budget import resolved
+from fedmpt_core.secagg.start_up_kit import write_roster
 from tests.audited import JOB, Federation, provision, roster_of
 from tests.bench.measure import Row
 

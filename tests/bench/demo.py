@@ -9,9 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedmpt_core.benchmark.federate import with_ledger
-from fedmpt_core.config_file import load_job, load_sites
-from fedmpt_core.privacy.budget import resolved
+from fedmpt_core.benchmark.in_process import with_ledger
+from fedmpt_core.config.toml import load_job, load_sites
+from fedmpt_core.privacy.ledger.budget import resolved
 from tests.bench.measure import Row, in_own_process, peak_mib
 
 JOB = Path(__file__).parents[2] / "jobs" / "demo"
@@ -53,7 +53,7 @@ def run() -> list[Row]:
 
 def one_site(cache: str) -> None:
     """What a site's trainer does, in this process."""
-    from fedmpt_core.session import SiteSession
+    from fedmpt_core.federation.site.session import SiteSession
 
     job = resolved(load_job(JOB / "job.toml"))
     site = dataclasses.replace(load_sites(JOB / "site.toml")["site-1"], cache_dir=cache)

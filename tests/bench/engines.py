@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpt_core.backbone.base import Backbone
-from fedmpt_core.backbone.load import load_backbone
-from fedmpt_core.backbone.open_clip import OpenClipBackbone
-from fedmpt_core.config import LossConfig, ModelConfig
-from fedmpt_core.config_file import load_job, load_sites
+from fedmpt_core.config.job import LossConfig, ModelConfig
+from fedmpt_core.config.toml import load_job, load_sites
 from fedmpt_core.data.source import load_split
-from fedmpt_core.model import FedMPT
-from fedmpt_core.privacy.gradients import TEXT, GradientEngine
-from fedmpt_core.session import open_cache
+from fedmpt_core.federation.site.session import open_cache
+from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.model.backbone.load import load_backbone
+from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
 from tests.bench.step import CONDITIONS, NAMES
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo"

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fedmpt_core.backbone.embedded import EmbeddedBackbone
-from fedmpt_core.data.coco import CLASSES
-from fedmpt_core.data.feature_cache import FeatureCache
-from fedmpt_core.data.instances import read_instances
-from fedmpt_core.data.manifest_file import Problems
+from fedmpt_core.data.manifest_rows import Problems
 from fedmpt_core.data.pictures import FilePicture
+from fedmpt_core.data.public.coco import CLASSES
+from fedmpt_core.data.public.instances import read_instances
+from fedmpt_core.model.backbone.embedded import EmbeddedBackbone
+from fedmpt_core.model.features.cache import FeatureCache
 from tests.bench.measure import Row, cpu_seconds, in_own_process, peak_mib
 
 PICTURES, BATCH, REPEATS = 64, 16, 6

@@ -4,8 +4,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.privacy.budget import resolved
+from fedmpt_core.config.job import (
+    BackboneConfig,
+    FederationConfig,
+    JobConfig,
+    ModelConfig,
+    PrivacyConfig,
+    TrainingConfig,
+)
+from fedmpt_core.privacy.ledger.budget import resolved
 from tests.bench.measure import Row
 from tests.federation import Federation, Outcome
 from tests.pictures import CLASSES, small_sites

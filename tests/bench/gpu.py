@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fedmpt_core.backbone.open_clip import OpenClipBackbone
-from fedmpt_core.config import ModelConfig
-from fedmpt_core.model import FedMPT
+from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 from tests.bench.measure import Row
 from tests.bench.private_step import job_for, plain_step, private_step, records
 from tests.bench.step import CONDITIONS, NAMES, B

@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
-from fedmpt_core.secagg_config import SecAggConfig
+from fedmpt_core.config.job import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
+from fedmpt_core.config.secagg import SecAggConfig
 from tests.bench.measure import Row
 from tests.federation import Federation
 from tests.pictures import CLASSES, small_sites

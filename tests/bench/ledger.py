@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from fedmpt_core.privacy.ledger import Ledger
-from fedmpt_core.privacy.signing import KeySigner, KeyVerifier, load_signer
+from fedmpt_core.common.signing import KeySigner, KeyVerifier, load_signer
+from fedmpt_core.privacy.ledger.ledger import Ledger
 from tests.bench.measure import Row
 
 ENTRIES, TIMED, BOUND = 10_000, 200, 5e-3

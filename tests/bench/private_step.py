@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedmpt_core.backbone.base import Backbone
-from fedmpt_core.backbone.open_clip import OpenClipBackbone
-from fedmpt_core.config import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.losses import asymmetric_loss
-from fedmpt_core.model import FedMPT, Prediction
-from fedmpt_core.privacy.gradients import GradientEngine
-from fedmpt_core.privacy.keystream import Keystream
-from fedmpt_core.privacy.training import mechanism
-from fedmpt_core.training import make_optimizer
+from fedmpt_core.config.job import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT, Prediction
+from fedmpt_core.privacy.mechanism.gradients import GradientEngine
+from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.private_update import mechanism
+from fedmpt_core.training.local import make_optimizer
+from fedmpt_core.training.loss import asymmetric_loss
 from tests.bench.measure import Row, cpu_seconds, in_own_process, peak_mib
 from tests.bench.step import CONDITIONS, NAMES, B
 

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import torch
 
-from fedmpt_core import transport
+from fedmpt_core.model.fedmpt import transport
 from tests.bench.measure import Row, cpu_seconds
 
 with warnings.catch_warnings():

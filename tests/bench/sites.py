@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fedmpt_core.benchmark.inputs import load_setup
 from fedmpt_core.benchmark.plan import plan
 from fedmpt_core.benchmark.runs import run as run_case
-from fedmpt_core.benchmark.setup import load_setup
-from fedmpt_core.benchmark.workshop import Workshop
+from fedmpt_core.benchmark.shared_records import Workshop
 from tests.bench.measure import Row, in_own_process, peak_mib
 
 MANY, FEW, LABELS = 20, 2, 20

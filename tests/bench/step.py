@@ -12,10 +12,10 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from fedmpt_core.backbone.open_clip import OpenClipBackbone
-from fedmpt_core.config import ModelConfig
-from fedmpt_core.losses import asymmetric_loss
-from fedmpt_core.model import FedMPT
+from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+from fedmpt_core.training.loss import asymmetric_loss
 from tests.bench.measure import Row, cpu_seconds, in_own_process, peak_mib
 
 B, C, N = 32, 20, 5

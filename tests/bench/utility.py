@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from fedmpt_core.benchmark.federate import federate
-from fedmpt_core.config import JobConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.config_file import load_job, load_sites
-from fedmpt_core.privacy.budget import resolved
-from fedmpt_core.site_config import SiteConfig
+from fedmpt_core.benchmark.in_process import federate
+from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.config.toml import load_job, load_sites
+from fedmpt_core.privacy.ledger.budget import resolved
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo"
 ROWS = ("plain training", "epsilon 8", "epsilon 3", "epsilon 1")

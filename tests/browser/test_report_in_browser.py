@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedmpt_core.audit.auditor import audit_run
-from fedmpt_core.audit.run import load_run
+from fedmpt_core.audit.run_evidence import load_run
 from fedmpt_core.report.build import build_report
 from fedmpt_core.report.html import render
 from tests.audited import MANIPULATIONS, SITES, Federation, provision, roster_of

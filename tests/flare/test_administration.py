@@ -18,19 +18,19 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedmpt_core.config import FederationConfig, JobConfig
-from fedmpt_core.config_file import load_job
-from fedmpt_core.privacy.accounting import epsilon
-from fedmpt_core.privacy.budget import history, resolved
-from fedmpt_core.privacy.ledger import read_ledger
-from fedmpt_core.privacy.signing import verifier
-from fedmpt_core.privacy.site_ledger import read_site_ledger
-from fedmpt_core.result import load_model, load_record
-from fedmpt_core.run_manifest import check_manifest, read_manifest
-from fedmpt_core.site_config import DataConfig, SiteConfig, SitePrivacyConfig
-from fedmpt_core.tracking import scalars
-from fedmpt_flare.recipe import TENSORBOARD
-from fedmpt_flare.site_check import check_site_folder
+from fedmpt_core.common.signing import verifier
+from fedmpt_core.config.job import FederationConfig, JobConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
+from fedmpt_core.config.toml import load_job
+from fedmpt_core.federation.run.manifest import check_manifest, read_manifest
+from fedmpt_core.federation.run.record import load_model, load_record
+from fedmpt_core.federation.run.tracking import scalars
+from fedmpt_core.privacy.accounting.epsilon import epsilon
+from fedmpt_core.privacy.ledger.budget import history, resolved
+from fedmpt_core.privacy.ledger.ledger import read_ledger
+from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+from fedmpt_flare.job.recipe import TENSORBOARD
+from fedmpt_flare.site.check import check_site_folder
 from tests.federation import ADMIN, AUDITOR, DEPLOY, LEAD, OPERATOR, REPOSITORY, SERVER, Federation
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("administration")]

@@ -14,9 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fedmpt_core.aggregation import apply, average
-from fedmpt_core.checkpoint import load_checkpoint
-from fedmpt_core.config import (
+from fedmpt_core.config.job import (
     BackboneConfig,
     FederationConfig,
     JobConfig,
@@ -24,14 +22,16 @@ from fedmpt_core.config import (
     PrivacyConfig,
     TrainingConfig,
 )
-from fedmpt_core.kit import load_roster, write_roster
-from fedmpt_core.privacy.accounting import Steps, epsilon
-from fedmpt_core.privacy.budget import history
-from fedmpt_core.privacy.ledger import Entries, Head
-from fedmpt_core.privacy.site_ledger import read_site_ledger
-from fedmpt_core.result import load_model
-from fedmpt_core.secagg_config import SecAggConfig
-from fedmpt_core.session import SiteSession
+from fedmpt_core.config.secagg import SecAggConfig
+from fedmpt_core.federation.run.record import load_model
+from fedmpt_core.federation.server.averaging import apply, average
+from fedmpt_core.federation.server.checkpoint import load_checkpoint
+from fedmpt_core.federation.site.session import SiteSession
+from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger.budget import history
+from fedmpt_core.privacy.ledger.ledger import Entries, Head
+from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+from fedmpt_core.secagg.start_up_kit import load_roster, write_roster
 from fedmpt_flare import tasks
 from tests.federation import LEAD, ROSTER, SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites

@@ -24,10 +24,10 @@ import pytest
 import yaml
 
 from fedmpt_core.audit.auditor import Anchors, audit_run
-from fedmpt_core.audit.run import load_run
-from fedmpt_core.kit import load_roster
-from fedmpt_core.result import load_record
-from fedmpt_core.run_manifest import check_manifest, read_manifest
+from fedmpt_core.audit.run_evidence import load_run
+from fedmpt_core.federation.run.manifest import check_manifest, read_manifest
+from fedmpt_core.federation.run.record import load_record
+from fedmpt_core.secagg.start_up_kit import load_roster
 from tests.audited import MANIPULATIONS, resign
 from tests.federation import DEPLOY, REPOSITORY, free_port
 

@@ -12,16 +12,23 @@ import psutil
 import pytest
 import torch
 
-from fedmpt_core.benchmark.federate import federate
-from fedmpt_core.checkpoint import newest_checkpoint
-from fedmpt_core.config import BackboneConfig, FederationConfig, JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.privacy.budget import resolved
-from fedmpt_core.privacy.ledger import read_ledger
-from fedmpt_core.result import load_model
-from fedmpt_core.secagg_config import SecAggConfig
-from fedmpt_core.secure_terms import secure_terms
-from fedmpt_core.site_config import DataConfig, SiteConfig
-from fedmpt_flare.simulation import Simulation, SimulationFailed
+from fedmpt_core.benchmark.in_process import federate
+from fedmpt_core.config.job import (
+    BackboneConfig,
+    FederationConfig,
+    JobConfig,
+    ModelConfig,
+    PrivacyConfig,
+    TrainingConfig,
+)
+from fedmpt_core.config.secagg import SecAggConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig
+from fedmpt_core.federation.run.record import load_model
+from fedmpt_core.federation.server.checkpoint import newest_checkpoint
+from fedmpt_core.federation.terms import secure_terms
+from fedmpt_core.privacy.ledger.budget import resolved
+from fedmpt_core.privacy.ledger.ledger import read_ledger
+from fedmpt_flare.job.simulation import Simulation, SimulationFailed
 from tests.pictures import CLASSES, small_sites
 from tests.settings import POLICY, REHEARSED, UNMASKED, UNPROTECTED
 
@@ -102,8 +109,8 @@ def test_masked_rounds_compute_what_plain_averaging_computes(sites: dict[str, Si
 def test_an_exported_job_is_configuration_only(tmp_path: Path, gpus: int) -> None:
     agreed = job("exported", gpus=gpus)
     code = (
-        "import sys, json; from fedmpt_core.config_file import job_from_dict\n"
-        "from fedmpt_flare.recipe import FedMPTRecipe\n"
+        "import sys, json; from fedmpt_core.config.toml import job_from_dict\n"
+        "from fedmpt_flare.job.recipe import FedMPTRecipe\n"
         "FedMPTRecipe(job_from_dict(json.loads(sys.argv[1]))).export(sys.argv[2])"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(agreed.to_dict()), str(tmp_path)]
@@ -112,10 +119,10 @@ def test_an_exported_job_is_configuration_only(tmp_path: Path, gpus: int) -> Non
     assert files == {"meta.json", "app/config/config_fed_server.json", "app/config/config_fed_client.json"}
     client = json.loads((tmp_path / "exported/app/config/config_fed_client.json").read_text())
     executor = client["executors"][0]["executor"]
-    assert executor["path"] == "fedmpt_flare.executor.FedMPTExecutor"
+    assert executor["path"] == "fedmpt_flare.site.executor.FedMPTExecutor"
     arguments = executor["args"]["job"]
     assert arguments.pop("config_type") == "dict"
-    from fedmpt_core.config_file import job_from_dict
+    from fedmpt_core.config.toml import job_from_dict
 
     assert job_from_dict(arguments).digest() == agreed.digest()
     meta = json.loads((tmp_path / "exported/meta.json").read_text())
@@ -125,7 +132,7 @@ def test_an_exported_job_is_configuration_only(tmp_path: Path, gpus: int) -> Non
 
 def _trainers() -> list[psutil.Process]:
     me = psutil.Process()
-    return [p for p in me.children(recursive=True) if "fedmpt_flare.trainer_main" in " ".join(p.cmdline())]
+    return [p for p in me.children(recursive=True) if "fedmpt_flare.site.trainer_main" in " ".join(p.cmdline())]
 
 
 # what a simulated federation leaves for whoever watches it, and how it ends

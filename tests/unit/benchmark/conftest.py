@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmpt_core import session
-from fedmpt_core.benchmark import workshop as workshop_module
-from fedmpt_core.benchmark.setup import Setup, load_setup
-from fedmpt_core.benchmark.workshop import Workshop
+from fedmpt_core.benchmark import shared_records as workshop_module
+from fedmpt_core.benchmark.inputs import Setup, load_setup
+from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.federation.site import session
 from tests.benchmarks import GRID, JOB, METHOD_FILE, SITES
 from tests.fakes import FakeBackbone
 

@@ -1,0 +1,1 @@
+"""The `fedmpt` command, one module a command."""

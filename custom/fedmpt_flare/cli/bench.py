@@ -1,0 +1,104 @@
+"""`fedmpt bench`: methods side by side on one folder's data, over several seeds."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedmpt_flare.cli.screen import say
+from fedmpt_flare.workspace import default_cache
+
+
+def bench(
+    methods: Annotated[str, typer.Argument(metavar="METHODS", help="Methods, separated by commas, or 'all'.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder with job.toml and site.toml, or 'scenes' or 'scenes-private', the embedded ones.",
+        ),
+    ],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, counted from --first-seed.")] = 3,
+    first_seed: Annotated[int, typer.Option("--first-seed", min=0, help="The first seed.")] = 0,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table",
+            help="What to measure; may be given several times: methods (the default), heterogeneity, masks, "
+            "participation, ablation, sensitivity.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for results; one that is there is continued.")
+    ] = Path("runs/bench"),
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Instead: try each method's settings in DATA/grid.toml, judged on validation pictures."
+        ),
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Folder of patch features; default: the user's.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the tables as one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """Train methods side by side in one process; write tables and pictures. Repeat it to go on with a broken-off one.
+
+    Every run is a plain federation with FLARE's arithmetic; differential privacy is as DATA's job has it.
+    """
+    from fedmpt_core.benchmark.folder import write_results, write_tuning
+    from fedmpt_core.benchmark.inputs import METHODS, load_setup
+    from fedmpt_core.benchmark.plan import plan
+    from fedmpt_core.benchmark.results_file import Book
+    from fedmpt_core.benchmark.runs import run_missing
+    from fedmpt_core.benchmark.shared_records import Workshop
+    from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
+
+    setup = load_setup(data)
+    names = METHODS if methods == "all" else tuple(m.strip() for m in methods.split(","))
+    numbers = range(first_seed, first_seed + seeds)
+    if tune:
+        tried = trials(setup, names, numbers)
+        planned = {"tuning": ordered(tried)}
+    else:
+        tried = []
+        planned = {name: plan(setup, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
+    cases = [case for cases in planned.values() for case in cases]
+    with Book(out) as book, _progress(quiet=as_json) as (on_run, on_features):
+        run_missing(cases, book, Workshop(cache or default_cache(), on_features, threads=threads), on_run)
+        if tune:
+            text = tuning_table(tried, book.results)
+            write_tuning(out, methods_toml(setup, chosen(tried, book.results)), text)
+        else:
+            text = write_results(out, setup, planned, book.results)
+    if as_json:
+        typer.echo((out / "results.json").read_text() if not tune else json.dumps({"tuning": text}))
+        return
+    say(text)
+    say(f"Wrote {out}")
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[tuple[Any, Any]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as progress:
+        runs, features = progress.add_task("runs", total=None), progress.add_task("features", total=None, visible=False)
+
+        def on_run(case: Any, result: Mapping[str, Any] | None, done: int, total: int) -> None:
+            progress.update(runs, description=f"{case.row}, seed {case.job.seed}", completed=done, total=total)
+            progress.update(features, visible=False)
+
+        def on_features(what: str, done: int, total: int) -> None:
+            progress.update(
+                features, description=f"features: {what}", completed=done, total=total, visible=done < total
+            )
+
+        yield on_run, on_features

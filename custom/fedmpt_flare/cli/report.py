@@ -1,0 +1,115 @@
+"""`fedmpt report`: a run's privacy report for people, as one HTML file, as JSON, and the model card as Markdown."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmpt_flare.cli.screen import say
+
+NAME = "report.html"
+
+
+class NotWritten(ValueError):
+    """The report cannot be written where it was asked for."""
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, downloaded or simulated.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html", help="Where the report goes; default: DIR/report.html.")
+    ] = None,
+    model_card: Annotated[
+        Path | None, typer.Option("--model-card", metavar="FILE.md", help="Also write the model card, as Markdown.")
+    ] = None,
+    roster: Annotated[
+        Path | None, typer.Option("--roster", metavar="FILE", help="The roster of keys that the sites agreed on.")
+    ] = None,
+    policies: Annotated[
+        list[Path] | None, typer.Option("--policy", metavar="CARD.json", help="A site's policy card, for its cap.")
+    ] = None,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Also recompute epsilon with an accountant of our own.")
+    ] = False,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Also test this installation's mechanism with the job's settings.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON object; no HTML is written unless --out asks.")
+    ] = False,
+) -> None:
+    """Write a run's privacy report: the claim in plain words, budgets, strength, utility, findings. Audits it first.
+
+    Exit code 0: nothing fails. 1: something does, and the report says so. 2: there is no run, or no place to write to.
+    """
+    from fedmpt_core.audit.auditor import Anchors, audit_run
+    from fedmpt_core.audit.run_evidence import load_run
+    from fedmpt_core.federation.site.policy_card import PolicyCard
+    from fedmpt_core.report.build import build_report
+    from fedmpt_core.report.html import is_report, render
+    from fedmpt_core.report.model_card import is_card, to_markdown
+    from fedmpt_core.secagg.start_up_kit import load_roster
+
+    page = out or (None if as_json else folder / NAME)
+    if page:
+        _check_place(page, is_report)
+    if model_card:
+        _check_place(model_card, is_card)
+    anchors = Anchors(load_roster(roster) if roster else None)
+    cards = [PolicyCard.load(path) for path in policies or []]
+    run = load_run(folder, anchors)
+    audit = audit_run(run, independent=independent, cards=cards, self_test=self_test)
+    found = build_report(run, audit, datetime.now(UTC).isoformat(timespec="seconds"))
+    written = []
+    if page:
+        _write(page, render(found))
+        written.append(page)
+    if model_card:
+        _write(model_card, to_markdown(found))
+        written.append(model_card)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+    else:
+        say(found.claim.headline)
+        for path in written:
+            say(f"Wrote {path}")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _check_place(path: Path, ours: Callable[[str], bool]) -> None:
+    """A run's folder is evidence, and its makers chose what lies in it: nothing but a report is written over."""
+    if path.is_symlink():
+        raise NotWritten(f"{path}: is a link to another place: name another file")
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            same = ours(stream.read(1000))
+    except OSError as error:
+        raise NotWritten(f"{path}: cannot be read ({error.strerror}): name another file") from None
+    if not same:
+        raise NotWritten(f"{path}: exists and was not written by this command: name another file")
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or nothing, whatever was there."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=".report-", delete=False, encoding="utf-8"
+        ) as file:
+            partial = Path(file.name)
+            try:
+                file.write(text)
+                file.close()
+                partial.chmod(0o644)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise NotWritten(f"{path}: cannot be written ({error.strerror}): name another place") from None

@@ -1,0 +1,1 @@
+"""A job as FLARE takes it: recipe and simulation."""

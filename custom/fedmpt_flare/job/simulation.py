@@ -1,0 +1,210 @@
+"""A federation on one machine: FLARE's simulator in a process of its own, watched through its event file.
+
+Run as `python -m fedmpt_flare.job.simulation SPEC` it is that process; `Simulation` starts it and follows it.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.config.toml import job_from_dict, site_from_dict, without_none
+from fedmpt_core.federation.run.manifest import MANIFEST
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
+from fedmpt_flare.server.run_folder import EVENTS, MODEL, PRIVACY, RESULT
+from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
+from fedmpt_flare.workspace import RUN_FILE, SERVER_FILE, SIMULATED_JOB, SITE_FILE
+
+LOG = "fedmpt.log"
+LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"
+_POLL_SECONDS = 0.1
+
+
+class SimulationFailed(Exception):
+    """The simulated federation did not complete; the message says why, or which log does."""
+
+
+class Simulation:
+    """One simulated run into an output folder.
+
+    Ledgers and checkpoints are kept in that folder from the start, so that a run that was killed can be continued.
+    """
+
+    def __init__(self, job: JobConfig, sites: dict[str, SiteConfig], out: Path) -> None:
+        """Prepares nothing yet.
+
+        Args:
+            job: the agreed job.
+            sites: settings of each simulated site.
+            out: folder for results; made if missing. A job that continues a run goes on with the ledgers and the
+                checkpoint in it, any other begins both anew.
+        """
+        self._job, self._sites, self._out = job, sites, out
+        self.log = out / LOG
+        self.seconds: dict[str, float] = {}  # wall time of FLARE's start, the sites' start, the rounds, FLARE's stop
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Run to the end, yielding the workflow's events as they come.
+
+        Raises:
+            SimulationFailed: the run failed, or left no completed record.
+        """
+        self._out.mkdir(parents=True, exist_ok=True)
+        if self._job.resume is None:
+            for name in (RESULT, MODEL, MANIFEST):
+                (self._out / name).unlink(missing_ok=True)
+            for name in (LEDGERS, CHECKPOINTS, PRIVACY):
+                shutil.rmtree(self._out / name, ignore_errors=True)
+        workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
+        try:
+            yield from self._follow(workspace)
+        finally:
+            self._collect(workspace)
+            shutil.rmtree(workspace, ignore_errors=True)
+
+    def _follow(self, workspace: Path) -> Iterator[dict[str, Any]]:
+        spec = workspace / "spec.json"
+        spec.write_text(
+            json.dumps(
+                {
+                    "job": self._job.to_dict(),
+                    "sites": {n: asdict(s) for n, s in self._sites.items()},
+                    "keep": str(self._out.absolute()),
+                }
+            )
+        )
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+                [sys.executable, "-W", "ignore", "-m", __name__, str(spec)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=workspace,
+            )
+        try:
+            outcome, began, marks = None, time.time(), dict[str, float]()
+            for event in _events(workspace, process):
+                marks.setdefault(event["event"], event["time"])
+                if event["event"] in ("completed", "failed"):
+                    outcome = event
+                yield event
+            self.seconds = _told_apart(began, marks, time.time())
+            if outcome is None:
+                raise SimulationFailed(
+                    f"FLARE's simulator ended with exit code {process.returncode} before the job did"
+                )
+            if outcome["event"] == "failed":
+                raise SimulationFailed(outcome["reason"])
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _collect(self, workspace: Path) -> None:
+        run = _run_folder(workspace)
+        for name in (RESULT, MODEL, MANIFEST):
+            if run and (run / name).exists():
+                shutil.copy(run / name, self._out / name)
+        if run and (run / PRIVACY).exists():
+            shutil.copytree(run / PRIVACY, self._out / PRIVACY, dirs_exist_ok=True)
+        for trainer_log in sorted(workspace.glob("**/trainer.log")):
+            with self.log.open("ab") as log:
+                log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())
+
+
+def _told_apart(began: float, marks: dict[str, float], ended: float) -> dict[str, float]:
+    names = ("FLARE start", "sites start", "rounds", "FLARE stop")
+    times = [
+        began,
+        marks.get("joining", ended),
+        marks.get("joined", ended),
+        marks.get("completed", ended),
+        ended,
+    ]
+    return {name: round(times[i + 1] - times[i], 1) for i, name in enumerate(names)}
+
+
+def _run_folder(workspace: Path) -> Path | None:
+    return next((p.parent for p in workspace.glob(f"*/server/{SIMULATED_JOB}/{EVENTS}")), None)
+
+
+def _events(workspace: Path, process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
+    """Lines of the event file until the simulator has ended and all are read."""
+    position = 0
+    while True:
+        ended = process.poll() is not None
+        run = _run_folder(workspace)
+        if run:
+            with (run / EVENTS).open("rb") as stream:
+                stream.seek(position)
+                data = stream.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            position += len(whole)
+            for line in whole.splitlines():
+                yield json.loads(line)
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace: Path, keep: Path) -> None:
+    """Write the policy files that a real site would have into the simulator's `local/` folder.
+
+    Args:
+        job: the agreed job.
+        sites: settings of each simulated site.
+        workspace: of the simulator.
+        keep: folder for ledgers and checkpoints.
+    """
+    local = workspace / job.name / "local"
+    local.mkdir(parents=True)
+    (local / "resources.json").write_text(
+        json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
+    )
+    plain = {name: without_none(asdict(_rehearsed(name, site, keep))) for name, site in sites.items()}
+    (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
+    (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
+    (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
+
+
+def _rehearsed(name: str, site: SiteConfig, keep: Path) -> SiteConfig:
+    """With a ledger of its own where the site names none; unsigned, since a simulation has no keys."""
+    if site.privacy is None or site.privacy.ledger:
+        return site
+    policy = replace(site.privacy, ledger=str(keep / LEDGERS / name))
+    if not ledger_path(policy).exists():
+        create_ledger(policy, name, kit=None)
+    return replace(site, privacy=policy)
+
+
+def _main(spec_path: Path) -> None:
+    from nvflare.recipe import SimEnv
+
+    from fedmpt_flare.job.recipe import FedMPTRecipe
+
+    spec = json.loads(spec_path.read_text())
+    job = job_from_dict(spec["job"])
+    sites = {name: site_from_dict(values) for name, values in spec["sites"].items()}
+    prepare_workspace(job, sites, spec_path.parent, Path(spec["keep"]))
+    # one thread per site: with fewer, FLARE ends a site's process between tasks and the trainer with it
+    env = SimEnv(clients=list(sites), num_threads=len(sites), workspace_root=str(spec_path.parent))
+    FedMPTRecipe(job).execute(env)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""At the server: the workflow and what it writes."""

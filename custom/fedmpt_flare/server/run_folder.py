@@ -1,0 +1,69 @@
+"""What a run leaves at the server: `result.json`, `model.safetensors`, copies of the sites' ledgers below `privacy/`,
+`manifest.json`, which names them all, and `events.jsonl` for whoever watches.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmpt_core.common.release import package_versions
+from fedmpt_core.federation.run.manifest import MANIFEST, RunManifest
+from fedmpt_core.federation.run.record import RunRecord, save_model
+from fedmpt_core.model.vector import ParameterLayout
+
+RESULT = "result.json"
+MODEL = "model.safetensors"
+EVENTS = "events.jsonl"
+PRIVACY = "privacy"  # folder of the ledgers' copies
+
+
+class RunFolder:
+    """Writes whole files atomically and events line by line."""
+
+    def __init__(self, path: Path) -> None:
+        """The folder of this job at the server."""
+        self._path = path
+        self._lock = threading.Lock()
+
+    def write_record(self, record: RunRecord) -> None:
+        """Replace `result.json`."""
+        self._replace(RESULT, (json.dumps(record.to_dict(), indent=2) + "\n").encode())
+
+    def write_model(self, layout: ParameterLayout, state: Any) -> None:
+        """Replace `model.safetensors`; the layout is in its metadata."""
+        self._replace(MODEL, save_model(layout, state))
+
+    def write_ledger(self, site: str, ledger: bytes, certificate: bytes) -> dict[str, str]:
+        """Keep a site's ledger; returns the files for the manifest."""
+        (self._path / PRIVACY).mkdir(exist_ok=True)
+        files = {"file": f"{PRIVACY}/{site}.ledger.jsonl"}
+        self._replace(files["file"], ledger)
+        if certificate:
+            files["certificate"] = f"{PRIVACY}/{site}.crt"
+            self._replace(files["certificate"], certificate)
+        return files
+
+    def write_manifest(self, record: RunRecord, ledgers: Mapping[str, Mapping[str, str]], kit: Path | None) -> None:
+        """Replace `manifest.json`, signed with the server's kit. Raises SigningError."""
+        copies = [name for kept in ledgers.values() for key, name in kept.items() if key != "kept"]
+        files = [name for name in (RESULT, MODEL, *copies) if (self._path / name).exists()]
+        found = RunManifest.of(record, self._path, versions=package_versions(), ledgers=ledgers, files=files, kit=kit)
+        self._replace(MANIFEST, found.to_json().encode())
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one line to `events.jsonl`."""
+        line = json.dumps({"event": kind, "time": time.time(), **values}) + "\n"
+        with self._lock, (self._path / EVENTS).open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        partial = (self._path / name).with_suffix(".partial")
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self._path / name)

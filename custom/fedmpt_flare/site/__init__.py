@@ -1,0 +1,1 @@
+"""At a site: executor, trainer process, guards."""

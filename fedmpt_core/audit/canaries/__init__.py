@@ -1,0 +1,1 @@
+"""Canary runs: lower bounds on epsilon from planted records."""

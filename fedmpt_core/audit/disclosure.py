@@ -1,0 +1,152 @@
+"""D: what the server could have learned; E: everything that left each site, and what protects it."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.audit.run_ledgers import own_jobs
+from fedmpt_core.audit.spending import Spending
+from fedmpt_core.federation.run.manifest import round_facts
+from fedmpt_core.federation.site.admission import floors_of
+from fedmpt_core.secagg.errors import SecAggError
+
+
+@dataclass(frozen=True)
+class Release:
+    """One kind of thing that left a site.
+
+    Attributes:
+        what: in words.
+        protection: what protects it.
+        private: whether the privacy claim covers it, or it depends on no record.
+    """
+
+    what: str
+    protection: str
+    private: bool
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the server saw of the sites' updates, and what that rests on.
+
+    Attributes:
+        masked: whether it saw sums only.
+        rounds: sums that were opened.
+        least: fewest sites in a sum; 0 without sums. `most` likewise.
+        threshold: fewest that the rules allow in a sum of the largest cohort.
+        colluders: sites that may work with the server before a sum shows more.
+        hidden_among: sites that an update hides among in the smallest sum when all colluders subtract their own.
+        attempts: site attempts that were charged and from which nothing left, or nothing was opened.
+        without_masks: by site, epsilon of the run against a server that sees its updates, as if the masks had failed.
+            Every site adds the whole noise itself, so it is the site's epsilon.
+    """
+
+    masked: bool
+    rounds: int
+    least: int
+    most: int
+    threshold: int
+    colluders: int
+    hidden_among: int
+    attempts: int
+    without_masks: dict[str, float]
+
+
+def sums_of(run: Run, spending: Mapping[str, Spending]) -> Sums:
+    """The facts of a run that `check_aggregation` has looked at."""
+    sizes, secagg = [len(row["sites"]) for row in run.rounds], run.job.secagg
+    jobs = own_jobs(run)
+    tried = sum(e.kind == "reserve" and e.job in jobs for entries in run.ledgers.values() for e in entries)
+    opened = sum(site in run.ledgers for row in run.rounds for site in row["sites"])
+    threshold = 0
+    if secagg.masked and sizes:
+        cohorts = [len(row["secagg"].get("cohort", ())) for row in run.rounds]
+        with suppress(SecAggError):  # a cohort below the floors is a finding of its own
+            threshold = floors_of(run.job).threshold(max(cohorts))
+    return Sums(
+        masked=secagg.masked,
+        rounds=len(sizes),
+        least=min(sizes, default=0),
+        most=max(sizes, default=0),
+        threshold=threshold,
+        colluders=secagg.colluders if secagg.masked else 0,
+        hidden_among=max(0, min(sizes, default=0) - secagg.colluders) if secagg.masked else min(1, len(sizes)),
+        attempts=max(0, tried - opened),
+        without_masks={site: found.job for site, found in spending.items()},
+    )
+
+
+def check_aggregation(run: Run) -> None:
+    """Compare every sum with the rules that the sites keep; adds findings to the run."""
+    _check_numbers(run)
+    if run.manifest.identities == "insecure":
+        text = "identities were made up, as in a simulation: nobody is who they say"
+        run.say("insecure-identities", "run", text, "", "note")
+    if not run.job.secagg.masked:
+        text = "the server saw every site's update; differential privacy alone protects the records in them"
+        run.say("unmasked", "run", text, "decide whether the sites' epsilons suffice without masks", "warning")
+        return
+    floors, transcripts = floors_of(run.job), set[str]()
+    for row in run.rounds:
+        where, facts = f"round {row['round']}", row["secagg"]
+        try:
+            cohort, survivors = list(facts["cohort"]), set(row["sites"])
+            threshold = floors.threshold(len(cohort))
+            transcript = str(facts["transcript"])
+        except (KeyError, TypeError, SecAggError) as error:
+            run.say("aggregation-rules", where, f"its sum is not described: {error}", "the record was changed")
+            continue
+        if facts.get("threshold") != threshold or len(survivors) < threshold or not survivors <= set(cohort):
+            said = f"{len(survivors)} of {len(cohort)} sites, threshold {facts.get('threshold')}"
+            text = f"{said}: the rules ask for {threshold}"
+            run.say("aggregation-rules", where, text, "the record was changed, or the sites did not keep their rules")
+        if transcript in transcripts:
+            run.say("round-twice", where, "its transcript is that of another round", "a round was copied in the record")
+        transcripts.add(transcript)
+
+
+def releases(run: Run) -> dict[str, list[Release]]:
+    """By site, everything that left it in this run; adds findings for what nothing protects."""
+    found = {}
+    private, masked = run.job.privacy.private, run.job.secagg.masked
+    for site, said in sorted((run.record["sites"] or {}).items()):
+        noise = f"differential privacy per {run.job.privacy.unit}" if private else "nothing"
+        mask = "seen by the server in sums only" if masked else "seen by the server"
+        took_part = sum(site in row["sites"] for row in run.rounds)
+        listed = [
+            Release("its presence, device, package versions, timing", "depends on no record", True),
+            Release(f"{took_part} updates, {mask}", noise, private),
+        ]
+        if private:
+            listed.append(Release("epsilon, delta and head of the ledger", "follow from the job alone", True))
+            if site in run.ledgers:
+                listed.append(Release("a copy of the ledger", "mechanisms and digests, nothing of a record", True))
+        if said.get("evaluates") and run.job.federation.evaluate_every:
+            listed.append(Release("exact figures of its val and test pictures", "nothing", False))
+            text = "it gave exact figures of its val and test pictures, which no privacy claim covers"
+            run.say("figures-unprotected", site, text, "make sure that these pictures need no protection", "warning")
+        if run.job.secagg.metrics:
+            listed.append(Release("its training loss, in sums", "nothing but the sum", False))
+        if not private:
+            text = "its updates are not differentially private"
+            run.say("updates-unprotected", site, text, "treat the updates and the model as the data itself")
+        found[site] = listed
+    return found
+
+
+def _check_numbers(run: Run) -> None:
+    """Rounds are 1, 2, 3, ... once each, as many as the job has when it completed."""
+    numbers: list[Any] = [row["round"] for row in run.rounds]
+    if numbers != list(range(1, len(numbers) + 1)):
+        run.say("round-twice", "run", f"its rounds are {numbers}", "a round was copied or removed in the record")
+    elif run.record["outcome"] == "completed" and len(numbers) != run.job.training.rounds:
+        text = f"it completed with {len(numbers)} of {run.job.training.rounds} rounds"
+        run.say("round-missing", "run", text, "a round was removed from the record")
+    if run.manifest.rounds != [round_facts(row) for row in run.record["rounds"]]:
+        text = "the record and the manifest differ in who was in the sums"
+        run.say("record-changed", "run", text, "one of the two was edited: download the run again")
+    if run.record["outcome"] != "completed":
+        run.say("not-completed", "run", f"the run ended as {str(run.record['outcome'])[:200]!r}", "", "note")

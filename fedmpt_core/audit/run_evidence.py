@@ -1,0 +1,227 @@
+"""A downloaded run, read without believing it: what can be parsed is handed on, what cannot is a finding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from cryptography import x509
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from fedmpt_core.audit.finding import Finding
+from fedmpt_core.audit.ledger_copy import LedgerReader, inside, key_of_site, time_of
+from fedmpt_core.common.signing import KeyVerifier, SigningError
+from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.toml import ConfigError, job_from_dict
+from fedmpt_core.federation.run.manifest import MANIFEST, ManifestError, RunManifest, check_manifest, read_manifest
+from fedmpt_core.federation.run.record import load_record
+from fedmpt_core.privacy.ledger.chain import Entry, LedgerError
+from fedmpt_core.secagg.errors import SecAggError
+from fedmpt_core.secagg.identity import root_sha256
+from fedmpt_core.secagg.roster import Roster
+
+RESULT = "result.json"
+
+
+class NoRun(ValueError):
+    """The folder holds no run that could be audited; the sentence says what is missing."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What the auditor knows of the federation from elsewhere.
+
+    Attributes:
+        roster: of the members' keys and the root, agreed on by telephone; None when the auditor has none.
+    """
+
+    roster: Roster | None = None
+
+
+@dataclass
+class Run:
+    """One run as it was downloaded.
+
+    Attributes:
+        folder: the run's folder.
+        record: `result.json` in plain values.
+        job: the agreed job in it.
+        manifest: the server's signed statement.
+        ledgers: by site, the entries of its ledger's copy; only of chains that hold.
+        findings: what went wrong while reading.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    job: JobConfig
+    manifest: RunManifest
+    ledgers: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The record's rounds, round 0 (the model before training) left out."""
+        return [row for row in self.record["rounds"] if row.get("round") != 0]
+
+    def say(self, code: str, where: str, text: str, remedy: str, severity: Any = "fail") -> None:
+        """Add a finding."""
+        self.findings.append(Finding(code, severity, where, text, remedy))
+
+
+def load_run(folder: Path, anchors: Anchors, reader: LedgerReader | None = None) -> Run:
+    """Read a run.
+
+    Args:
+        folder: what `nvflare job download` or `fedmpt simulate` wrote, or its `workspace`.
+        anchors: what the auditor knows.
+        reader: shared by several runs, so that no line of a ledger is verified twice.
+
+    Raises:
+        NoRun: there is nothing to audit.
+    """
+    reader = reader or LedgerReader()
+    place = folder / "workspace" if (folder / "workspace" / MANIFEST).exists() else folder
+    if not place.is_dir():
+        raise NoRun(f"{folder}: no such folder")
+    try:
+        record, manifest = load_record(place), read_manifest(place)
+        job = job_from_dict(record["config"], str(place / RESULT))
+        _check_shape(record, manifest)
+    except (ManifestError, ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
+    run = Run(place, record, job, manifest)
+    _check_files(run, anchors)
+    for site in sorted(record["sites"] or {}):
+        _read_ledger(run, site, anchors, reader)
+    return run
+
+
+class _Head(TypedDict):
+    seq: Annotated[int, Field(ge=0)]
+    hash: str
+    sig: str
+
+
+class _Said(TypedDict):
+    epsilon: float
+    delta: float
+    head: _Head
+
+
+class _Sum(TypedDict, total=False):
+    cohort: list[str]
+    threshold: int
+    transcript: str
+
+
+class _Round(TypedDict):
+    round: int
+    sites: list[str]
+    privacy: dict[str, _Said]
+    secagg: _Sum
+
+
+class _Resumed(TypedDict):
+    job: str
+    round: int
+
+
+class _Record(TypedDict):
+    """The parts of `result.json` that the audit reads, of the kinds that it relies on."""
+
+    outcome: str
+    sites: dict[str, dict[str, Any]] | None
+    rounds: list[_Round]
+    resumed: _Resumed | None
+
+
+class _Site(TypedDict, total=False):
+    head: _Head | None
+    ledger: dict[str, str]
+
+
+_RECORD, _SITES = TypeAdapter(_Record), TypeAdapter(dict[str, _Site])
+
+
+def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
+    """Raises ValueError unless the parts that the audit reads are of their kinds."""
+    try:
+        _RECORD.validate_python(record, strict=True)
+        _SITES.validate_python(manifest.sites, strict=True)
+        time_of(manifest.ended)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
+
+
+def _check_files(run: Run, anchors: Anchors) -> None:
+    manifest = run.manifest
+    try:
+        check_manifest(manifest, run.folder)
+    except ManifestError as error:
+        run.say("file-changed", MANIFEST, str(error), "download the run again; if it repeats, ask who changed it")
+    if manifest.signature:
+        _check_server(run, anchors)
+    same = ("run_id", "outcome", "started", "ended", "aggregation", "identities", "resumed", "config_digest")
+    differ = [name for name in same if getattr(manifest, name) != run.record.get(name)]
+    if differ:
+        text = f"{RESULT} and {MANIFEST} differ in {', '.join(differ)}"
+        run.say("record-changed", RESULT, text, "one of the two was edited: download the run again")
+    digest = canonical_digest(run.record["config"])  # as it stands: a later release may know more fields
+    if digest != manifest.config_digest:
+        text = f"the job in {RESULT} has the digest {digest[:16]}, the run was of {manifest.config_digest[:16]}"
+        run.say("config-changed", RESULT, text, "compare the job with the one that the sites approved")
+
+
+def _check_server(run: Run, anchors: Anchors) -> None:
+    try:
+        root = run.manifest.root.encode()
+        leaf = x509.load_pem_x509_certificate(run.manifest.server["certificate"].encode())
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(root))
+        known = anchors.roster is None or root_sha256(root) == anchors.roster.root
+    except Exception as error:
+        text = f"the server's certificate does not follow from the root in the manifest ({type(error).__name__})"
+        run.say("manifest-signed-by-another", MANIFEST, text, "nobody knows who signed this run: do not rely on it")
+        return
+    if not known:
+        text = "the manifest was signed in a federation with another root certificate than the roster's"
+        run.say("manifest-signed-by-another", MANIFEST, text, "somebody else signed this run: do not rely on it")
+    elif anchors.roster is None:
+        text = "whose certificates these are was not checked: no roster was given"
+        run.say("no-roster", MANIFEST, text, "give --roster with the file that the sites agreed on", "warning")
+
+
+def _read_ledger(run: Run, site: str, anchors: Anchors, reader: LedgerReader) -> None:
+    said = run.manifest.sites.get(site, {}).get("ledger")
+    if not isinstance(said, dict) or "file" not in said:
+        kept = said.get("kept") if isinstance(said, dict) else "the manifest does not name it"
+        if run.job.privacy.private:
+            text = f"there is no copy of its ledger: {kept}"
+            run.say("ledger-missing", site, text, "ask the site for its ledger, and audit it beside this run", "fail")
+        return
+    try:
+        entries, torn = reader.read(inside(run.folder, said["file"]), _verifier(run, site, said, anchors))
+    except OSError as error:
+        text = f"the copy of its ledger, {said['file']}, cannot be read ({error.strerror})"
+        run.say("ledger-missing", site, text, "download the run again, or ask the site for its ledger")
+        return
+    except (LedgerError, SigningError, SecAggError, ValueError) as error:
+        run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
+        return
+    if torn:
+        run.say("ledger-damaged", site, "the last line of its ledger's copy is torn", "download the run again")
+    if entries[0].site != site:
+        text = f"the ledger under its name is that of {entries[0].site}"
+        run.say("ledger-of-another-site", site, text, "download the run again, or ask the site for its ledger")
+        return
+    run.ledgers[site] = entries
+
+
+def _verifier(run: Run, site: str, said: Mapping[str, Any], anchors: Anchors) -> KeyVerifier | None:
+    """Of the site's certificate; None for the unsigned ledger of a simulation."""
+    if run.manifest.identities == "insecure" and "certificate" not in said:
+        return None
+    root, when = run.manifest.root.encode(), time_of(run.manifest.ended)
+    return key_of_site(site, said, run.folder, root=root, when=when, roster=anchors.roster)

@@ -1,0 +1,219 @@
+"""A: do the sites' ledgers bear out what the server recorded; B: what the run, and all jobs before it, spent."""
+
+from bisect import bisect
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from math import isclose
+
+from fedmpt_core.audit.finding import Finding
+from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.audit.spending import MOST_POINTS, Accountant, Spending, merged, recompute, spent
+from fedmpt_core.privacy.accounting.epsilon import Steps
+from fedmpt_core.privacy.ledger.budget import charges
+from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, plain_details
+
+CLOSE = 1e-6  # the same accountant on the same entries
+GRID = 1e-3  # what more steps may lower epsilon by, twice the freedom of its accountant's grid
+
+
+def check_ledgers(
+    run: Run, accountants: Mapping[str, Accountant], caps: Mapping[str, float] | None = None
+) -> dict[str, Spending]:
+    """Compare every ledger with the record; adds findings to the run.
+
+    Args:
+        run: as loaded.
+        accountants: further ones to ask, by name.
+        caps: by site, the cap in its policy.
+
+    Returns:
+        By site, what it spent.
+    """
+    found: dict[str, Spending] = {}
+    if not run.job.privacy.private:
+        return found
+    for site, entries in run.ledgers.items():
+        try:
+            found[site] = _spending(run, site, entries, accountants, (caps or {}).get(site))
+        except LedgerError as error:
+            run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
+            continue
+        _check_heads(run, site, entries)
+        _check_mechanism(run, site, entries)
+        _check_rounds(run, site, entries)
+    run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in found})
+    return found
+
+
+def own_jobs(run: Run) -> tuple[str, ...]:
+    """Names of the run, and of the run that it continues, in ledgers."""
+    resumed = run.record.get("resumed")
+    return (run.manifest.run_id, str(resumed["job"])) if resumed else (run.manifest.run_id,)
+
+
+def reused_keys(ledgers: Mapping[str, Sequence[Entry]]) -> list[Finding]:
+    """Every trainer process draws a noise key of its own, so two sites or jobs never show the same one."""
+    users: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for site, entries in ledgers.items():
+        for entry in entries:
+            if entry.kind == "reserve" and "rng_key_id" in entry.details:
+                users[str(entry.details["rng_key_id"])].add((site, entry.job))
+    remedy = "noise under a key that is used twice cancels out: treat these updates as unprotected"
+    return [
+        Finding("noise-key-reused", "fail", site, f"the noise key {key[:16]} serves {len(found)} sites or jobs", remedy)
+        for key, found in users.items()
+        for site in sorted({s for s, _ in found})
+        if len(found) > 1
+    ]
+
+
+def _check_heads(run: Run, site: str, entries: Sequence[Entry]) -> None:
+    """Every head that the server has seen must be an entry still: else the ledger was cut, restored or forked."""
+    seen = [(row["round"], row["privacy"][site]["head"]) for row in run.rounds if site in row["privacy"]]
+    last = run.manifest.sites.get(site, {}).get("head")
+    seen += [("the manifest", last)] if last else []
+    for when, head in seen:
+        if head["seq"] >= len(entries):
+            text = f"its ledger ends at entry {len(entries) - 1}, the server saw entry {head['seq']} ({when})"
+            run.say("ledger-cut", site, text, "its end was cut, or an old copy restored: ask the site for its ledger")
+            return
+        entry = entries[head["seq"]]
+        if (entry.hash, entry.sig) != (head["hash"], head["sig"]):
+            text = f"entry {head['seq']} of its ledger is not the one that the server saw ({when})"
+            run.say("ledger-forked", site, text, "the ledger was rewritten: ask the site for its ledger and compare")
+            return
+
+
+def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
+    privacy, genesis = run.job.privacy, entries[0]
+    agreed = {
+        "sample_rate": privacy.sample_rate,
+        "noise_multiplier": privacy.noise_multiplier,
+        "steps": run.job.steps_per_round,
+        "max_grad_norm": dict(privacy.group_norms) or privacy.max_grad_norm,
+        "unit": privacy.unit,
+        "engine": privacy.engine,
+        "aggregation": run.manifest.aggregation,
+        "identities": run.manifest.identities,
+    }
+    for entry in entries:
+        if entry.kind != "reserve" or entry.job != run.manifest.run_id:
+            continue
+        for name, value in agreed.items():
+            charged = entry.details.get(name)
+            if charged != plain_details(value, name):
+                text = f"round {entry.round} was charged with {name}={str(charged)[:80]}, the job says {value}"
+                run.say("mechanism-differs", site, text, "the job or the entry was changed after the run")
+                return
+        if entry.details.get("config") != run.manifest.config_digest:
+            digest = run.manifest.config_digest[:16]
+            text = f"round {entry.round} was charged for another job than {digest}, the manifest's"
+            run.say("config-changed", site, text, "compare the job with the one that the sites approved")
+            return
+    if genesis.unit != privacy.unit:
+        text = f"its ledger protects each {genesis.unit}, the job each {privacy.unit}"
+        run.say("mechanism-differs", site, text, "the two numbers cannot be compared: the claim does not hold")
+
+
+def _check_rounds(run: Run, site: str, entries: Sequence[Entry]) -> None:
+    """Each round that the site is in must have been charged and released, and nothing charged twice unseen."""
+    jobs = own_jobs(run)
+    released = {e.round for e in entries if e.kind == "commit" and e.job in jobs}
+    for row in run.rounds:
+        if site in row["sites"] and row["round"] not in released:
+            text = f"it is in the sum of round {row['round']}, and its ledger releases nothing in that round"
+            run.say("round-missing", site, text, "an entry was removed, or the site was added to the round")
+            break
+    tried = Counter((e.job, e.round, e.attempt) for e in entries if e.kind == "reserve" and e.job in jobs)
+    again = sorted({number for (_, number, _), count in tried.items() if count > 1})
+    if again:
+        text = f"rounds {_few(again)} are charged again under the same attempt: their trainer was restarted"
+        run.say("round-charged-again", site, text, "", "note")
+    rounds = Counter(e.round for e in entries if e.kind == "reserve" and e.job in jobs)
+    retried = sorted(number for number, count in rounds.items() if count > 1)
+    if retried:
+        run.say("retries-charged", site, f"further attempts were charged in rounds {_few(retried)}", "", "note")
+    strange = sorted(number for number in rounds if not 1 <= number <= run.job.training.rounds)
+    if strange:
+        text = f"it was charged for rounds {_few(strange)} of a job of {run.job.training.rounds}"
+        run.say("round-beyond-the-job", site, text, "the server asked for more than was agreed")
+
+
+def _spending(
+    run: Run, site: str, entries: Sequence[Entry], accountants: Mapping[str, Accountant], cap: float | None
+) -> Spending:
+    jobs, delta, genesis = own_jobs(run), run.job.privacy.delta, entries[0]
+    every = charges(entries)
+    own = [c.steps for c in every if c.job in jobs]
+    by_accountant, findings = recompute(own, delta, site, accountants)
+    job = next(iter(by_accountant.values()))
+    total, more = spent([c.steps for c in every], float(genesis.delta), site)
+    run.findings += findings + more
+    if job > run.job.privacy.epsilon * (1 + CLOSE):
+        text = f"the run spent epsilon {job:.3f}, the job declares {run.job.privacy.epsilon:g} (delta {delta:g})"
+        run.say("epsilon-above-the-job", site, text, "the claim of the job does not hold: the larger number does")
+    if cap is not None and total > cap * (1 + CLOSE):
+        text = f"all jobs on '{genesis.dataset}' spent epsilon {total:.3f}, its cap is {cap:g}"
+        run.say("epsilon-above-the-cap", site, text, "the site's policy was not kept: find out how")
+    by_round = _by_round(run, entries, delta)
+    _check_said(run, site, by_round)
+    kinds = Counter(entry.kind for entry in entries)
+    return Spending(
+        dataset=genesis.dataset,
+        unit=genesis.unit,
+        job=job,
+        total=total,
+        delta=float(genesis.delta),
+        job_delta=delta,
+        jobs=len({c.job for c in every}),
+        open=kinds["reserve"] - kinds["commit"],
+        cap=cap,
+        accountants=by_accountant,
+        by_round=by_round,
+        charged=merged(own),
+        charged_before=merged([c.steps for c in every if c.job not in jobs]),
+    )
+
+
+def _check_said(run: Run, site: str, by_round: Mapping[int, float]) -> None:
+    """What the record says of each round against the ledger; one that was thinned out is bounded by its neighbours."""
+    known = sorted(by_round)
+    for row in run.rounds:
+        said, number = row["privacy"].get(site), row["round"]
+        if not said:
+            continue
+        if number in by_round:
+            fine, here = isclose(said["epsilon"], by_round[number], rel_tol=CLOSE), by_round[number]
+        else:
+            place = bisect(known, number)
+            if not 0 < place < len(known):
+                continue  # no release of that round: `_check_rounds` says so
+            low, here = by_round[known[place - 1]], by_round[known[place]]
+            fine = low - GRID <= said["epsilon"] <= here + GRID
+        if not fine:
+            text = f"after round {number} the record says epsilon {said['epsilon']:.4f}, its ledger {here:.4f}"
+            run.say("epsilon-differs", site, text, "the record or the ledger was changed")
+            return
+
+
+def _by_round(run: Run, entries: Sequence[Entry], delta: float) -> dict[int, float]:
+    """Epsilon of the job at each release: what was charged until the commit, open reservations included."""
+    jobs, numbers = own_jobs(run), sorted({e.round for e in entries if e.kind == "commit" and e.job in own_jobs(run)})
+    stride = -(-len(numbers) // MOST_POINTS) or 1
+    wanted = {*numbers[::stride], *numbers[-1:]}
+    sums: dict[tuple[float, float], int] = {}
+    found: dict[int, float] = {}
+    for entry in entries:
+        if entry.job not in jobs:
+            continue
+        for charge in charges([entry]):
+            kind = charge.steps.sample_rate, charge.steps.noise_multiplier
+            sums[kind] = sums.get(kind, 0) + charge.steps.count
+        if entry.kind == "commit" and entry.round in wanted:
+            found[entry.round] = spent([Steps(*kind, count) for kind, count in sums.items()], delta, "")[0]
+    return found
+
+
+def _few(numbers: Sequence[int]) -> str:
+    """Numbers for a sentence, cut to ten."""
+    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")

@@ -1,0 +1,83 @@
+"""A benchmark's folder: what is written into it, each file whole or not at all.
+
+| file | what |
+|---|---|
+| `runs.jsonl` | one line per finished run, with all its figures (`book`) |
+| `results.json`, `results.csv`, `results.md` | the tables: for programs, one line per run, for people |
+| `TABLE.png` | the table as a picture |
+| `methods.toml`, `tuning.md` | chosen settings and all trials, after tuning |
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmpt_core.benchmark import charts, tables
+from fedmpt_core.benchmark.inputs import Setup
+from fedmpt_core.benchmark.plan import Case
+from fedmpt_core.benchmark.published import reported_by_the_authors
+from fedmpt_core.common.files import replacing
+
+
+def write_results(
+    folder: Path, setup: Setup, planned: Mapping[str, Sequence[Case]], results: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Write every table of a plan from the finished runs.
+
+    Args:
+        folder: that exists.
+        setup: what was run on.
+        planned: cases by table.
+        results: by run.
+
+    Returns:
+        All tables in Markdown.
+
+    Raises:
+        ValueError: a file cannot be written.
+    """
+    found = {table: tables.rows_of(cases, results) for table, cases in planned.items()}
+    done = {c.identity(): c for cases in planned.values() for c in cases if c.identity() in results}
+    parts, written = [], [results[identity] for identity in done]
+    for table, rows in found.items():
+        # the authors' mean over all t stands beside our own sites' figures only: a sweep has its values apart
+        reported = reported_by_the_authors(planned[table][0].job, setup.sites) if table == "methods" else None
+        parts.append(tables.markdown(table, rows, reported))
+    note = _note(written)
+    text = "\n".join([*parts, note, ""])
+    everything = tables.plain(found) | {"note": note, "runs": list(written)}
+    _write(folder / "results.md", text)
+    _write(folder / "results.json", json.dumps(everything, indent=1, allow_nan=False) + "\n")
+    _write(folder / "results.csv", tables.comma_separated([c for cases in planned.values() for c in cases], results))
+    for table, rows in found.items():
+        if rows:
+            _draw(folder / f"{table}.png", table, rows, note)
+    return text
+
+
+def write_tuning(folder: Path, settings: str, table: str) -> None:
+    """Write the chosen settings and the trials. Raises ValueError when they cannot be written."""
+    _write(folder / "methods.toml", settings)
+    _write(folder / "tuning.md", table)
+
+
+def _draw(path: Path, table: str, rows: Sequence[tables.Row], note: str) -> None:
+    with replacing(path) as file:
+        match table:
+            case "methods" | "ablation":
+                charts.draw_bars(rows, table, note, file)
+            case "sensitivity":
+                charts.draw_panels(rows, tables.COLUMNS[0], table, note, file)
+            case _:
+                charts.draw_sweep(rows, tables.SWEEP_COLUMNS, table, note, file)
+
+
+def _note(results: Sequence[Mapping[str, Any]]) -> str:
+    towers = sorted({r["backbone"] + (", a stand-in, not CLIP" if r["is_stand_in"] else "") for r in results})
+    return f"Frozen towers: {'; '.join(towers) or 'none'}. {len(results)} runs."
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())

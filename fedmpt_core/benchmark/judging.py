@@ -1,0 +1,78 @@
+"""What methods are judged on, and their figures: a validation split, an independent test split, maybe a correlated one.
+
+Both thresholds are chosen on validation records: the one with the best OF1, as everywhere, and the one that finds
+`EQUAL_RECALL` of the present labels, so that methods whose probabilities are spread differently are compared at the
+same recall. Scores of pictures never leave this module.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedmpt_core.benchmark.spurious import false_activation, threshold_at_recall
+from fedmpt_core.model.base import TunedModel
+from fedmpt_core.training import metrics
+from fedmpt_core.training.evaluation import DEFAULT_THRESHOLD, Split, figures, score
+
+EQUAL_RECALL = 0.5
+"""Share of the present validation labels that is found where methods are compared at equal recall (chosen)."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Held-out records that no method trains on.
+
+    Attributes:
+        val: to choose thresholds on; None takes 0.5 for both.
+        independent: test records whose labels do not hang together as at the sites.
+        correlated: test records with the sites' own pairs; None where nobody made any.
+        pairs: (K, 2) spurious label pairs of all sites; none where nobody knows any.
+    """
+
+    val: Split | None
+    independent: Split
+    correlated: Split | None = None
+    pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+
+
+def judge(model: TunedModel, exam: Exam) -> dict[str, float | list[float] | None]:
+    """Figures of a model, its parameters as they are.
+
+    Args:
+        model: on its device.
+        exam: the records.
+
+    Returns:
+        Those of `evaluation.figures` on the independent records, and `mAP_correlated`, `mAP_val`, `AP_spread` (standard
+        deviation of the labels' AP, percent), `false_activation` and `false_activation_others` in percent at the OF1
+        threshold, the same with `_at_recall` at equal recall, and `recall_reached` there. None where a split is
+        missing.
+    """
+    threshold, at_recall, val_map = DEFAULT_THRESHOLD, DEFAULT_THRESHOLD, None
+    if exam.val is not None:
+        scores = score(model, exam.val.features).probabilities
+        threshold = metrics.best_threshold(scores, exam.val.targets)
+        at_recall = threshold_at_recall(scores, exam.val.targets, EQUAL_RECALL)
+        val_map = 100 * metrics.average_precision(scores, exam.val.targets).mean
+    found = score(model, exam.independent.features)
+    targets = exam.independent.targets
+    figured: dict[str, float | list[float] | None] = dict(
+        figures(found, targets, threshold, from_val=exam.val is not None)
+    )
+    precision = metrics.average_precision(found.probabilities, targets)
+    correlated = None
+    if exam.correlated is not None:
+        scores = score(model, exam.correlated.features).probabilities
+        correlated = 100 * metrics.average_precision(scores, exam.correlated.targets).mean
+    figured |= {
+        "mAP_correlated": correlated,
+        "mAP_val": val_map,
+        "AP_spread": 100 * float(np.nanstd(precision.per_class)),
+        "recall_reached": 100 * metrics.f1_scores(found.probabilities, targets, at_recall).overall_recall,
+    }
+    for name, value in (("", threshold), ("_at_recall", at_recall)):
+        rate = false_activation(found.probabilities, targets, exam.pairs, value)
+        known = rate.cases > 0
+        figured[f"false_activation{name}"] = 100 * rate.partners if known else None
+        figured[f"false_activation_others{name}"] = 100 * rate.others if known else None
+    return figured

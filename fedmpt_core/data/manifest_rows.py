@@ -1,0 +1,321 @@
+"""The manifest as a file: rows read from and written to CSV or Parquet, and the list of what is wrong.
+
+Only the table is checked here: columns, types, encoding, quoting. What the rows say is checked by `manifest`.
+Must never guess: an unknown column may be a misspelt `group`, so it is refused. Every problem is named with
+its line (CSV, counted from 1 with the header) or row (Parquet, counted from 1).
+"""
+
+import csv
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedmpt_core.common.files import replacing
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "labels", "split", "group")
+LISTED = 20
+"""Problems that are spelt out; the others are counted (chosen)."""
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_REQUIRED = COLUMNS[:3]
+_PIECE = 20_000  # rows that are written at once; what a reader holds at once too (chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One line of a manifest.
+
+    Attributes:
+        path: picture file, absolute or relative to the manifest's folder or root.
+        labels: labels of the picture, possibly none; order and repetition mean nothing.
+        split: `train`, `val` or `test`.
+        group: what records belong together, or empty.
+        origin: where the row comes from, for messages.
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    split: str
+    group: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, and where: `manifest.csv line 17`."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+class Problems:
+    """What is wrong with a source of records: the first `LISTED` problems and the number of all of them.
+
+    Attributes:
+        source: what was checked, for messages.
+        listed: the first problems, in the order found.
+        count: all of them.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Starts without problems."""
+        self.source = source
+        self.count = 0
+        self.listed: list[Problem] = []
+
+    def add(self, where: str, message: str | Callable[[], str]) -> None:
+        """Count a problem; a message that costs something to write is called only when it is listed."""
+        self.count += 1
+        if len(self.listed) < LISTED:
+            self.listed.append(Problem(where, message if isinstance(message, str) else message()))
+
+    def refuse_any(self) -> None:
+        """Raises ManifestError when there is a problem."""
+        if self.count:
+            raise ManifestError(self)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.listed)
+
+
+class ManifestError(ValueError):
+    """A source of records that cannot be used; the message has one line per listed problem."""
+
+    def __init__(self, problems: Problems) -> None:
+        """Keeps `problems` for whoever shows them in another way."""
+        self.problems = problems
+        noun = "1 problem" if problems.count == 1 else f"{problems.count} problems"
+        lines = [f"{problems.source} cannot be used, {noun}:", *(f"  {p}" for p in problems.listed)]
+        if problems.count > len(problems.listed):
+            lines.append(f"  and {problems.count - len(problems.listed)} more")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type, tuple[Problems]]:
+        return type(self), (self.problems,)
+
+
+def read_rows(path: str | Path) -> list[ManifestRow]:
+    """The lines of a manifest as they stand; only the table itself is checked.
+
+    Raises:
+        ManifestError: it is no manifest; names every problem.
+    """
+    problems = Problems(Path(path).name)
+    rows = parse(Path(path), problems)
+    problems.refuse_any()
+    return rows
+
+
+def write_manifest(rows: Iterable[ManifestRow], path: str | Path) -> None:
+    """Write rows to a `.csv` or `.parquet` manifest, readable for its owner only, whole or not at all.
+
+    Args:
+        rows: at least one, taken one after the other; their `origin` is not written.
+        path: the file, replaced when it exists. Relative paths in `rows` will start at its folder.
+
+    Raises:
+        ValueError: a row could not be read back as it is, or the file has another suffix or cannot be written.
+    """
+    path = Path(path)
+    writers = {".csv": _write_csv, ".parquet": _write_parquet}
+    write = writers.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(f"path={str(path)!r} ends in {path.suffix!r}: a manifest is a .csv or a .parquet file")
+    checked = _writable(rows)
+    first = next(checked, None)
+    if first is None:
+        raise ValueError("rows is empty: a manifest needs at least one picture")
+    columns = COLUMNS if first.group else _REQUIRED
+    with replacing(path) as file:
+        write(itertools.chain((first,), checked), columns, file)
+
+
+def _write_csv(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([r.path, "|".join(r.labels), r.split, r.group][: len(columns)] for r in rows)
+    text.flush()
+    text.detach()
+
+
+def _write_parquet(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) -> None:
+    kinds = {"labels": pa.list_(pa.string())}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+    with pq.ParquetWriter(file, schema) as writer:
+        rows = iter(rows)
+        while piece := list(itertools.islice(rows, _PIECE)):
+            writer.write_table(
+                pa.table({name: [getattr(row, name) for row in piece] for name in columns}, schema=schema)
+            )
+
+
+def _writable(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+    """The rows, each once it is sure that it will be read back as it is."""
+    seen: set[str] = set()
+    grouped: bool | None = None
+    for row in rows:
+        cells = (row.path, *row.labels, row.group)
+        if not row.path or any(c != c.strip() or CONTROL.search(c) for c in cells):
+            raise ValueError(f"path={row.path!r}: a cell is empty, starts or ends blank, or holds a control character")
+        if any(not label or "|" in label or ";" in label for label in row.labels):
+            raise ValueError(
+                f"path={row.path!r}: labels={list(row.labels)} holds an empty label, or one with '|' or ';'"
+            )
+        if row.split not in SPLITS:
+            raise ValueError(f"path={row.path!r}: split={row.split!r} is not one of {', '.join(SPLITS)}")
+        if row.path in seen:
+            raise ValueError(f"path={row.path!r} is given twice: list every picture once")
+        seen.add(row.path)
+        if bool(row.group) != (bool(row.group) if grouped is None else grouped):
+            raise ValueError(f"path={row.path!r}: group is given for some rows only; give it for all or for none")
+        grouped = bool(row.group)
+        yield row
+
+
+def parse(path: Path, problems: Problems) -> list[ManifestRow]:
+    """The lines that can be read; what cannot is added to `problems`."""
+    before = problems.count
+    rows: list[ManifestRow] = []
+    try:
+        if not path.is_file():
+            path.stat()
+            problems.add(path.name, "is not a regular file")
+        elif path.suffix.lower() == ".csv":
+            rows = _read_csv(path, problems)
+        elif path.suffix.lower() == ".parquet":
+            rows = _read_parquet(path, problems)
+        else:
+            problems.add(path.name, f"ends in {path.suffix!r}: a manifest is a .csv or a .parquet file")
+    except FileNotFoundError:
+        problems.add(str(path), "does not exist")
+    except (OSError, pa.ArrowException) as error:
+        problems.add(path.name, f"cannot be read ({error})")
+    if not rows and problems.count == before:
+        problems.add(path.name, "lists no picture: add one line per picture below the header")
+    return rows
+
+
+def _read_csv(path: Path, problems: Problems) -> list[ManifestRow]:
+    raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        problems.add(path.name, "is UTF-16: save it as UTF-8")
+        return []
+    if not raw.strip():
+        problems.add(path.name, f"is empty: it needs a header with the columns {', '.join(_REQUIRED)}")
+        return []
+    # Bytes that are not UTF-8 become lone surrogates, so that each line with one can be named.
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    rows: list[ManifestRow] = []
+    header: list[str] | None = None
+    while True:
+        where = f"{path.name} line {reader.line_num + 1}"
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return rows
+        except csv.Error as error:
+            problems.add(where, f"is not valid CSV ({error}): is a quote missing?")
+            continue
+        if not any(cells):
+            continue
+        if any("\udc80" <= c <= "\udcff" for cell in cells for c in cell):
+            problems.add(where, "is not UTF-8: save the file as UTF-8")
+        elif any("\n" in cell or "\r" in cell for cell in cells):
+            problems.add(where, "has a cell of several lines: is a quote missing?")
+        elif header is None:
+            header = cells
+            if not _check_header(header, where, problems):
+                return []
+            continue
+        elif len(cells) != len(header):
+            problems.add(
+                where,
+                f"has {len(cells)} cells, the header has {len(header)}: put a cell with a comma in quotes",
+            )
+        else:
+            row = dict(zip(header, cells, strict=True))
+            labels = [label.strip() for label in re.split(r"[|;]", row["labels"])] if row["labels"] else []
+            rows.append(ManifestRow(row["path"], tuple(labels), row["split"], row.get("group", ""), where))
+        if header is None:
+            return []
+
+
+def _read_parquet(path: Path, problems: Problems) -> list[ManifestRow]:
+    rows: list[ManifestRow] = []
+    number = 0
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        if not _check_header(schema.names, path.name, problems) or not _check_types(schema, path.name, problems):
+            return []
+        for batch in file.iter_batches(batch_size=4096):
+            for row in batch.to_pylist():
+                number += 1
+                where = f"{path.name} row {number}"
+                labels = row["labels"]
+                if labels is None or None in labels:
+                    problems.add(where, "has a null in labels: use an empty list for a picture without labels")
+                    continue
+                text = [(row.get(name) or "").strip() for name in ("path", "split", "group")]
+                rows.append(ManifestRow(text[0], tuple(x.strip() for x in labels), text[1], text[2], where))
+    return rows
+
+
+def _check_header(header: Sequence[str], where: str, problems: Problems) -> bool:
+    before = problems.count
+    missing = [name for name in _REQUIRED if name not in header]
+    if missing and len(header) == 1 and re.search(r"[;\t]", header[0]):
+        problems.add(where, "does not separate columns by commas: save the file with ',' between columns")
+        return False
+    for name in missing:
+        problems.add(where, f"column '{name}' is missing: the header needs {', '.join(_REQUIRED)}")
+    for name in sorted({n for n in header if n not in COLUMNS}):
+        near = nearest(name, COLUMNS)
+        problems.add(where, f"column {name!r} is not known{near or ': remove it'}")
+    for name in sorted({n for n in header if n in COLUMNS and list(header).count(n) > 1}):
+        problems.add(where, f"column '{name}' is there more than once")
+    return problems.count == before
+
+
+def _check_types(schema: pa.Schema, where: str, problems: Problems) -> bool:
+    before = problems.count
+    for field in schema:
+        kind, inner = field.type, "a string"
+        if field.name == "labels":
+            inner = "a list of strings"
+            listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            fits = listed and (_is_text(kind.value_type) or pa.types.is_null(kind.value_type))
+        else:
+            fits = _is_text(kind) or (field.name == "group" and pa.types.is_null(kind))
+        if not fits:
+            problems.add(where, f"column '{field.name}' has type {kind}: store {inner}")
+    return problems.count == before
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """`: did you mean 'x'?` for the entry of `words` that is spelt most like `word`, or nothing."""
+    folded = {w.casefold(): w for w in words}
+    found = difflib.get_close_matches(word.casefold(), folded, n=1)
+    return f": did you mean {folded[found[0]]!r}?" if found else ""

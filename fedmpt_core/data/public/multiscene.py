@@ -1,0 +1,137 @@
+"""MultiScene-Clean -> manifest rows: the 14,000 aerial pictures with labels that people checked.
+
+    Tra.csv, Test.csv       a header, then name and 36 columns of 0 or 1
+    images/NAME.jpg
+
+`test` is the authors' test list; `train` and `val` are `Tra.csv`, of which a seeded tenth is `val`, where thresholds
+are chosen. The columns are defined by their order, and copies spell their headers in several ways: one that is another
+class than its place says, or like none, is refused. Labels are readable words, since prompts need them.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
+from fedmpt_core.data.public.folder_checks import LeftOut, Progress, first_folder, present
+from fedmpt_core.data.public.label_table import read_table
+from fedmpt_core.data.public.splits import VAL_SHARE, drawn
+
+NAMES = {
+    "Apron": "apron",
+    "BaseballField": "baseball field",
+    "BasketballField": "basketball field",
+    "Beach": "beach",
+    "Bridge": "bridge",
+    "Cemetery": "cemetery",
+    "Commercial": "commercial area",
+    "Farmland": "farmland",
+    "Woodland": "woodland",
+    "GolfCourse": "golf course",
+    "Greenhouse": "greenhouse",
+    "Helipad": "helipad",
+    "LakePond": "lake or pond",
+    "OilFiled": "oil field",
+    "Orchard": "orchard",
+    "ParkingLot": "parking lot",
+    "Park": "park",
+    "Pier": "pier",
+    "Port": "port",
+    "Quarry": "quarry",
+    "Railway": "railway",
+    "Residential": "residential area",
+    "River": "river",
+    "Roundabout": "roundabout",
+    "Runway": "runway",
+    "Soccer": "soccer field",
+    "SolarPannel": "solar panel",
+    "SparseShrub": "sparse shrub",
+    "Stadium": "stadium",
+    "StorageTank": "storage tank",
+    "TennisCourt": "tennis court",
+    "TrainStation": "train station",
+    "WastewaterPlant": "wastewater plant",
+    "WindTrubine": "wind turbine",
+    "Works": "works",
+    "Sea": "sea",
+}
+"""The authors' names in the order of the columns, as they spell them, and the words used as labels."""
+
+CLASSES = tuple(NAMES.values())
+
+_LISTS = {"Tra.csv": {"train", "val"}, "Test.csv": {"test"}}
+_ALIKE = 0.6  # of difflib: from here on two spellings are taken for one name (chosen)
+
+
+def multiscene_rows(
+    folder: str | Path,
+    splits: Sequence[str] = SPLITS,
+    *,
+    val_share: float = VAL_SHARE,
+    seed: int = 0,
+    left_out: LeftOut | None = None,
+    on_progress: Progress | None = None,
+) -> list[ManifestRow]:
+    """One row per picture, with absolute paths, in the order of the lists.
+
+    Args:
+        folder: the folder that holds `Tra.csv`.
+        splits: which of `train`, `val`, `test` to read; a list that none of them needs may be missing.
+        val_share: share of `Tra.csv` that becomes `val`, (0, 1).
+        seed: which pictures become `val`.
+        left_out: as in `folder.present`.
+        on_progress: called with (lists done, lists in all).
+
+    Returns:
+        The rows, their labels in the order of `CLASSES`.
+
+    Raises:
+        ManifestError: the folder cannot be used; names every problem.
+        ValueError: the share is out of range.
+    """
+    problems = Problems("the MultiScene-Clean folder")
+    base = Path(folder).absolute()
+    pictures = first_folder(base, ("images", "Images"), "give the folder of MultiScene-Clean", problems)
+    tables = {}
+    for done, (name, needed) in enumerate(_LISTS.items(), start=1):
+        if (base / name).is_file() or needed & set(splits):
+            tables[name] = read_table(base / name, name, lambda h, n=name: _order(h, n, problems), problems)
+        if on_progress:
+            on_progress(done, len(_LISTS))
+    listed = {name: {row[0] for row in table} for name, table in tables.items()}
+    both = set.intersection(*listed.values()) if len(listed) == 2 else set()
+    if both:
+        problems.add("Tra.csv", f"shares picture {min(both)!r} with Test.csv")
+    problems.refuse_any()
+    val = drawn(listed["Tra.csv"], val_share, seed) if {"train", "val"} & set(splits) else frozenset()
+    rows = []
+    for name, table in tables.items():
+        for picture, labels, origin in table:
+            split = "test" if name == "Test.csv" else "val" if picture in val else "train"
+            if split in splits:
+                file = picture if picture.lower().endswith((".jpg", ".png")) else f"{picture}.jpg"
+                rows.append(ManifestRow(str(pictures / file), labels, split, origin=origin))
+    found = list(present(rows, problems, left_out))
+    problems.refuse_any()
+    return found
+
+
+def _order(header: Sequence[str], where: str, problems: Problems) -> Sequence[str] | None:
+    if len(header) != len(NAMES):
+        problems.add(where, f"has {len(header)} label columns, MultiScene has {len(NAMES)}")
+        return None
+    before = problems.count
+    spellings = {_plain(s): words for name, words in NAMES.items() for s in (name, words)}
+    for cell, (name, words) in zip(header, NAMES.items(), strict=True):
+        known = spellings.get(_plain(cell))
+        if known == words:
+            continue
+        alike = max(difflib.SequenceMatcher(None, _plain(cell), _plain(s)).ratio() for s in (name, words))
+        if known or alike < _ALIKE:
+            problems.add(f"{where} header", f"column {cell!r} stands where {name!r} belongs: take the original file")
+    return CLASSES if problems.count == before else None
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())

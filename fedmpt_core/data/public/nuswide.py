@@ -1,0 +1,156 @@
+"""NUS-WIDE -> manifest rows: image lists, ground truth of the 81 concepts, and pictures collected from Flickr.
+
+    ImageList/TrainImagelist.txt, TestImagelist.txt                       161,789 and 107,859 lines
+    Groundtruth/TrainTestLabels/Labels_CONCEPT_Train.txt, _Test.txt       or TrainTestLabels/
+    Flickr/actor/0001_2124494179.jpg ..                                   or images/
+
+Line i of every label file belongs to line i of the image list: lengths that differ are refused, since a line too few
+would move every label behind it. `test` is the official test list; `train` and `val` are the official train list, of
+which a seeded tenth is `val`, where thresholds are chosen. All pictures are kept, those without a concept too.
+
+Many pictures have vanished from Flickr, so that copies differ: missing ones are refused unless they are left out
+explicitly, and figures on different remainders cannot be compared.
+"""
+
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
+from fedmpt_core.data.public.folder_checks import LeftOut, Progress, first_folder, inside, present
+from fedmpt_core.data.public.splits import VAL_SHARE, drawn
+
+CLASSES = (
+    *("airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat"),
+    *("cityscape", "clouds", "computer", "coral", "cow", "dancing", "dog", "earthquake", "elk", "fire", "fish"),
+    *("flags", "flowers", "food", "fox", "frost", "garden", "glacier", "grass", "harbor", "horses", "house", "lake"),
+    *("leaf", "map", "military", "moon", "mountain", "nighttime", "ocean", "person", "plane", "plants", "police"),
+    *("protest", "railroad", "rainbow", "reflection", "road", "rocks", "running", "sand", "sign", "sky", "snow"),
+    *("soccer", "sports", "statue", "street", "sun", "sunset", "surf", "swimmers", "tattoo", "temple", "tiger"),
+    *("tower", "town", "toy", "train", "tree", "valley", "vehicle", "water", "waterfall", "wedding", "whales"),
+    *("window", "zebra"),
+)
+"""The 81 concepts in the order of `Concepts81.txt`, as their label files are named."""
+
+
+def nuswide_rows(
+    folder: str | Path,
+    splits: Sequence[str] = SPLITS,
+    *,
+    val_share: float = VAL_SHARE,
+    seed: int = 0,
+    left_out: LeftOut | None = None,
+    on_progress: Progress | None = None,
+) -> list[ManifestRow]:
+    """One row per picture, with absolute paths, in the order of the official lists.
+
+    Args:
+        folder: the folder that holds `ImageList`.
+        splits: which of `train`, `val`, `test` to read; files that none of them needs may be missing.
+        val_share: share of the official train list that becomes `val`, (0, 1).
+        seed: which pictures become `val`.
+        left_out: as in `folder.present`.
+        on_progress: called with (concepts done, concepts in all) for each list.
+
+    Returns:
+        The rows, their labels in the order of `CLASSES`.
+
+    Raises:
+        ManifestError: the folder cannot be used; names every problem.
+        ValueError: the share is out of range.
+    """
+    problems = Problems("the NUS-WIDE folder")
+    base = Path(folder).absolute()
+    lists = first_folder(base, ("ImageList", "."), "give the folder of the data set", problems)
+    truth = first_folder(
+        base, ("Groundtruth/TrainTestLabels", "TrainTestLabels"), "unpack Groundtruth.zip into the folder", problems
+    )
+    pictures = first_folder(base, ("Flickr", "images"), "unpack the pictures into Flickr", problems)
+    _check_concepts(base, truth, problems)
+    # Both lists, whatever is asked for: a picture in both would be trained and tested on.
+    names = {part: _read_list(lists / f"{part}Imagelist.txt", part, splits, problems) for part in ("Train", "Test")}
+    both = sorted(set(names["Train"]) & set(names["Test"]))
+    if both:
+        problems.add("TrainImagelist.txt", f"shares picture {both[0]!r} with TestImagelist.txt")
+    problems.refuse_any()
+    val = drawn(names["Train"], val_share, seed) if {"train", "val"} & set(splits) else frozenset()
+    rows = []
+    for part, listed in names.items():
+        if not _needed(part) & set(splits):
+            continue
+        labels = _read_labels(truth, part, len(listed), problems, on_progress)
+        problems.refuse_any()
+        for i, name in enumerate(listed):
+            split = "test" if part == "Test" else "val" if name in val else "train"
+            if split in splits:
+                words = tuple(CLASSES[c] for c in np.flatnonzero(labels[i]))
+                rows.append(ManifestRow(str(pictures / name), words, split, origin=f"{part}Imagelist.txt line {i + 1}"))
+    found = list(present(rows, problems, left_out))
+    problems.refuse_any()
+    return found
+
+
+def _needed(part: str) -> set[str]:
+    return {"train", "val"} if part == "Train" else {"test"}
+
+
+def _check_concepts(base: Path, truth: Path, problems: Problems) -> None:
+    for path in (base / "ConceptsList" / "Concepts81.txt", base / "Concepts81.txt"):
+        if path.is_file():
+            listed = path.read_text(encoding="utf-8-sig", errors="replace").split()
+            strange = sorted(set(listed) ^ set(CLASSES))
+            if strange:
+                problems.add(path.name, f"and the 81 concepts differ in {', '.join(map(repr, strange[:5]))}")
+    for path in sorted(truth.glob("Labels_*_*.txt")):
+        concept = path.stem.removeprefix("Labels_").rpartition("_")[0]
+        if concept not in CLASSES:
+            problems.add(path.name, f"{concept!r} is not one of the 81 concepts")
+
+
+def _read_list(path: Path, part: str, splits: Sequence[str], problems: Problems) -> list[str]:
+    if not path.is_file():
+        if _needed(part) & set(splits):
+            problems.add(str(path), "does not exist: unpack ImageList.zip into the folder")
+        return []
+    found: list[str] = []
+    seen: set[str] = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        where = f"{path.name} line {number}"
+        name = inside(line, where, problems)
+        if name is None:
+            continue
+        if name in seen:
+            problems.add(where, f"picture {name!r} is listed more than once")
+        seen.add(name)
+        found.append(name)
+    if not found:
+        problems.add(path.name, "lists no picture")
+    return found
+
+
+def _read_labels(truth: Path, part: str, count: int, problems: Problems, on_progress: Progress | None) -> np.ndarray:
+    """(R, 81) bool."""
+    labels = np.zeros((count, len(CLASSES)), bool)
+    for c, concept in enumerate(CLASSES):
+        name = f"Labels_{concept}_{part}.txt"
+        try:
+            values = np.array((truth / name).read_bytes().removeprefix(BOM_UTF8).split(), dtype="S2")
+        except FileNotFoundError:
+            problems.add(name, "does not exist: unpack Groundtruth.zip into the folder")
+            continue
+        except OSError as error:
+            problems.add(name, f"cannot be read ({error.strerror})")
+            continue
+        wrong = np.flatnonzero((values != b"0") & (values != b"1"))
+        if len(wrong):
+            value = values.tolist()[wrong[0]].decode(errors="replace")
+            problems.add(f"{name} line {wrong[0] + 1}", f"is {value!r}, not 0 or 1")
+        elif len(values) != count:
+            problems.add(name, f"has {len(values)} labels for the {count} pictures of {part}Imagelist.txt")
+        else:
+            labels[:, c] = values == b"1"
+        if on_progress:
+            on_progress(c + 1, len(CLASSES))
+    return labels

@@ -1,0 +1,187 @@
+"""From a data set's folder to a manifest, with a record of how: what was kept, what was left out, and why.
+
+Two files appear, each whole or not at all: first the manifest, then beside it `NAME.json`, the record. Options that
+leave pictures out are off unless asked for, and stand in the record: figures on a filtered set are of another set.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedmpt_core.common.files import replacing
+from fedmpt_core.common.release import RELEASE
+from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, write_manifest
+from fedmpt_core.data.public.folder_checks import LeftOut, Progress
+from fedmpt_core.data.public.registry import FolderKind, FolderOptions, classes_of, folder_rows
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to keep.
+
+    Attributes:
+        folder: how the data set is split.
+        missing: `refuse` pictures that are not there, or `skip` them.
+        min_labels: pictures with fewer labels are left out of every split, >= 0. The released FedMPT code does so with
+            5 (COCO, NUS-WIDE) and 7 (MLRSNet) without saying it.
+    """
+
+    folder: FolderOptions = field(default_factory=FolderOptions)
+    missing: Literal["refuse", "skip"] = "refuse"
+    min_labels: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a manifest holds.
+
+    Attributes:
+        kind: the data set.
+        classes: its labels.
+        pictures: number of pictures by split.
+        unlabelled: those of them without any label, by split; they count as all-negative.
+        few_labels: pictures left out by `min_labels`, by split.
+        missing: listed pictures that are not there and were left out.
+        options: that were asked for.
+    """
+
+    kind: FolderKind
+    classes: tuple[str, ...]
+    pictures: dict[str, int]
+    unlabelled: dict[str, int]
+    few_labels: dict[str, int]
+    missing: int
+    options: PrepareOptions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def prepare(
+    kind: FolderKind,
+    folder: Path,
+    out: Path,
+    options: PrepareOptions | None = None,
+    *,
+    on_progress: Progress | None = None,
+) -> Prepared:
+    """Write the manifest of a data set.
+
+    Args:
+        kind: the data set.
+        folder: where it was unpacked.
+        out: the manifest, `.csv` or `.parquet`; a file that is there is replaced.
+        options: what to keep.
+        on_progress: as in `folder_rows`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ManifestError: the folder cannot be used; names every problem.
+        ValueError: an option is out of range, leaves a split empty, or the files cannot be written.
+    """
+    options = options or PrepareOptions()
+    if options.min_labels < 0:
+        raise ValueError(f"min_labels={options.min_labels} is negative: 0 keeps every picture")
+    left_out: LeftOut | None = [] if options.missing == "skip" else None
+    rows = folder_rows(kind, str(folder), SPLITS, options.folder, left_out=left_out, on_progress=on_progress)
+    pictures, unlabelled, few = Counter[str](), Counter[str](), Counter[str]()
+
+    def kept(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+        for row in rows:
+            if len(row.labels) < options.min_labels:
+                few[row.split] += 1
+                continue
+            pictures[row.split] += 1
+            unlabelled[row.split] += not row.labels
+            yield row
+        empty = [split for split in SPLITS if not pictures[split]]
+        if empty:
+            kept_by = f"min_labels={options.min_labels}, missing='{options.missing}'"
+            raise ValueError(f"{kept_by}: no picture is left in split '{empty[0]}': leave out fewer")
+
+    with replacing(record_path(out)) as record:
+        write_manifest(kept(rows), out)
+        found = Prepared(
+            kind,
+            classes_of(kind),
+            {split: pictures[split] for split in SPLITS},
+            {split: unlabelled[split] for split in SPLITS},
+            {split: few[split] for split in SPLITS},
+            len(left_out or ()),
+            options,
+        )
+        with out.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        values = {"schema": SCHEMA, "release": RELEASE, "manifest": out.name, "sha256": digest, **found.to_dict()}
+        record.write(json.dumps(values, indent=2).encode() + b"\n")
+    return found
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of a manifest lies."""
+    return out.with_name(f"{out.name}.json")
+
+
+@dataclass(frozen=True)
+class ClassFile:
+    """The lines of a `job.toml` that list the classes, and the file they go to, which replaces no other.
+
+    Attributes:
+        path: the file.
+        seen: C labels.
+        unseen: labels that are scored and never trained, possibly none.
+    """
+
+    path: Path
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+
+    def check(self, out: Path | None = None) -> None:
+        """That the file can be written; to be asked before the manifest is made.
+
+        Args:
+            out: the manifest that is about to be written.
+
+        Raises:
+            ValueError: the file is the manifest or its record, holds something else already, or has no folder.
+        """
+        if out and self.path.resolve() in (out.resolve(), record_path(out).resolve()):
+            raise ValueError(
+                f"{str(self.path)!r} is where the manifest or its record goes: name another file for the classes"
+            )
+        if not self.path.parent.is_dir():
+            raise ValueError(f"{str(self.path)!r} cannot be written (its folder does not exist): name another place")
+        if (self.path.is_symlink() or self.path.exists()) and not self._is_there():
+            raise ValueError(
+                f"{str(self.path)!r} exists and holds something else: name a new file for the classes, or move this "
+                "one away"
+            )
+
+    def write(self) -> None:
+        """Write the file, whole or not at all. Raises ValueError as `check` does, or when the disk refuses."""
+        self.check()
+        with replacing(self.path) as file:
+            file.write(self._lines())
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._lines()
+        except OSError:
+            return False
+
+    def _lines(self) -> bytes:
+        lists = {"classes": self.seen, "unseen_classes": self.unseen}
+        return "".join(_toml_list(name, words) for name, words in lists.items() if words).encode()
+
+
+def _toml_list(name: str, words: Iterable[str]) -> str:
+    return f"{name} = [\n" + "".join(f"  {json.dumps(word)},\n" for word in words) + "]\n"

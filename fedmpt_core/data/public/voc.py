@@ -1,0 +1,207 @@
+"""PASCAL VOC2007 -> manifest rows: a folder as it comes out of the two archives, trainval and test.
+
+Ids come from `ImageSets/Main/{train,val,trainval,test}.txt`, labels from every object of
+`Annotations/ID.xml`. The labels of a picture are the classes with an object that is not marked `difficult`.
+VOC's own evaluation leaves a picture out for a class of which it shows difficult objects only; targets here
+are 0 or 1, so that such a class counts as absent, or, with `include_difficult`, as present. Figures can
+differ from the devkit's by that.
+
+Standard splits: `train` 2,501, `val` 2,510 (thresholds are chosen there), `test` 4,952 pictures. With
+`val_share` the 5,011 pictures of `trainval` are pooled and a fixed, seeded share of them is `val`.
+
+Must never lose pictures in silence: every id of a list becomes a row with labels from its own annotation, or
+an error; lists that overlap or contradict each other are refused.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+# Parses documents without a document type only, see `_parse`.
+from xml.etree import ElementTree
+
+from fedmpt_core.data.manifest_rows import SPLITS, ManifestError, ManifestRow, Problems
+from fedmpt_core.data.public.folder_checks import LeftOut, Progress, present
+from fedmpt_core.data.public.splits import drawn
+
+NAMES = {
+    "aeroplane": "aeroplane",
+    "bicycle": "bicycle",
+    "bird": "bird",
+    "boat": "boat",
+    "bottle": "bottle",
+    "bus": "bus",
+    "car": "car",
+    "cat": "cat",
+    "chair": "chair",
+    "cow": "cow",
+    "diningtable": "dining table",
+    "dog": "dog",
+    "horse": "horse",
+    "motorbike": "motorbike",
+    "person": "person",
+    "pottedplant": "potted plant",
+    "sheep": "sheep",
+    "sofa": "sofa",
+    "train": "train",
+    "tvmonitor": "tv monitor",
+}
+"""VOC's object names in its order, and the words used as labels: prompts need words, not `tvmonitor`."""
+
+CLASSES = tuple(NAMES.values())
+
+_MAX_ANNOTATION_BYTES = 1 << 20  # the largest of VOC2007 has some ten thousand (chosen)
+
+
+def voc_rows(
+    folder: str | Path,
+    splits: Sequence[str] = SPLITS,
+    *,
+    include_difficult: bool = False,
+    val_share: float | None = None,
+    seed: int = 0,
+    left_out: LeftOut | None = None,
+    on_progress: Progress | None = None,
+) -> list[ManifestRow]:
+    """One row per picture, with absolute paths, by split and id.
+
+    Args:
+        folder: `VOCdevkit`, `VOCdevkit/VOC2007`, or a folder with that content.
+        splits: which of `train`, `val`, `test` to read; the lists of the others may be missing.
+        include_difficult: whether a class of which a picture shows difficult objects only counts as present.
+        val_share: None for the standard `train` and `val`; otherwise the share of `trainval` that becomes
+            `val`, in (0, 1), rounded, at least one picture.
+        seed: which pictures become `val`; used with `val_share` only.
+        left_out: as in `folder.present`.
+        on_progress: called with (annotations done, annotations in all).
+
+    Returns:
+        The rows, their labels in VOC's order of classes.
+
+    Raises:
+        ManifestError: the folder cannot be used; names every problem.
+        ValueError: an argument is out of range.
+    """
+    wrong = [split for split in splits if split not in SPLITS]
+    if wrong:
+        raise ValueError(f"splits={list(splits)}: {wrong[0]!r} is not one of {', '.join(SPLITS)}")
+    problems = Problems("the VOC2007 folder")
+    base = _find(Path(folder), problems)
+    lists = _ids(base, splits, val_share, seed, problems)
+    wanted = [(split, name) for split in splits for name in lists[split]]
+    rows = []
+    for done, (split, name) in enumerate(wanted, start=1):
+        labels = _labels(base, name, include_difficult, problems)
+        picture = str(base / "JPEGImages" / f"{name}.jpg")
+        rows.append(ManifestRow(picture, labels, split, origin=f"VOC2007 {split} {name}"))
+        if on_progress:
+            on_progress(done, len(wanted))
+    found = list(present(rows, problems, left_out))
+    problems.refuse_any()
+    return found
+
+
+def _find(folder: Path, problems: Problems) -> Path:
+    for base in (folder, folder / "VOC2007", folder / "VOCdevkit" / "VOC2007"):
+        if (base / "ImageSets" / "Main").is_dir():
+            missing = [name for name in ("Annotations", "JPEGImages") if not (base / name).is_dir()]
+            if not missing:
+                return base.absolute()
+            problems.add(str(base), f"lacks the folder {' and '.join(missing)}: unpack the archives again")
+            raise ManifestError(problems)
+    problems.add(
+        str(folder),
+        "is not a VOC2007 folder: give VOCdevkit, or VOCdevkit/VOC2007 with ImageSets/Main, Annotations and JPEGImages",
+    )
+    raise ManifestError(problems)
+
+
+def _ids(
+    base: Path, splits: Sequence[str], val_share: float | None, seed: int, problems: Problems
+) -> dict[str, list[str]]:
+    """The ids of every split asked for, once all lists that are there agree with each other."""
+    found: dict[str, list[str]] = {}
+    for name in ("train", "val", "trainval", "test"):
+        path = base / "ImageSets" / "Main" / f"{name}.txt"
+        if path.is_file():
+            found[name] = _read_list(path, problems)
+    needed = {"test": "test"} | {s: s if val_share is None else "trainval" for s in ("train", "val")}
+    for name in sorted({needed[split] for split in splits} - set(found)):
+        archive = "VOCtest_06-Nov-2007.tar" if name == "test" else "VOCtrainval_06-Nov-2007.tar"
+        problems.add(f"ImageSets/Main/{name}.txt", f"does not exist: unpack {archive} into the same folder")
+    _check_lists(found, problems)
+    problems.refuse_any()
+    if val_share is not None and "trainval" in found:
+        val = drawn(found["trainval"], val_share, seed)
+        found["val"] = sorted(val)
+        found["train"] = [name for name in found["trainval"] if name not in val]
+    return found
+
+
+def _read_list(path: Path, problems: Problems) -> list[str]:
+    ids = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    where = f"ImageSets/Main/{path.name}"
+    for name in ids:
+        if not re.fullmatch(r"[0-9]{6}", name):
+            problems.add(where, f"id {name!r} is not one of VOC2007, which have six digits")
+    if len(set(ids)) != len(ids):
+        problems.add(where, "lists an id more than once")
+    if not ids:
+        problems.add(where, "is empty")
+    return sorted(ids)
+
+
+def _check_lists(found: dict[str, list[str]], problems: Problems) -> None:
+    sets = {name: set(ids) for name, ids in found.items()}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test"), ("trainval", "test")):
+        shared = sorted(sets.get(one, set()) & sets.get(other, set()))
+        if shared:
+            problems.add(f"ImageSets/Main/{one}.txt", f"shares id {shared[0]} with {other}.txt")
+    if {"train", "val", "trainval"} <= set(sets) and sets["train"] | sets["val"] != sets["trainval"]:
+        problems.add("ImageSets/Main/trainval.txt", "does not hold exactly the ids of train.txt and val.txt")
+
+
+def _labels(base: Path, name: str, include_difficult: bool, problems: Problems) -> tuple[str, ...]:
+    """Labels of one picture in VOC's order; what is wrong with its annotation is added to `problems`."""
+    where = f"Annotations/{name}.xml"
+    try:
+        root = _parse(base / "Annotations" / f"{name}.xml")
+    except FileNotFoundError:
+        problems.add(where, "does not exist: unpack the archive again")
+        return ()
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        problems.add(where, f"cannot be read ({error})")
+        return ()
+    if root.tag != "annotation":
+        problems.add(where, f"starts with <{root.tag}>, not with <annotation>")
+        return ()
+    filename = _text(root, "filename")
+    if filename != f"{name}.jpg":
+        problems.add(where, f"describes {filename!r}, not '{name}.jpg'")
+    shown = set()
+    # Children only: parts of an object, such as a person's head, have names too.
+    for item in root.findall("object"):
+        label, difficult = _text(item, "name"), _text(item, "difficult") or "0"
+        if label not in NAMES:
+            problems.add(where, f"object {label!r} is not one of VOC2007's 20 classes")
+        elif difficult not in ("0", "1"):
+            problems.add(where, f"difficult={difficult!r} is neither 0 nor 1")
+        elif include_difficult or difficult == "0":
+            shown.add(label)
+    return tuple(words for label, words in NAMES.items() if label in shown)
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    """The root of a small UTF-8 document without a document type, hence without entities of its own."""
+    with path.open("rb") as file:
+        raw = file.read(_MAX_ANNOTATION_BYTES + 1)
+    if len(raw) > _MAX_ANNOTATION_BYTES:
+        raise ValueError(f"more than {_MAX_ANNOTATION_BYTES} bytes")
+    text = raw.decode("utf-8-sig")
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ValueError("a document type or entity is declared, which no annotation of VOC has")
+    return ElementTree.fromstring(text)  # noqa: S314 - entities, what the rule is about, were refused above

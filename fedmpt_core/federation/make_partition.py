@@ -1,0 +1,60 @@
+"""Making a partition once, for all simulated sites and all runs: by what pictures look like, or by their labels.
+
+For simulation only: it needs all records of a data set in one place.
+"""
+
+from collections.abc import Callable
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.data import partition
+from fedmpt_core.data.partition_file import Kind, Partition
+from fedmpt_core.data.pictures import Dataset
+from fedmpt_core.data.source import NoData, whole_split
+from fedmpt_core.federation.site.session import open_cache
+from fedmpt_core.model.backbone.load import load_backbone
+from fedmpt_core.model.device import pick_device
+
+
+def divide(
+    job: JobConfig,
+    site: SiteConfig,
+    kind: Kind,
+    sites: int,
+    *,
+    alpha: float = 0.5,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Partition, Dataset]:
+    """Divide a data set's training records.
+
+    Args:
+        job: its seed fixes the partition; its backbone's features are clustered where `kind` says so.
+        site: one of the simulated sites; its data set, device and feature cache.
+        kind: how to divide.
+        sites: number of parts.
+        alpha: for `dirichlet`.
+        on_progress: called with (pictures done, pictures in all) while features are computed.
+
+    Returns:
+        The partition and the records that it divides.
+
+    Raises:
+        ValueError: the data cannot be used or divided so.
+    """
+    if site.data.source == "scenes":
+        raise ValueError("source='scenes': every site composes scenes of its own, there is nothing to divide")
+    dataset = whole_split(job, site.data, "train")
+    if not len(dataset):
+        raise NoData(f"source='{site.data.source}' path='{site.data.path}' holds no training picture")
+    match kind:
+        case "labels":
+            return Partition(kind, job.seed, partition.by_labels(dataset, sites, job.seed)), dataset
+        case "dirichlet":
+            return Partition(kind, job.seed, partition.dirichlet(dataset, sites, job.seed, alpha), alpha), dataset
+        case "uniform":
+            return Partition(kind, job.seed, partition.uniform(dataset, sites, job.seed)), dataset
+        case "features":
+            backbone = load_backbone(job.backbone).to(pick_device(site.device))
+            features = open_cache(site).features(dataset.pictures, backbone, on_progress=on_progress)
+            parts = partition.by_features(dataset, partition.mean_features(features), sites, job.seed)
+            return Partition(kind, job.seed, parts, backbone=backbone.digest()), dataset

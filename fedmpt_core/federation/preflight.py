@@ -1,0 +1,190 @@
+"""What can be known before any work is spent: data of every site, frozen towers, size of a round, privacy spent.
+
+Used by the command line before a simulation and by `fedmpt check`. Raises on the first site whose data cannot be
+used, with every problem of that site named.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SiteConfig
+from fedmpt_core.data.pictures import Picture
+from fedmpt_core.data.source import load_split
+from fedmpt_core.federation.site.admission import check_site
+from fedmpt_core.federation.site.session import open_cache
+from fedmpt_core.model.backbone.load import load_backbone
+from fedmpt_core.model.device import pick_device
+from fedmpt_core.model.fedmpt.fedmpt import TRAINED
+from fedmpt_core.model.registry import build_model, scoring_model
+from fedmpt_core.privacy.accounting.epsilon import Epsilons, cross_checked
+from fedmpt_core.privacy.charged_training import units_of
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused, Projection, planned_steps, project, steps_of
+from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.private_update import mechanism
+from fedmpt_core.training.local import make_optimizer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's records per split; `positives` is (C,) training records per label. Shown locally, never sent."""
+
+    train: int
+    val: int
+    test: int
+    positives: np.ndarray
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What is trained, on which towers.
+
+    Attributes:
+        groups: trained floats by group (`contexts`, `adapters`, `gate`, `head`).
+        released: numbers that get noise in every step, for each choice of `model.trained`.
+        backbone: the frozen towers' name.
+        is_stand_in: whether they only stand in for CLIP.
+    """
+
+    groups: dict[str, int]
+    released: dict[str, int]
+    backbone: str
+    is_stand_in: bool
+
+    @property
+    def floats(self) -> int:
+        """All trained floats."""
+        return sum(self.groups.values())
+
+    @property
+    def mib_per_update(self) -> float:
+        """Payload of one update in MiB."""
+        return self.floats * 4 / 2**20
+
+
+def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool = True) -> dict[str, SiteData]:
+    """Load every site's records; with `verify`, decode every picture file.
+
+    Raises:
+        ValueError: a site's data cannot be used, with the site's name.
+    """
+    found = {}
+    for name, site in sites.items():
+        try:
+            unseen = job.unseen_classes
+            splits = {s: load_split(job, site.data, s, unseen=unseen, verify=verify) for s in ("train", "val", "test")}
+            if splits["train"] is not None:
+                units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"]))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        counts = {s: len(d) if d else 0 for s, d in splits.items()}
+        pictures = tuple(p for d in splits.values() if d for p in d.pictures)
+        train = splits["train"]
+        positives = (train.targets == 1).sum(0) if train else np.zeros(len(job.classes), int)
+        found[name] = SiteData(counts["train"], counts["val"], counts["test"], positives, pictures)
+    if job.federation.evaluate_every and not any(d.test for d in found.values()):
+        raise ValueError(
+            "no site holds test pictures: give one site a test split and evaluate = true, or the run could not be "
+            "judged; federation.evaluate_every = 0 asks for no judgement"
+        )
+    return found
+
+
+def check_model(job: JobConfig) -> ModelSize:
+    """Build the towers and the model once.
+
+    Raises:
+        ValueError: unknown or missing weights, a condition or class that no prompt can be made of.
+    """
+    backbone = load_backbone(job.backbone)
+    model = build_model(backbone, job.classes, job.model, job.seed)
+    groups: dict[str, int] = {}
+    for name, parameter in model.trainable_parameters().items():
+        group = name.split(".")[0]
+        groups[group] = groups.get(group, 0) + parameter.numel()
+    text = model.text_features()  # also finds prompts that do not fit the tower's context
+    make_optimizer(model, job.training, 1)  # finds rates that do not fit the trained groups
+    scoring_model(backbone, job, model)  # finds unseen classes where numbers are trained per class
+    if job.privacy.private:
+        mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
+    sizes = model.group_sizes()
+    if job.privacy.engine == "feature_space" and sizes["contexts."]:
+        sizes["contexts."] = text.numel()
+    choices = TRAINED if job.model.method == "fedmpt" else {"all": tuple(sizes)}
+    released = {choice: sum(sizes.get(part, 0) for part in parts) for choice, parts in choices.items()}
+    return ModelSize(groups, released, backbone.name, backbone.is_stand_in)
+
+
+@dataclass(frozen=True)
+class SitePrivacy:
+    """What a job does to one site's budget.
+
+    Attributes:
+        projection: epsilon of the job, and of the data set with everything before it, against the cap.
+        signal_to_noise: for each choice of `model.trained` the best case of one step: the norm of the clipped sum,
+            were all gradients of an expected batch aligned, over the norm of the noise.
+    """
+
+    projection: Projection
+    signal_to_noise: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What a job spends in all, `steps` steps with failed attempts, by several accountants; and by site."""
+
+    steps: int
+    epsilons: Epsilons
+    sites: dict[str, SitePrivacy]
+
+
+def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSize) -> PrivacyPlan | None:
+    """Hold a job against every site's policy and ledger; None when it trains without differential privacy.
+
+    Raises:
+        PrivacyRefused: a site would refuse the job, with the site's name.
+        ValueError: a ledger cannot be read, or the accountants disagree.
+    """
+    plans: dict[str, SitePrivacy] = {}
+    for name, site in sites.items():
+        try:
+            check_site(job, site, has_kit=None)
+            if site.privacy is None or not job.privacy.private:
+                continue
+            entries = read_site_ledger(site.privacy, None) if site.privacy.ledger else ()
+            projection = project(job, site.privacy, entries, "planned")
+        except PrivacyRefused as error:
+            raise PrivacyRefused(f"{name}: {error}") from None
+        noise = job.privacy.noise_multiplier or 0.0
+        batch = job.privacy.sample_rate * site.privacy.units
+        plans[name] = SitePrivacy(
+            projection, {choice: batch / (noise * sqrt(d)) for choice, d in size.released.items() if d}
+        )
+    if not job.privacy.private:
+        return None
+    plan = steps_of(job, planned_steps(job))
+    return PrivacyPlan(plan.count, cross_checked([plan], job.privacy.delta), plans)
+
+
+def prepare_features(
+    job: JobConfig, sites: Mapping[str, SiteConfig], data: Mapping[str, SiteData], on_progress: Progress
+) -> None:
+    """Compute the patch features that no cache holds yet, for all sites of this machine together."""
+    total, done = sum(len(d.pictures) for d in data.values()), 0
+    backbone = None
+    for name, site in sites.items():
+        if backbone is None:
+            backbone = load_backbone(job.backbone).to(pick_device(site.device))
+        start = done
+        open_cache(site).features(
+            data[name].pictures, backbone, on_progress=lambda n, _, start=start: on_progress(start + n, total)
+        )
+        done += len(data[name].pictures)
+        on_progress(done, total)

@@ -1,0 +1,188 @@
+"""What a run leaves: its record (`result.json`) and its model (`model.safetensors`). numpy only, no torch.
+
+The record stores what happened; figures are those the sites reported. Round 0 is the model before any training.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.toml import job_from_dict
+from fedmpt_core.model.vector import LayoutError, ParameterLayout
+
+RESULT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as `result.json` holds it.
+
+    Attributes:
+        config: the job in plain values; `config_digest` is its SHA-256.
+        outcome: `running`, `completed`, or `failed: reason`.
+        started: UTC, ISO 8601; `ended` likewise, empty while running.
+        backbone: name of the frozen towers; `is_stand_in` whether they only stand in for CLIP.
+        sites: by site, what it said when it joined (device, versions, whether it evaluates).
+        rounds: one dict per round from 0: `round`, `seconds`, `bytes_sent` by site, `sites`, `privacy` by site
+            (epsilon of the job so far at `delta`, and the `head` of the site's ledger; empty without differential
+            privacy), `secagg` (cohort, threshold, attempt, transcript and seconds by phase; empty without masks), and,
+            where it was evaluated, the figures of `evaluation.evaluate` averaged over the evaluating
+            sites; at round 0 also `zero_shot`, the same figures of the plain prompt on the untouched towers.
+        server: hardware and platform of the server.
+        run_id: name of the run, as ledgers and checkpoints have it.
+        aggregation: `masked`: the server has seen sums only; or `unmasked`: it has seen every site's updates.
+        identities: `start-up kits`, or `insecure`: made up for a simulation.
+        resumed: the run that this one continues and its last round; None when it began anew.
+        schema: version of this record.
+    """
+
+    config: dict[str, Any]
+    config_digest: str
+    outcome: str
+    started: str
+    ended: str = ""
+    backbone: str = ""
+    is_stand_in: bool = False
+    sites: dict[str, dict[str, Any]] | None = None
+    rounds: tuple[dict[str, Any], ...] = ()
+    server: dict[str, Any] | None = None
+    run_id: str = ""
+    aggregation: str = ""
+    identities: str = ""
+    resumed: dict[str, Any] | None = None
+    schema: int = RESULT_SCHEMA
+
+    @staticmethod
+    def start(job: JobConfig, run_id: str) -> "RunRecord":
+        """The record of a run that has just begun."""
+        server = {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
+        return RunRecord(
+            job.to_dict(),
+            job.digest(),
+            "running",
+            _now(),
+            server=server,
+            run_id=run_id,
+            aggregation="masked" if job.secagg.masked else "unmasked",
+            identities="insecure" if job.secagg.insecure_identities else "start-up kits",
+            resumed=asdict(job.resume) if job.resume else None,
+        )
+
+    def joined(self, fields: Mapping[str, Mapping[str, Any]]) -> "RunRecord":
+        """With what the sites said of themselves; they agree on backbone and layout."""
+        one = next(iter(fields.values()))
+        keep = ("device", "versions", "evaluates", "backbone_digest")
+        sites = {s: {k: f[k] for k in keep} for s, f in fields.items()}
+        return replace(self, backbone=one["backbone"], is_stand_in=one["is_stand_in"], sites=sites)
+
+    def with_round(
+        self,
+        number: int,
+        seconds: float,
+        sent: Mapping[str, int],
+        figures: Mapping[str, Any],
+        privacy: Mapping[str, Mapping[str, Any]] | None = None,
+        secagg: Mapping[str, Any] | None = None,
+    ) -> "RunRecord":
+        """With one more round."""
+        row = {
+            "round": number,
+            "seconds": round(seconds, 3),
+            "sites": sorted(sent),
+            "bytes_sent": dict(sent),
+            "privacy": {site: dict(said) for site, said in (privacy or {}).items()},
+            "secagg": dict(secagg or {}),
+            **figures,
+        }
+        return replace(self, rounds=(*self.rounds, row))
+
+    def continuing(self, earlier: "RunRecord") -> "RunRecord":
+        """With the rounds of the run that this one continues."""
+        return replace(self, rounds=earlier.rounds)
+
+    def ended_as(self, outcome: str) -> "RunRecord":
+        """With its end."""
+        return replace(self, outcome=outcome, ended=_now())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Equal-weight mean over sites of each figure; lists element by element, and sites that could not score a class
+    (-1) are left out of that class.
+    """
+    if not reports:
+        return {}
+    mean: dict[str, Any] = {}
+    for key, first in reports[0].items():
+        values = [r[key] for r in reports]
+        if isinstance(first, Mapping):
+            mean[key] = mean_figures(values)
+        elif isinstance(first, list):
+            table = np.asarray(values, dtype=np.float64)
+            known = np.where(table < 0, np.nan, table)
+            columns = [float(np.nanmean(c)) if not np.isnan(c).all() else -1.0 for c in known.T]
+            mean[key] = columns
+        else:
+            mean[key] = float(np.mean(values))
+    return mean
+
+
+def save_model(layout: ParameterLayout, state: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The trained parameters as a safetensors file, the layout in its metadata, and what else is given."""
+    tensors = {name: np.ascontiguousarray(t) for name, t in layout.split(state).items()}
+    return save(tensors, metadata={**(metadata or {}), "layout": layout.to_json()})
+
+
+def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
+    """The job and the trained parameters of a finished or broken-off run.
+
+    Args:
+        folder: what `fedmpt simulate --out` wrote, or a downloaded job's workspace.
+
+    Raises:
+        ValueError: a file is missing, damaged or of a later schema.
+    """
+    job = job_from_dict(load_record(folder)["config"], str(folder / "result.json"))
+    path = folder / "model.safetensors"
+    try:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            layout = ParameterLayout.from_json((file.metadata() or {}).get("layout", ""))
+        return job, layout, layout.flatten(load_file(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file: the run ended before its first round was complete") from None
+    except (SafetensorError, LayoutError) as error:
+        raise ValueError(f"{path}: is not a model of this program: {error}") from None
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """The plain values of `result.json`. Raises ValueError when missing, damaged or of a later schema."""
+    path = folder / "result.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file: give the folder that a run wrote with --out") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != RESULT_SCHEMA:
+        found = record.get("schema") if isinstance(record, dict) else None
+        raise ValueError(f"{path}: schema={found}: this release reads schema {RESULT_SCHEMA}")
+    return record
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

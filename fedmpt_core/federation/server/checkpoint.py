@@ -1,0 +1,122 @@
+"""What the server keeps of a run after every round, outside the run's folder, so that another run can continue it.
+
+One safetensors file per run, replaced as a whole: the global parameters, and in its metadata the round, the job, the
+record so far and the newest ledger head of every site. The server's step, federated averaging, has no state of its
+own. Sites keep their own ledgers; keys of secure aggregation are made anew.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+
+from fedmpt_core.config.job import JobConfig, ResumeConfig
+from fedmpt_core.config.toml import ConfigError, job_from_dict
+from fedmpt_core.federation.run.record import RunRecord, save_model
+from fedmpt_core.model.vector import LayoutError, ParameterLayout
+
+CHECKPOINT = "checkpoint.safetensors"
+SAME = ("classes", "seed", "backbone", "model", "loss", "training")  # what decides a model
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another job; the sentence says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One run after one round.
+
+    Attributes:
+        run_id: name of the run.
+        job: what it trains.
+        round: last complete round, from 1.
+        layout: of the trained tensors.
+        state: (d,) float32 global parameters after that round.
+        record: the run's record so far.
+        privacy: by site, what it last said of its budget, with the head of its ledger.
+    """
+
+    run_id: str
+    job: JobConfig
+    round: int
+    layout: ParameterLayout
+    state: np.ndarray
+    record: RunRecord
+    privacy: dict[str, dict[str, Any]]
+
+    def save(self, folder: Path) -> None:
+        """Replace `<folder>/<run_id>/checkpoint.safetensors`; on disk when this returns."""
+        path = folder / self.run_id / CHECKPOINT
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = {"run_id": self.run_id, "round": self.round, "job": self.job.to_dict()}
+        facts |= {"record": self.record.to_dict(), "privacy": self.privacy}
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            stream.write(save_model(self.layout, self.state, {"checkpoint": json.dumps(facts)}))
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+
+    def resuming(self) -> ResumeConfig:
+        """What a job says to continue this run."""
+        return ResumeConfig(self.run_id, self.round)
+
+    def check(self, job: JobConfig) -> None:
+        """Raises CheckpointError unless `job` may continue this run from this round."""
+        if job.resume is None or job.resume.round != self.round:
+            raise CheckpointError(
+                f"the checkpoint of run '{self.run_id}' is of round {self.round}: set resume.round = {self.round}"
+            )
+        mine, theirs = self.job.to_dict(), job.to_dict()
+        differ = [name for name in SAME if mine[name] != theirs[name]]
+        if differ:
+            raise CheckpointError(
+                f"run '{self.run_id}' was of another job: {', '.join(differ)} differ, so its parameters do not fit"
+            )
+
+
+def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
+    """The checkpoint of a run.
+
+    Args:
+        folder: the server's checkpoint folder.
+        run_id: name of the run.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = folder / run_id / CHECKPOINT
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+        facts, layout = json.loads(metadata["checkpoint"]), ParameterLayout.from_json(metadata["layout"])
+        record = {**facts["record"], "rounds": tuple(facts["record"]["rounds"])}
+        return Checkpoint(
+            facts["run_id"],
+            job_from_dict(facts["job"], str(path)),
+            facts["round"],
+            layout,
+            layout.flatten(load_file(path)),
+            RunRecord(**record),
+            facts["privacy"],
+        )
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: no such file: the run '{run_id}' ended before its first round was complete, or on another server"
+        ) from None
+    except (SafetensorError, LayoutError, ConfigError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint of this release: {error}") from None
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint that was written last below a folder. Raises CheckpointError when there is none."""
+    found = sorted(folder.glob(f"*/{CHECKPOINT}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"{folder}: holds no checkpoint: the run ended before its first round was complete")
+    return load_checkpoint(folder, found[-1].parent.name)

@@ -1,0 +1,63 @@
+"""Whether a site takes part in a job at all: its privacy policy and what it demands of secure aggregation."""
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.secagg import SiteSecAggConfig
+from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused, check_policy
+from fedmpt_core.secagg.policy import Floors
+
+
+def check_site(job: JobConfig, site: SiteConfig, *, has_kit: bool | None) -> SitePrivacyConfig:
+    """Compare a job with all that a site demands.
+
+    Args:
+        job: the agreed job.
+        site: what the site has and allows.
+        has_kit: whether the site has a FLARE start-up kit, that is, keys; None where that is not known yet.
+
+    Returns:
+        The site's privacy policy.
+
+    Raises:
+        PrivacyRefused: the job asks for more than the site allows. The submitter of the job may read the sentence.
+    """
+    check_limits(job, site.privacy, site.secagg)
+    if job.secagg.masked:
+        _check_identity(job, site.secagg, has_kit=has_kit)
+    if site.privacy is None:
+        raise PrivacyRefused("this site has no privacy policy")
+    return site.privacy
+
+
+def floors_of(job: JobConfig) -> Floors:
+    """The least protection that a job with masks gives a member."""
+    return Floors(job.federation.min_sites, job.secagg.colluders)
+
+
+def check_limits(job: JobConfig, policy: SitePrivacyConfig | None, secagg: SiteSecAggConfig) -> None:
+    """The part of `check_site` that needs nothing but what a site may tell others. Raises PrivacyRefused."""
+    check_policy(job, policy)
+    if not job.secagg.masked:
+        if not secagg.allow_unmasked:
+            raise PrivacyRefused("the job shows this site's updates to the server, which this site does not allow")
+        return
+    if not Floors(secagg.min_cohort, secagg.colluders).admits(floors_of(job)):
+        raise PrivacyRefused(
+            f"federation.min_sites={job.federation.min_sites} and secagg.colluders={job.secagg.colluders} of the job "
+            f"are below this site's min_cohort={secagg.min_cohort} and colluders={secagg.colluders}"
+        )
+    refused = sorted(set(job.secagg.metrics) - set(secagg.allow_metrics))
+    if refused:
+        raise PrivacyRefused(f"the job sums figures of training that this site does not give: {', '.join(refused)}")
+
+
+def _check_identity(job: JobConfig, site: SiteSecAggConfig, *, has_kit: bool | None) -> None:
+    made_up = job.secagg.insecure_identities
+    if has_kit and made_up:
+        raise PrivacyRefused("secagg.insecure_identities = true is for simulations: this site has a start-up kit")
+    if has_kit and not site.roster:
+        raise PrivacyRefused("this site has no roster of the members' keys (secagg.roster in its site file)")
+    if has_kit is False and not made_up:
+        raise PrivacyRefused(
+            "this site has no start-up kit, so no keys: a simulation must say secagg.insecure_identities = true"
+        )

@@ -1,0 +1,61 @@
+"""What server and sites of a masked job work out, each for itself, from the agreed job."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.federation.site.admission import floors_of
+from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.secagg.context import SUITE, job_digest
+from fedmpt_core.secagg.encoding import Encoding
+from fedmpt_core.secagg.policy import Terms
+
+
+@dataclass(frozen=True)
+class SecureTerms:
+    """The protocol's numbers and how updates become integers."""
+
+    terms: Terms
+    encoding: Encoding
+
+
+def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str) -> SecureTerms:
+    """The terms of a run; equal at two parties only if job, release, layout and frozen weights are.
+
+    Args:
+        job: the agreed job, with masks.
+        run_id: name of the run.
+        layout: of the trained tensors.
+        backbone_digest: SHA-256 hex of the frozen weights.
+
+    Raises:
+        SecAggError: the job's floors or encoding are impossible.
+    """
+    secagg = job.secagg
+    encoding = Encoding(
+        layout.size,
+        max_sites=secagg.max_sites,
+        value_range=secagg.value_range,
+        fraction_bits=secagg.fraction_bits,
+        rounding=secagg.rounding,
+        metrics=tuple(secagg.metrics),
+    )
+    facts = {
+        "suite": SUITE,
+        "job": job.digest(),
+        "layout": layout.digest(),
+        "words": encoding.words,
+        "backbone": backbone_digest,
+        "release": version("fedmpt"),
+    }
+    failures = job.federation.max_failed_rounds
+    terms = Terms(
+        run_id,
+        job_digest(facts),
+        encoding.words,
+        floors_of(job),
+        secagg.max_sites,
+        rounds=job.training.rounds - job.first_round + 1 + failures,
+        attempts=failures,
+    )
+    return SecureTerms(terms, encoding)

@@ -1,0 +1,1 @@
+"""Towers, cached features, FedMPT and the methods beside it."""

@@ -1,0 +1,1 @@
+"""Patch features of the frozen towers, computed once and kept at the site."""

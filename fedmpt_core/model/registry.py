@@ -1,0 +1,72 @@
+"""The model that a job names: FedMPT, or a baseline in the same harness and under the same privacy."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmpt_core.config.job import JobConfig, ModelConfig
+from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.baselines import coop, dualcoop, fedmvp, fedtpg, linear, poscoop, released
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+
+if TYPE_CHECKING:
+    from fedmpt_core.model.backbone.base import Backbone
+
+LABELS = {
+    "linear": "linear head",
+    "coop": "Fed-CoOp",
+    "dualcoop": "Fed-DualCoOp",
+    "poscoop": "Fed-PosCoOp",
+    "fedtpg": "FedTPG",
+    "fedmvp": "FedMVP (feature space)",
+    "released": "FedMPT as released",
+    "fedmpt": "FedMPT",
+}
+"""What each method is called in tables."""
+
+_BASELINES = {
+    "linear": linear.build,
+    "coop": coop.build,
+    "dualcoop": dualcoop.build,
+    "poscoop": poscoop.build,
+    "fedtpg": fedtpg.build,
+    "fedmvp": fedmvp.build,
+    "released": released.build,
+}
+
+
+def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig, seed: int) -> TunedModel:
+    """A model of `config.method` at its start, which depends on the seed and the backbone only.
+
+    Args:
+        backbone: frozen towers.
+        classes: C >= 1 class names.
+        config: method and settings.
+        seed: fixes the initial values, >= 0.
+
+    Raises:
+        ValueError: no class, no condition, or words that the backbone cannot tokenise.
+    """
+    if config.method == "fedmpt":
+        return FedMPT(backbone, classes, config.conditions, config, seed)
+    return _BASELINES[config.method](backbone, classes, config, np.random.default_rng(seed))
+
+
+def scoring_model(backbone: "Backbone", job: JobConfig, model: TunedModel) -> TunedModel:
+    """The model that scores: the trained one, or one of all classes that takes the same parameters.
+
+    Args:
+        backbone: the job's frozen towers.
+        job: with or without `unseen_classes`.
+        model: what is trained, of the job's `classes`.
+
+    Raises:
+        ValueError: there are unseen classes and the method trains numbers per class.
+    """
+    if not job.unseen_classes:
+        return model
+    whole = build_model(backbone, job.all_classes, job.model, job.seed)
+    if whole.layout() != model.layout():
+        raise ValueError(f"method='{job.model.method}' trains numbers per class: it has none for unseen_classes")
+    return whole

@@ -1,0 +1,285 @@
+"""What a job may spend at a site: its plan, the site's policy, and a reservation in the ledger before every round.
+
+The stricter of job and site holds. A job plans its rounds and `max_failed_rounds` attempts more, since a failed
+attempt is charged like any other. It is refused as a whole when that plan does not fit below the site's cap, and
+round by round when more is asked of the site than was planned. Torch is not needed here: a FLARE parent process uses
+it too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
+from fedmpt_core.privacy.accounting.calibration import calibrate
+from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger.ledger import Entry, Head, Ledger, LedgerError
+
+
+class PrivacyRefused(ValueError):
+    """The site's policy does not allow this. Its sentence holds no number that depends on a record, and the submitter
+    of the job may read it.
+    """
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a site's ledger will show when a job has run as planned.
+
+    Attributes:
+        job: epsilon of the job alone at the job's delta.
+        total: epsilon of everything ever spent on the data set and this job, at the site's delta.
+        cap: the site's cap.
+    """
+
+    job: float
+    total: float
+    cap: float
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Noisy steps that a job was charged for."""
+
+    job: str
+    steps: Steps
+
+
+def resolved(job: JobConfig) -> JobConfig:
+    """The job with its noise multiplier worked out from (epsilon, delta, sample rate, steps).
+
+    Raises:
+        ValueError: no noise keeps the plan within epsilon, or the given noise does not.
+    """
+    privacy = job.privacy
+    if not privacy.private:
+        return job
+    plan = planned_steps(job)
+    if privacy.noise_multiplier is None:
+        noise = calibrate(privacy.epsilon, privacy.delta, privacy.sample_rate, plan)
+        return replace(job, privacy=replace(privacy, noise_multiplier=noise))
+    spends = epsilon([Steps(privacy.sample_rate, privacy.noise_multiplier, plan)], privacy.delta)
+    if spends > privacy.epsilon:
+        raise ValueError(
+            f"privacy.noise_multiplier={privacy.noise_multiplier} spends epsilon {spends:.3f} in {plan} steps, "
+            f"privacy.epsilon={privacy.epsilon} is the most: raise one of them, or leave noise_multiplier out"
+        )
+    return job
+
+
+def planned_steps(job: JobConfig, charged: int = 0) -> int:
+    """Noisy steps that a site must still expect, failed attempts included.
+
+    Args:
+        job: the agreed job.
+        charged: steps that the run which it continues has charged: attempts that were broken off are among the failed
+            ones that the job allows.
+    """
+    rounds, failures = job.training.rounds, job.federation.max_failed_rounds
+    left = rounds - job.first_round + 1
+    return max(job.steps_per_round * left, job.steps_per_round * (rounds + failures) - charged)
+
+
+def steps_of(job: JobConfig, count: int) -> Steps:
+    """`count` of the job's steps. Raises PrivacyRefused when its noise is not worked out."""
+    if job.privacy.noise_multiplier is None:
+        raise PrivacyRefused("the job gives no noise multiplier: export it again with this release")
+    return Steps(job.privacy.sample_rate, job.privacy.noise_multiplier, count)
+
+
+def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
+    """Compare a job with a site's policy.
+
+    Raises:
+        PrivacyRefused: the site has no policy, or the job asks for more than it allows; every problem is named.
+    """
+    if policy is None:
+        raise PrivacyRefused(
+            "this site has no privacy policy (a [privacy] table in its site file), so it trains nothing"
+        )
+    if job.federation.min_sites < policy.min_sites:
+        raise PrivacyRefused(
+            f"federation.min_sites={job.federation.min_sites} of the job is below this site's "
+            f"min_sites={policy.min_sites}"
+        )
+    privacy = job.privacy
+    if not privacy.private:
+        if not policy.allow_unprotected:
+            raise PrivacyRefused("the job trains without differential privacy, which this site does not allow")
+        return
+    steps_of(job, 1)
+    noise = privacy.noise_multiplier or 0.0
+    problems = [
+        (privacy.unit != policy.unit, f"privacy.unit='{privacy.unit}', this site protects each {policy.unit}"),
+        (privacy.delta > policy.delta, f"privacy.delta={privacy.delta:g} is above this site's {policy.delta:g}"),
+        (
+            noise < policy.min_noise_multiplier,
+            f"privacy.noise_multiplier={noise} is below this site's least of {policy.min_noise_multiplier}",
+        ),
+        (
+            privacy.sample_rate > policy.max_sample_rate,
+            f"privacy.sample_rate={privacy.sample_rate} is above this site's {policy.max_sample_rate}",
+        ),
+        (
+            job.steps_per_round > policy.max_steps,
+            f"{job.steps_per_round} steps in a round are more than this site's {policy.max_steps}",
+        ),
+    ]
+    found = [text for wrong, text in problems if wrong]
+    if found:
+        raise PrivacyRefused("; ".join(found))
+
+
+def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry], job_id: str) -> Projection:
+    """What the ledger will show after the job.
+
+    Args:
+        job: passed `check_policy`.
+        policy: the site's.
+        entries: the ledger so far. Rounds that this job has reserved already are part of its plan; rounds of the run
+            that it continues count towards its own epsilon.
+        job_id: the job's name in the ledger.
+
+    Raises:
+        PrivacyRefused: the job's plan passes its own epsilon or the site's cap.
+    """
+    return project_charges(job, policy, charges(entries), job_id)
+
+
+def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[Charge], job_id: str = "") -> Projection:
+    """The same from what was charged, for those who have not the ledger. Raises PrivacyRefused."""
+    own = sum(c.steps.count for c in spent if c.job == job_id)
+    continued = [c.steps for c in spent if job.resume and c.job == job.resume.job]
+    plan = [steps_of(job, max(planned_steps(job, sum(s.count for s in continued)), own))]
+    others = [c.steps for c in spent if c.job != job_id]
+    found = Projection(
+        epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
+    )
+    if found.job > job.privacy.epsilon:
+        before = f" after the run '{job.resume.job}' that it continues" if job.resume else ""
+        raise PrivacyRefused(
+            f"the job declares epsilon={job.privacy.epsilon:g} and plans {found.job:.3f}{before} "
+            f"(delta {job.privacy.delta:g})"
+        )
+    if found.total > policy.epsilon:
+        before = epsilon(others, policy.delta)
+        raise PrivacyRefused(
+            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {found.total:.3f} "
+            f"(delta {policy.delta:g}); {before:.3f} is spent and the cap is {policy.epsilon:g}"
+        )
+    return found
+
+
+def history(entries: Sequence[Entry], *job_ids: str) -> list[Steps]:
+    """The steps that a ledger charges; of some jobs, or of all. Raises LedgerError."""
+    return [c.steps for c in charges(entries) if not job_ids or c.job in job_ids]
+
+
+def charges(entries: Sequence[Entry]) -> list[Charge]:
+    """What a ledger charges, each for its job: reservations, and what the genesis carries on from closed ledgers.
+
+    Raises:
+        LedgerError: an entry does not say what it charges.
+    """
+    found = []
+    for entry in entries:
+        if entry.kind == "reserve":
+            found.append(_charge(entry, entry.job, entry.details))
+        elif entry.kind == "genesis":
+            try:
+                found += [_charge(entry, str(carried["job"]), carried) for carried in entry.details.get("carried", ())]
+            except (KeyError, TypeError):
+                raise LedgerError(f"the genesis of '{entry.dataset}' does not say what it carries on") from None
+    return found
+
+
+def _charge(entry: Entry, job: str, details: Mapping[str, Any]) -> Charge:
+    try:
+        rate, noise, count = details["sample_rate"], details["noise_multiplier"], details["steps"]
+        if type(count) is not int:
+            raise ValueError("steps is no whole number")
+        return Charge(job, Steps(float(rate), float(noise), count))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(f"entry {entry.seq} of '{entry.dataset}' does not say what it charges ({error})") from None
+
+
+class Budget:
+    """One job's access to the ledger of a site's data set."""
+
+    def __init__(self, job: JobConfig, site: SiteConfig, ledger: Ledger, job_id: str) -> None:
+        """Checks the whole job against policy and ledger.
+
+        Raises:
+            PrivacyRefused: the job may not run here.
+        """
+        check_policy(job, site.privacy)
+        if site.privacy is None:
+            raise PrivacyRefused("this site has no privacy policy")
+        self._job, self._policy, self._ledger, self._id = job, site.privacy, ledger, job_id
+        self._own = (job_id, job.resume.job) if job.resume else (job_id,)  # what counts towards the job's epsilon
+        self.projection = project(job, site.privacy, ledger.entries(), job_id)
+
+    def reserve(self, round_number: int, attempt: int, details: Mapping[str, Any]) -> Entry:
+        """Charge a round before it starts; on disk when this returns.
+
+        Args:
+            round_number: from 1.
+            attempt: from 0; another attempt is charged again.
+            details: what else the entry shall say of the mechanism.
+
+        Raises:
+            PrivacyRefused: the round would pass the job's epsilon or the site's cap; nothing was charged.
+            LedgerError: the ledger cannot be trusted or written.
+        """
+        new = steps_of(self._job, self._job.steps_per_round)
+
+        def admit(entries: Sequence[Entry]) -> None:
+            for name, spent, delta, cap in (
+                (
+                    "the job's own epsilon",
+                    history(entries, *self._own),
+                    self._job.privacy.delta,
+                    self._job.privacy.epsilon,
+                ),
+                ("this site's cap", history(entries), self._policy.delta, self._policy.epsilon),
+            ):
+                after = epsilon([*spent, new], delta)
+                if after > cap:
+                    raise PrivacyRefused(
+                        f"privacy budget: round {round_number} would raise epsilon from {epsilon(spent, delta):.3f} to "
+                        f"{after:.3f} (delta {delta:g}), {name} is {cap:g}"
+                    )
+
+        return self._ledger.reserve(
+            job=self._id,
+            round=round_number,
+            attempt=attempt,
+            details={
+                **details,
+                "sample_rate": new.sample_rate,
+                "noise_multiplier": new.noise_multiplier,
+                "steps": new.count,
+            },
+            admit=admit,
+        )
+
+    def commit(self, reservation: Entry, release: str) -> None:
+        """Note what the round released, by its SHA-256."""
+        self._ledger.commit(reservation, release=release)
+
+    def check_head(self, head: Head) -> None:
+        """Raises PrivacyRefused when the ledger no longer holds an entry that the server has seen."""
+        if not self._ledger.contains(head):
+            raise PrivacyRefused(
+                f"this site's ledger of '{self._policy.dataset}' lacks entry {head.seq} that it reported earlier: "
+                "it was cut or replaced, and must be restored before the site trains again"
+            )
+
+    def spent(self) -> float:
+        """Epsilon of the job so far at the job's delta."""
+        return epsilon(history(self._ledger.entries(), *self._own), self._job.privacy.delta)
+
+    def head(self) -> Head:
+        """The ledger's newest entry."""
+        return self._ledger.head()

@@ -1,0 +1,76 @@
+"""Where a site's policy keeps the ledger of its data set, and the key that signs it. Needs no torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmpt_core.common.signing import load_signer, verifier
+from fedmpt_core.config.site import SitePrivacyConfig
+from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, LedgerError, read_ledger
+
+SUFFIX = ".ledger.jsonl"
+
+
+def ledger_path(policy: SitePrivacyConfig) -> Path:
+    """The ledger of the policy's data set. Raises LedgerError when the policy names no folder."""
+    if not policy.ledger:
+        raise LedgerError("privacy.ledger is empty: name the folder of the site's ledgers in its site file")
+    return Path(policy.ledger) / f"{policy.dataset}{SUFFIX}"
+
+
+def open_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledger:
+    """The existing ledger of a site's data set, signed with its kit's key where there is one. Raises LedgerError."""
+    signer, verify = signing(kit)
+    return Ledger.open(ledger_path(policy), **_identity(policy, name), signer=signer, verify=verify)
+
+
+def create_ledger(
+    policy: SitePrivacyConfig, name: str, kit: Path | None, *, carried: Sequence[Mapping[str, Any]] = ()
+) -> Ledger:
+    """Start the ledger of a data set that no job has used yet. Raises LedgerError when there is one."""
+    signer, verify = signing(kit)
+    identity = _identity(policy, name)
+    return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried)
+
+
+def _identity(policy: SitePrivacyConfig, name: str) -> dict[str, Any]:
+    return {"site": name, "dataset": policy.dataset, "delta": policy.delta, "unit": policy.unit}
+
+
+def read_site_ledger(policy: SitePrivacyConfig, kit: Path | None) -> Entries:
+    """All entries, chain and signatures verified, without writing. Raises LedgerError or SigningError."""
+    return read_ledger(ledger_path(policy), verifier(kit / "client.crt") if kit else None)
+
+
+def read_site_ledgers(policy: SitePrivacyConfig, kit: Path | None) -> dict[str, Entries]:
+    """The ledgers of all data sets in the policy's folder, verified, by data set. Raises as `read_site_ledger`."""
+    verify = verifier(kit / "client.crt") if kit else None
+    return {path.name.removesuffix(SUFFIX): read_ledger(path, verify) for path in ledger_paths(policy)}
+
+
+def ledger_paths(policy: SitePrivacyConfig) -> list[Path]:
+    """The ledgers in the policy's folder. Raises LedgerError when there is none."""
+    paths = sorted(ledger_path(policy).parent.glob(f"*{SUFFIX}"))
+    if not paths:
+        raise LedgerError(f"{policy.ledger} holds no ledger: start one with `fedmpt ledger create`, or restore it")
+    return paths
+
+
+def ledger_copy(policy: SitePrivacyConfig, kit: Path | None) -> tuple[bytes, bytes]:
+    """A ledger's bytes, verified, and the PEM certificate of the key that signs it ("" in a simulation).
+
+    Raises:
+        LedgerError: the ledger cannot be trusted; SigningError: the certificate cannot be used.
+    """
+    path, certificate = ledger_path(policy), kit / "client.crt" if kit else None
+    verified = read_ledger(path, verifier(certificate) if certificate else None)
+    lines = path.read_bytes().splitlines(keepends=True)[: len(verified)]  # what others append meanwhile is left out
+    return b"".join(lines), certificate.read_bytes() if certificate else b""
+
+
+def signing(kit: Path | None) -> tuple[Any, Any]:
+    """Signer and verifier of a start-up kit, or two None. Raises SigningError."""
+    if kit is None:
+        return None, None
+    signer, verify, _ = load_signer(kit / "client.key", kit / "client.crt")
+    return signer, verify

@@ -1,0 +1,174 @@
+"""A site's own view of its budget: what was spent on a data set, by which job, and what is left.
+
+Everything is worked out from the ledger's raw entries. Needs no torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import SitePrivacyConfig
+from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger.budget import charges, planned_steps, project, steps_of
+from fedmpt_core.privacy.ledger.ledger import Entries, Entry, successor_of
+
+MOST_REPEATS = 1000  # of a planned job; chosen, beyond it nobody counts
+
+
+@dataclass(frozen=True)
+class JobSpending:
+    """One job on a data set.
+
+    Attributes:
+        job: its id.
+        first: UTC of its first entry, "" for what was carried from a closed ledger; `last` of its last.
+        rounds: rounds that were charged; `attempts`: how often, `released`: how often something left afterwards.
+        steps: noisy steps charged.
+        mechanisms: (sample rate, noise multiplier, steps) of each mechanism.
+        epsilon: of this job alone at the data set's delta. The jobs' epsilons do not add up: mechanisms compose.
+    """
+
+    job: str
+    first: str
+    last: str
+    rounds: int
+    attempts: int
+    released: int
+    steps: int
+    mechanisms: tuple[tuple[float, float, int], ...]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a planned job would cost.
+
+    Attributes:
+        job: name of the job.
+        epsilon: of the job alone at its own delta, failed attempts included.
+        total: of the data set afterwards, at the data set's delta.
+        repeats: how many such jobs in a row still fit below the cap; at most 1000 are counted.
+    """
+
+    job: str
+    epsilon: float
+    total: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A data set's account.
+
+    Attributes:
+        site: name of the site; `dataset` of the data set.
+        unit: what is protected; `delta` at which epsilon is stated.
+        total: epsilon of all that was ever charged.
+        cap: the policy's cap; None for a data set that is not the policy's.
+        entries: lines of the ledger; `head`: hash of the last.
+        open: reservations that nothing was released for; they count all the same.
+        rotations: how often the key changed.
+        successor: name under which the records go on, "" while the ledger is open.
+        jobs: in the order of their first entry.
+        torn: a sentence on an unfinished last line, or "".
+    """
+
+    site: str
+    dataset: str
+    unit: str
+    delta: float
+    total: float
+    cap: float | None
+    entries: int
+    head: str
+    open: int
+    rotations: int
+    successor: str
+    jobs: tuple[JobSpending, ...] = field(default_factory=tuple)
+    torn: str = ""
+
+    @property
+    def left(self) -> float | None:
+        """Cap less total, at least 0; None without a cap. A job that fits below it may cost less than its epsilon."""
+        return None if self.cap is None else max(0.0, self.cap - self.total)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "left": self.left}
+
+
+def statement(entries: Entries, cap: float | None) -> Statement:
+    """The account of a ledger. Raises LedgerError when an entry does not say what it charges."""
+    first, delta = entries[0], float(entries[0].delta)
+    kinds = [e.kind for e in entries]
+    by_job: dict[str, list[Steps]] = {}
+    for charge in charges(entries):
+        by_job.setdefault(charge.job, []).append(charge.steps)
+    own: dict[str, list[Entry]] = {job: [] for job in by_job}
+    for entry in entries:
+        if entry.job in own:
+            own[entry.job].append(entry)
+    return Statement(
+        site=first.site,
+        dataset=first.dataset,
+        unit=first.unit,
+        delta=delta,
+        total=epsilon([s for steps in by_job.values() for s in steps], delta),
+        cap=cap,
+        entries=len(entries),
+        head=entries[-1].hash,
+        open=kinds.count("reserve") - kinds.count("commit"),
+        rotations=kinds.count("rotate"),
+        successor=successor_of(entries),
+        jobs=tuple(_job(job, steps, own[job], delta) for job, steps in by_job.items()),
+        torn=entries.torn,
+    )
+
+
+def plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> Plan:
+    """What a job would cost the data set.
+
+    Raises:
+        PrivacyRefused: it does not fit; the sentence has the numbers.
+    """
+    found = project(job, policy, entries, "")
+    one = steps_of(job, planned_steps(job))
+    spent = [c.steps for c in charges(entries)]
+
+    def fits(times: int) -> bool:
+        return epsilon([*spent, Steps(one.sample_rate, one.noise_multiplier, one.count * times)], policy.delta) <= (
+            policy.epsilon
+        )
+
+    low, high = 1, 2
+    while high <= MOST_REPEATS and fits(high):
+        low, high = high, 2 * high
+    high = min(high, MOST_REPEATS + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return Plan(job.name, found.job, found.total, low)
+
+
+def _job(job: str, steps: Sequence[Steps], entries: Sequence[Entry], delta: float) -> JobSpending:
+    sums: dict[tuple[float, float], int] = {}
+    for s in steps:
+        sums[s.sample_rate, s.noise_multiplier] = sums.get((s.sample_rate, s.noise_multiplier), 0) + s.count
+    reserved = [e for e in entries if e.kind == "reserve"]
+    return JobSpending(
+        job=job,
+        first=entries[0].time if entries else "",
+        last=entries[-1].time if entries else "",
+        rounds=len({e.round for e in reserved}),
+        attempts=len(reserved),
+        released=sum(e.kind == "commit" for e in entries),
+        steps=sum(sums.values()),
+        mechanisms=tuple((*kind, count) for kind, count in sums.items()),
+        epsilon=epsilon(steps, delta),
+    )
+
+
+def statements(policy: SitePrivacyConfig, ledgers: Mapping[str, Entries]) -> list[Statement]:
+    """The accounts of all ledgers of a site, by data set; the cap is known of the policy's own."""
+    return [statement(found, policy.epsilon if name == policy.dataset else None) for name, found in ledgers.items()]

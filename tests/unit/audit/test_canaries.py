@@ -1,0 +1,545 @@
+"""Canary runs: sound mechanisms stay below their claim, broken ones are told, and every run is charged."""
+
+import dataclasses
+import json
+import stat
+from collections.abc import Callable, Iterator
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from PIL import Image
+
+from fedmpt_core.audit.canaries import planting
+from fedmpt_core.audit.canaries import run as canaries
+from fedmpt_core.audit.canaries.bounds import Attack, Interval
+from fedmpt_core.audit.canaries.planting import GradientCanaries, PictureCanaries
+from fedmpt_core.audit.canaries.run import CanaryReport, Moments, judge, run_canaries
+from fedmpt_core.config.job import (
+    BackboneConfig,
+    FederationConfig,
+    JobConfig,
+    ModelConfig,
+    PrivacyConfig,
+    TrainingConfig,
+)
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
+from fedmpt_core.data.manifest import write_manifest
+from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.pictures import UNKNOWN
+from fedmpt_core.data.scenes import SceneConfig, scenes
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+from fedmpt_core.privacy import charged_training as site_budget
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger, read_site_ledger
+from fedmpt_core.privacy.mechanism import private_update as training
+from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
+from fedmpt_core.privacy.mechanism.private_update import mechanism, private_update
+from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
+from fedmpt_flare.cli.canaries import canaries as command
+from tests.fakes import FakeBackbone, Table
+from tests.settings import UNMASKED
+
+CLASSES = ("cat", "dog", "bus")
+RECORDS = 48
+KEY = bytes(range(32))
+GROUPS = {"contexts": 0.5, "adapters": 0.3, "gate": 0.2, "head": 0.1}
+
+
+def job_of(**privacy: Any) -> JobConfig:
+    return resolved(
+        JobConfig(
+            "probe",
+            CLASSES,
+            model=ModelConfig(conditions=("color", "pose"), adapter_width=10, gate_width=4),
+            training=TrainingConfig(rounds=4, local_steps=5, learning_rate=0.05),
+            privacy=PrivacyConfig(**{"epsilon": 6.0, "sample_rate": 0.4, "max_grad_norm": 0.5, **privacy}),
+            secagg=UNMASKED,
+            federation=FederationConfig(max_failed_rounds=0),
+        )
+    )
+
+
+JOB = job_of()
+
+
+@pytest.fixture(autouse=True)
+def _fake_towers_and_one_key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def load(config: BackboneConfig) -> FakeBackbone:
+        return FakeBackbone()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(canaries, "load_backbone", load)
+    monkeypatch.setattr(site_budget, "Keystream", lambda: Keystream(KEY))  # the same noise and coins in every run
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def untested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The self-test would stop a broken mechanism before canaries see it, and takes a second of the sound one."""
+    monkeypatch.setattr(site_budget, "require_self_test", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    rows = []
+    for i in range(RECORDS):
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(ManifestRow(f"{i}.png", (CLASSES[i % 3],), "train", f"patient-{i // 2}"))
+    write_manifest(rows, folder / "manifest.csv")
+    return folder
+
+
+def site_of(pictures: Path, ledgers: Path | None, **policy: Any) -> SiteConfig:
+    chosen = {"units": 50, "epsilon": 1000.0, "delta": 1e-5, "ledger": str(ledgers) if ledgers else "", **policy}
+    site = SiteConfig(
+        DataConfig(path=str(pictures / "manifest.csv")),
+        privacy=SitePrivacyConfig("pets", **chosen),
+        cache_dir=str(pictures / "cache"),
+        device="cpu",
+    )
+    if ledgers:
+        assert site.privacy
+        create_ledger(site.privacy, "a", None)
+    return site
+
+
+@pytest.fixture
+def run(pictures: Path, tmp_path: Path, untested: None) -> Callable[..., CanaryReport]:
+    def report(job: JobConfig = JOB, **policy: Any) -> CanaryReport:
+        return run_canaries(job, site_of(pictures, tmp_path / "ledgers", **policy), "a", tmp_path / "out")
+
+    return report
+
+
+def failed(report: CanaryReport) -> set[str]:
+    return {f.code for f in report.findings if f.severity == "fail"}
+
+
+SOUND = [
+    {},
+    {"engine": "exact", "sample_rate": 0.15},
+    {"group_norms": GROUPS},
+    {"sample_rate": 1.0, "micro_batch": 7},
+    {"sample_rate": 1.0, "group_norms": GROUPS, "engine": "exact"},
+]
+
+
+@pytest.mark.parametrize("privacy", SOUND, ids=str)
+def test_a_sound_mechanism_stays_below_its_claim(run: Callable[..., CanaryReport], privacy: dict[str, Any]) -> None:
+    report = run(job_of(**privacy))
+    assert report.passed
+    assert report.claim == pytest.approx(6.0, abs=0.01)
+    assert report.steps == 20
+    assert report.pictures is not None
+    assert max(report.gradients.bound, report.pictures.bound) < report.claim
+    assert report.moments.epsilon.low < report.claim < 1.1 * report.moments.epsilon.high
+    assert report.moments.noise.low < 1 < 1.1 * report.moments.noise.high
+    # the attack is a real one: it tells canaries apart, and shows some epsilon
+    assert report.gradients.auroc_confidence.low > 0.57
+    assert report.gradients.bound > 0.4
+    assert report.pictures.auroc > 0.5
+    assert {f.severity for f in report.findings} == {"note"}
+
+
+class HalfNoise(PrivateOptimizer):
+    def noise_stds(self) -> list[float]:
+        return [std / 2 for std in super().noise_stds()]
+
+
+class NoNoise(PrivateOptimizer):
+    def noise_stds(self) -> list[float]:
+        return [0.0 for _ in super().noise_stds()]
+
+
+class Unclipped(PrivateOptimizer):
+    def clip_and_accumulate(self) -> None:
+        for p in dict[str, Any](self.private).values():
+            total = p.grad_sample.double().sum(0)
+            p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+
+
+class SameNoiseEveryStep(PrivateOptimizer):
+    def add_noise(self) -> None:
+        self._keystream = Keystream(KEY)
+        super().add_noise()
+
+
+@pytest.mark.parametrize("privacy", [SOUND[0], SOUND[3]], ids=str)
+def test_with_half_the_noise_the_interval_exceeds_the_claim(
+    run: Callable[..., CanaryReport], monkeypatch: pytest.MonkeyPatch, privacy: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(training, "PrivateOptimizer", HalfNoise)
+    report = run(job_of(**privacy))
+    assert not report.passed
+    assert "canary-interval" in failed(report)
+    assert report.moments.least_epsilon > report.claim
+    assert report.moments.noise.low < 0.5 < report.moments.noise.high
+    finding = report.findings[0]
+    assert finding.severity == "fail"
+    assert "treat the run, and every run of this release, as unprotected" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "codes"),
+    [
+        (NoNoise, {"canary-interval", "gradient-canaries"}),
+        (Unclipped, {"canary-interval", "gradient-canaries"}),
+        (SameNoiseEveryStep, {"canary-noise-repeats"}),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_broken_optimizers_fail(
+    run: Callable[..., CanaryReport],
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: type[PrivateOptimizer],
+    codes: set[str],
+) -> None:
+    monkeypatch.setattr(training, "PrivateOptimizer", optimizer)
+    report = run()
+    assert failed(report) == codes
+    json.dumps(report.to_dict(), allow_nan=False)  # no noise is an infinite epsilon, which JSON has not
+
+
+def test_a_unit_that_takes_part_more_often_than_claimed_fails(
+    run: Callable[..., CanaryReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+        return iter([np.arange(units)] * steps)
+
+    monkeypatch.setattr(planting, "poisson_batches", always)
+    assert "canary-interval" in failed(run())
+
+
+class Silent(Keystream):
+    """Real sampling and coins, no noise."""
+
+    def normals(self, purpose: str, count: int) -> np.ndarray:
+        return np.zeros(count)
+
+
+def features(records: int) -> torch.Tensor:
+    return torch.randn(records, 9, 16, generator=torch.Generator().manual_seed(0))
+
+
+def trained(
+    job: JobConfig, keystream: Keystream, plant: Callable[[FedMPT], Any] | None, rounds: int = 2
+) -> tuple[np.ndarray, Any]:
+    """The state after some rounds on twelve records, and what was planted."""
+    model = FedMPT(FakeBackbone(), CLASSES, job.model.conditions, job.model, 0)
+    planted, state = plant(model) if plant else None, model.vector()
+    targets = (np.random.default_rng(0).random((12, 3)) < 0.4).astype(np.uint8)
+    for number in range(1, rounds + 1):
+        found = private_update(
+            model,
+            Table(features(12)),  # type: ignore[arg-type]
+            targets,
+            np.arange(12),
+            state=state,
+            round_number=number,
+            job=job,
+            declared_units=12,
+            keystream=keystream,
+            plant=planted,
+        )
+        state = state + found.vector
+    return state, planted
+
+
+def gradients_in(job: JobConfig, keystream: Keystream) -> Callable[[FedMPT], GradientCanaries]:
+    return lambda model: GradientCanaries(mechanism(model, job, 1, 12, keystream)[0].private, job, keystream)
+
+
+@pytest.mark.parametrize("privacy", SOUND, ids=str)
+def test_without_noise_a_score_is_the_number_of_steps_with_the_canary(
+    monkeypatch: pytest.MonkeyPatch, privacy: dict[str, Any]
+) -> None:
+    taken: list[np.ndarray] = []
+
+    def noted(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+        for batch in training.poisson_batches(units, rate, steps, keystream):
+            taken.append(batch)
+            yield batch
+
+    monkeypatch.setattr(planting, "poisson_batches", noted)
+    job, keystream = job_of(**privacy), Silent(KEY)
+    _, planted = trained(job, keystream, gradients_in(job, keystream))
+    inside = np.flatnonzero(planted.trained_on)
+    expected = np.zeros(len(planted.trained_on))
+    expected[inside] = np.bincount(np.concatenate(taken), minlength=len(inside))
+    assert planted.scores.steps == len(taken) == 10
+    assert 300 < len(inside) < 700 or privacy  # about half
+    # float32 releases over a divisor, and a grid of 2^-20
+    assert np.abs(planted.scores.sums - expected).max() < 1e-3
+    assert expected[inside].mean() == pytest.approx(10 * job.privacy.sample_rate, rel=0.1)
+    likelihood = planted.scores.likelihood
+    assert np.corrcoef(likelihood, expected)[0, 1] > 0.99
+
+
+def test_a_score_s_noise_is_what_the_mechanism_claims() -> None:
+    for privacy in SOUND:
+        job, keystream = job_of(**privacy), Keystream(KEY)
+        scores = trained(job, keystream, gradients_in(job, keystream))[1].scores
+        _, planted = trained(job, keystream, gradients_in(job, keystream))
+        outside = planted.scores.squares[~planted.trained_on].mean() / planted.scores.steps
+        assert outside / planted.scores.std**2 == pytest.approx(1, abs=0.1)
+        if "group_norms" not in privacy:
+            assert scores.std == pytest.approx(job.privacy.noise_multiplier, rel=1e-3)
+
+
+def test_canaries_that_stay_out_change_not_a_bit() -> None:
+    def without_canaries(model: FedMPT) -> GradientCanaries:
+        planted = gradients_in(JOB, Keystream(KEY))(model)
+        planted.trained_on[:] = False
+        planted._inside = np.zeros(0, np.int64)
+        return planted
+
+    plain, _ = trained(JOB, Keystream(KEY), None)
+    planted, _ = trained(JOB, Keystream(KEY), without_canaries)
+    assert np.array_equal(plain, planted)
+    assert not np.array_equal(plain, trained(JOB, Keystream(KEY), gradients_in(JOB, Keystream(KEY)))[0])
+
+
+def test_too_few_released_numbers_are_a_sentence() -> None:
+    small = torch.nn.Parameter(torch.zeros(7))
+    with pytest.raises(ValueError, match="7 released numbers are too few for canaries"):
+        GradientCanaries({"head.bias": small}, JOB, Keystream(KEY))
+
+
+@pytest.mark.parametrize("engine", ["exact", "feature_space"])
+def test_without_noise_picture_canaries_are_all_found(engine: str) -> None:
+    privacy = dataclasses.replace(JOB.privacy, engine=engine, noise_multiplier=0.01)  # type: ignore[arg-type]
+    job, keystream = dataclasses.replace(JOB, privacy=privacy), Silent(KEY)
+    units = np.repeat(np.arange(20), 2)  # patients with two pictures each
+    right = np.tile([1, 0, 0], (40, 1)).astype(np.uint8)
+    right[::2, 1] = UNKNOWN
+
+    def plant(model: FedMPT) -> PictureCanaries:
+        return PictureCanaries(model, Table(features(40)), right, units, job, keystream)  # type: ignore[arg-type]
+
+    planted: PictureCanaries = trained(job, keystream, plant, rounds=4)[1]
+    assert 4 < planted.trained_on.sum() < 16
+    assert planted.scores[planted.trained_on].min() > planted.scores[~planted.trained_on].max()
+    labels = planted._labels.numpy()
+    assert (labels != right).any(1).all()  # every record's labels are wrong
+    assert (labels[::2, 1] == UNKNOWN).all()  # and nobody makes up what nobody knows
+    assert np.isin(labels[1::2], [0, 1]).all()
+
+
+def test_units_are_mislabelled_as_a_whole_and_train_as_nothing_else(
+    pictures: Path, tmp_path: Path, untested: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def spied(model: Any, features: Any, targets: Any, units: Any, **rest: Any) -> Any:
+        seen.update(others=set(features.digests()), units=units, declared=rest["declared_units"])
+        return private_update(model, features, targets, units, **rest)
+
+    class Spied(PictureCanaries):
+        def __init__(self, model: Any, features: Any, targets: Any, units: Any, *rest: Any) -> None:
+            seen.update(canaries=set(features.digests()), owner=units)
+            super().__init__(model, features, targets, units, *rest)
+
+    monkeypatch.setattr(canaries, "private_update", spied)
+    monkeypatch.setattr(canaries, "PictureCanaries", Spied)
+    monkeypatch.setattr(planting, "FEWEST", 5)
+    monkeypatch.setattr(canaries, "FEWEST", 5)
+    site = site_of(pictures, tmp_path / "ledgers", unit="group")
+    report = run_canaries(job_of(unit="group"), site, "a", tmp_path)
+    assert report.pictures
+    assert report.pictures.canaries == 12  # half of 24 patients
+    assert np.bincount(seen["owner"]).tolist() == [2] * 12
+    assert np.bincount(seen["units"]).tolist() == [2] * 12
+    assert not seen["others"] & seen["canaries"]
+    assert len(seen["others"] | seen["canaries"]) == RECORDS
+    assert seen["declared"] == 50
+    assert report.unit == "group"
+
+
+def test_a_site_with_few_units_has_no_picture_canaries(pictures: Path, tmp_path: Path, untested: None) -> None:
+    site = site_of(pictures, tmp_path / "ledgers", unit="group")
+    report = run_canaries(job_of(unit="group"), site, "a", tmp_path)
+    assert report.pictures is None
+    assert report.passed
+    assert not any("picture" in f.code for f in report.findings)
+
+
+def entries(site: SiteConfig) -> Any:
+    assert site.privacy
+    return read_site_ledger(site.privacy, None)
+
+
+def test_every_round_is_charged_before_it_trains_and_nothing_is_released(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the self-test, as a site would run it."""
+    site, rounds = site_of(pictures, tmp_path / "ledgers"), []
+
+    def spied(*args: Any, **rest: Any) -> Any:
+        assert [e.round for e in entries(site)[1:]] == list(range(1, rest["round_number"] + 1))
+        return private_update(*args, **rest)
+
+    monkeypatch.setattr(canaries, "private_update", spied)
+    report = run_canaries(JOB, site, "a", tmp_path / "out", on_round=rounds.append)
+    assert rounds == [1, 2, 3, 4]
+    assert [e.kind for e in entries(site)] == ["genesis"] + ["reserve"] * 4
+    assert {e.job for e in entries(site)[1:]} == {report.run_id}
+    assert report.run_id.startswith("canaries-")
+    details = entries(site)[1].details
+    assert details["steps"] == 5
+    assert details["rng_key_id"] == Keystream(KEY).key_id  # the key that made the noise
+    assert report.ledger == str(tmp_path / "ledgers" / "pets.ledger.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_trained(
+    pictures: Path, tmp_path: Path, untested: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_of(pictures, tmp_path / "ledgers", epsilon=7.0)
+    run_canaries(JOB, site, "a", tmp_path)
+    monkeypatch.setattr(canaries, "private_update", None)  # calling it would fail
+    with pytest.raises(PrivacyRefused, match="would reach epsilon"):
+        run_canaries(JOB, site, "a", tmp_path)
+    assert len(entries(site)) == 5
+
+
+def test_pictures_without_a_ledger_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrivacyRefused, match=r"privacy\.ledger is empty and data\.source='manifest'"):
+        run_canaries(JOB, site_of(pictures, None), "a", tmp_path)
+    bare = dataclasses.replace(site_of(pictures, None), privacy=None)
+    with pytest.raises(PrivacyRefused, match="no privacy policy"):
+        run_canaries(JOB, bare, "a", tmp_path)
+
+
+def test_there_must_be_a_claim(pictures: Path, tmp_path: Path) -> None:
+    plain = dataclasses.replace(JOB, privacy=PrivacyConfig(mechanism="none"))
+    with pytest.raises(ValueError, match="no claim that canaries could test"):
+        run_canaries(plain, site_of(pictures, tmp_path / "ledgers"), "a", tmp_path)
+
+
+def test_a_mechanism_that_fails_its_self_test_trains_and_charges_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = PrivateOptimizer.noise_stds
+    monkeypatch.setattr(PrivateOptimizer, "noise_stds", lambda self: [std / 2 for std in real(self)])
+    site = site_of(pictures, tmp_path / "ledgers")
+    with pytest.raises(SelfTestFailed, match="noise variance"):
+        run_canaries(JOB, site, "a", tmp_path)
+    assert len(entries(site)) == 1
+
+
+def test_divergence_is_a_sentence(pictures: Path, tmp_path: Path, untested: None) -> None:
+    job = job_of()
+    object.__setattr__(job.training, "learning_rate", 1e38)
+    object.__setattr__(job.privacy, "max_grad_norm", 1000.0)
+    with pytest.raises(ValueError, match="lower learning_rate"):
+        run_canaries(job, site_of(pictures, tmp_path / "ledgers"), "a", tmp_path)
+
+
+def attack_showing(epsilon: float) -> Attack:
+    return Attack(1000, 500, 0.1, 0.2, epsilon, 0.7, Interval(0.6, 0.8), ())
+
+
+def moments_with(low: float, least: float, ratio: float = 1.0) -> Moments:
+    return Moments(Interval(0.9, 1.1), Interval(low, inf), least, ratio, Interval(0.8, 1.2))
+
+
+def test_the_verdict_says_what_was_shown_and_what_was_not() -> None:
+    found = judge("a", 8.0, {"gradient": attack_showing(3.456)}, moments_with(7.0, 6.0))
+    assert [f.severity for f in found] == ["note", "note"]
+    assert found[1].text == (
+        "Empirical lower bound at 95 % confidence: this attack (gradient canaries) shows epsilon >= 3.46. It is not a "
+        "certificate; a small number proves nothing. The guarantee is the accounted epsilon = 8.00. If the bound "
+        "exceeds it, the implementation is wrong and the run must be treated as unprotected."
+    )
+    assert "epsilon 7.00 to infinity; 8.00 is claimed" in found[0].text
+    assert not any(f.remedy for f in found)
+    above = judge("a", 8.0, {"picture": attack_showing(8.01)}, moments_with(7.0, 6.0))
+    assert (above[0].code, above[0].severity) == ("picture-canaries", "fail")
+    # a sound mechanism's interval is above its claim in one run of 40
+    chance = judge("a", 8.0, {}, moments_with(8.1, 7.5))
+    assert [(f.code, f.severity) for f in chance] == [("canary-interval", "warning")]
+    assert "run again" in chance[0].remedy
+    assert [f.severity for f in judge("a", 8.0, {}, moments_with(8.5, 8.1))] == ["fail"]
+    repeated = judge("a", 8.0, {}, moments_with(7.0, 6.0, ratio=40.0))
+    assert (repeated[0].code, repeated[0].severity) == ("canary-noise-repeats", "fail")
+
+
+@pytest.fixture
+def files(pictures: Path, tmp_path: Path) -> Path:
+    """A job and the sites of a simulation, in files, each with a ledger."""
+    site = site_of(pictures, tmp_path / "ledgers")
+    assert site.privacy
+    plain = dataclasses.asdict(JOB)
+    plain = {k: v for k, v in plain.items() if v is not None}
+    for section in ("model", "training"):
+        plain[section] = {k: v for k, v in plain[section].items() if v is not None}
+    plain["secagg"] = {"mechanism": "none"}
+    plain["federation"] = {"max_failed_rounds": 0}
+    (tmp_path / "job.toml").write_text(tomli_w.dumps(plain))
+    policy = {"dataset": "pets", "units": 50, "epsilon": 1000.0, "delta": 1e-5, "ledger": site.privacy.ledger}
+    data = {"path": site.data.path}
+    one = {"data": data, "privacy": policy, "cache_dir": site.cache_dir, "device": "cpu"}
+    (tmp_path / "site.toml").write_text(tomli_w.dumps({"sites": {"a": one, "b": one}}))
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(one))
+    return tmp_path
+
+
+def test_the_command_shows_and_writes_what_was_found(
+    files: Path, untested: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(files / "job.toml", out=files / "out")
+    shown = capsys.readouterr().out
+    assert "site a: 4 rounds, charged like a job" in shown
+    assert "round 4 of 4" in shown
+    assert "not a" in shown
+    assert "they stay at this site" in shown
+    result = files / "out" / "canaries.json"
+    assert stat.S_IMODE(result.stat().st_mode) == 0o600
+    written = json.loads(result.read_text())
+    assert written["passed"] is True
+    assert written["gradients"]["canaries"] > 500
+    assert {f["code"] for f in written["findings"]} == {"canary-interval", "gradient-canaries", "picture-canaries"}
+
+
+def test_the_command_speaks_json_and_says_no(
+    files: Path, untested: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PrivateOptimizer", HalfNoise)
+    said = command(files / "job.toml", sites=files / "own.toml", site="a", out=files / "out", as_json=True)
+    assert not said
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads((files / "out" / "canaries.json").read_text())
+    assert json.loads(printed)["findings"][0]["severity"] == "fail"
+
+
+def test_the_command_s_bad_input_is_a_sentence(files: Path) -> None:
+    for arguments, sentence in (
+        ({"sites": files / "own.toml"}, "which with --site NAME"),
+        ({"site": "c"}, r"no table \[sites\.c\]"),
+        ({"sites": files / "none.toml"}, "no such file"),
+        ({"out": files / "job.toml"}, "cannot be written to"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            command(files / "job.toml", **arguments)  # type: ignore[arg-type]
+
+
+def test_embedded_scenes_get_a_ledger_of_their_own(tmp_path: Path, untested: None) -> None:
+    classes = scenes(SceneConfig(seed=0), site=0, sites=1, split="train", count=1).classes
+    job = dataclasses.replace(JOB, classes=classes)
+    policy = SitePrivacyConfig("scenes", units=50, epsilon=8.0, delta=1e-5)
+    site = SiteConfig(DataConfig("scenes", train=44), policy, cache_dir=str(tmp_path / "cache"), device="cpu")
+    report = run_canaries(job, site, "a", tmp_path / "out")
+    again = run_canaries(job, site, "a", tmp_path / "out")
+    assert report.passed
+    assert report.ledger != again.ledger
+    assert Path(report.ledger).is_relative_to(tmp_path / "out" / report.run_id)
+    assert len(Path(report.ledger).read_text().splitlines()) == 5

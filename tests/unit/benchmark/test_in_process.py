@@ -1,0 +1,82 @@
+"""A benchmark's federations: shared towers and records change no number; divisions and masks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedmpt_core.benchmark.in_process import federate, open_sessions, train_rounds
+from fedmpt_core.benchmark.inputs import Setup
+from fedmpt_core.benchmark.plan import plan
+from fedmpt_core.benchmark.shared_records import Workshop
+
+
+def test_sharing_towers_and_records_changes_no_number(setup: Setup, workshop: Workshop, shared: Path) -> None:
+    job = setup.job("fedmpt", 0)
+    records = workshop.records(job, setup.sites)
+    alone = list(federate(job, records.sites, str(shared)))
+    with open_sessions(job, records.sites, backbone=workshop.backbone(job.backbone), data=records.data) as sessions:
+        together = list(train_rounds(job, sessions))
+        assert len({id(s.backbone) for s in sessions.values()}) == 1
+    assert [r.number for r in together] == [0, 1, 2]
+    for (state, _), step in zip(alone, together, strict=True):
+        assert np.array_equal(state, step.state)
+    assert together[-1].sent == 32 + 4 * len(together[-1].state)
+    assert together[-1].steps == 2
+    assert {"mAP", "zero_shot"} <= set(alone[0][1])
+
+
+def test_a_share_of_the_sites_is_asked(setup: Setup, workshop: Workshop) -> None:
+    job = setup.job("linear", 0)
+    records = workshop.records(job, setup.sites, 0.2)
+    some = dataclasses.replace(job, federation=dataclasses.replace(job.federation, participation=0.5))
+    with open_sessions(some, records.sites, backbone=workshop.backbone(job.backbone), data=records.data) as sessions:
+        assert [r.steps for r in train_rounds(some, sessions)] == [0, 2, 2]  # two of four sites, one step each
+
+
+def test_records_are_shared_out_anew_by_their_labels(setup: Setup, workshop: Workshop) -> None:
+    job = setup.job("linear", 0)
+    plain = workshop.records(job, setup.sites)
+    spread = workshop.records(job, setup.sites, 0.3)
+    assert len(spread.sites) == 6
+
+    def digests(records: Any) -> list[str]:
+        return sorted(d for data in records.data.values() for d in data.train[0].digests())
+
+    assert digests(plain) == digests(spread)
+    for name, data in spread.data.items():
+        assert data.train is not None
+        policy = spread.sites[name].privacy
+        assert policy is not None
+        assert policy.units == len(data.train[1]) == len(data.train[0])
+    assert np.array_equal(spread.exam.independent.targets, plain.exam.independent.targets)
+    again = Workshop(workshop._cache.folder).records(job, setup.sites, 0.3)
+    assert [d.train[0].digests() for d in again.data.values() if d.train] == [
+        d.train[0].digests() for d in spread.data.values() if d.train
+    ]
+
+
+def test_masks_drop_training_labels_alone(setup: Setup, workshop: Workshop) -> None:
+    case = next(c for c in plan(setup, "masks", ["linear"], [0]) if c.value == 0.5)
+    plain, masked = workshop.records(case.job, setup.sites), workshop.records(case.job, case.sites)
+    for name, data in plain.data.items():
+        other = masked.data[name]
+        assert data.train is not None
+        assert other.train is not None
+        assert (other.train[1] <= data.train[1]).all()
+        assert 0.2 < other.train[1].sum() / data.train[1].sum() < 0.8
+    for split in ("val", "independent", "correlated"):
+        assert np.array_equal(getattr(plain.exam, split).targets, getattr(masked.exam, split).targets)
+
+
+def test_features_taken_are_those_of_the_records(setup: Setup, workshop: Workshop) -> None:
+    features = workshop.records(setup.job("linear", 0), setup.sites).exam.independent.features
+    taken = features.take([3, 0, 3])
+    assert torch.equal(taken.batch([0, 1, 2]), features.batch([3, 0, 3]))
+    assert taken.digests() == [features.digests()[i] for i in (3, 0, 3)]
+    assert len(features.take([])) == 0
+    with pytest.raises(ValueError, match="index 99 is out of range"):
+        features.take([99])

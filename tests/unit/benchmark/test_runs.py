@@ -1,0 +1,155 @@
+"""A benchmark's runs, its file of results and its tables."""
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmpt_core.benchmark.folder import write_results
+from fedmpt_core.benchmark.inputs import METHODS, Setup
+from fedmpt_core.benchmark.plan import LADDER, TABLES, Case, plan
+from fedmpt_core.benchmark.results_file import KEYS, NAME, Book, BookError
+from fedmpt_core.benchmark.runs import run, run_missing
+from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.tables import markdown, rows_of
+from fedmpt_core.data.scenes import CLASSES
+from fedmpt_core.model.registry import build_model
+from tests.benchmarks import result
+from tests.fakes import FakeBackbone
+
+
+def test_a_broken_off_benchmark_goes_on_where_it_was(setup: Setup, workshop: Workshop, tmp_path: Path) -> None:
+    cases = plan(setup, "methods", ["zero-shot", "linear", "coop"], [0, 1])
+    whole = tmp_path / "whole"
+    with Book(whole) as book:
+        run_missing(cases, book, workshop)
+    done: list[str] = []
+
+    def stop_after(count: int) -> Any:
+        def on_run(case: Case, result: object, n: int, total: int) -> None:
+            if result is not None:
+                done.append(case.row)
+            elif n == count:
+                raise KeyboardInterrupt
+
+        return on_run
+
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt), Book(broken) as book:
+        run_missing(cases, book, workshop, stop_after(2))
+    with (broken / NAME).open("a") as stream:
+        stream.write('{"run": "half a li')
+    with Book(broken) as book:
+        assert len(book.results) == 2
+        run_missing(cases, book, workshop, stop_after(100))
+    assert len(done) == len(cases) == 6  # none of them twice
+    tables = []
+    for folder in (whole, broken):
+        with Book(folder) as book:
+            tables.append([book.results[c.identity()]["figures"] for c in cases])
+    assert tables[0] == tables[1]
+
+
+def test_a_book_is_written_by_one_and_a_damaged_line_is_named(tmp_path: Path) -> None:
+    whole = {**dict.fromkeys(KEYS, 1), "figures": {"mAP": 50.0}}
+    with Book(tmp_path) as book:
+        book.add("a", whole)
+        with pytest.raises(BookError, match="another benchmark writes here"), Book(tmp_path):
+            pass
+    with Book(tmp_path) as book:
+        assert book.results == {"a": whole}
+    with pytest.raises(BookError, match="closed"):
+        book.add("b", {})
+    line = json.dumps({"run": "a", **whole})
+    for damaged in ("not json", '{"run": "b"}', "[]"):
+        (tmp_path / NAME).write_text(f"{line}\n{damaged}\n")
+        with pytest.raises(BookError, match="line 2 is not a result"), Book(tmp_path):
+            pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BookError, match="cannot be written"), Book(tmp_path / "file"):
+        pass
+
+
+def test_a_run_says_what_it_cost(setup: Setup, workshop: Workshop) -> None:
+    found = {c.method: run(c, workshop) for c in plan(setup, "methods", ["zero-shot", "coop", "linear"], [0])}
+    assert (found["zero-shot"]["trained"], found["zero-shot"]["epsilon"]) == (0, None)
+    for method in ("coop", "linear"):
+        result = found[method]
+        model = build_model(FakeBackbone(), CLASSES, setup.job(method, 0).model, 0)
+        assert result["trained"] == model.layout().size
+        assert result["bytes_per_round"] == 32 + 4 * result["trained"]
+        assert result["epsilon"] is None
+        assert result["pictures_per_step"] == 8
+        assert result["cpu_ms_per_step"] > 0 < result["cpu_ms_zero_shot"]
+        assert result["sites"] == 2
+        json.dumps(result, allow_nan=False)
+
+
+def test_a_private_run_reports_what_it_spent(setup: Setup, workshop: Workshop) -> None:
+    private = {"privacy": {"mechanism": "dp-sgd", "sample_rate": 0.5, "epsilon": 5.0}, "training": {"batch_size": None}}
+    job = setup.job("linear", 0, private)
+    assert job.privacy.noise_multiplier is not None
+    result = run(Case("methods", "linear", 0.0, "linear", job, setup.sites), workshop)
+    assert 0 < result["epsilon"] <= 5.0
+    assert result["pictures_per_step"] == 7
+
+
+def test_the_same_run_of_two_tables_is_done_once(setup: Setup) -> None:
+    seeds = [0, 1]
+    methods, ablation = plan(setup, "methods", METHODS, seeds), plan(setup, "ablation", METHODS, seeds)
+    assert {c.row for c in ablation} == {*LADDER, "FedMPT, logits mixed"}
+    whole = {c.identity() for c in methods if c.method == "fedmpt"}
+    assert whole == {c.identity() for c in ablation if c.row == "+ gate (FedMPT)"}
+    every = [c for table in TABLES for c in plan(setup, table, ["linear", "fedmpt"], seeds)]
+    assert len({c.identity() for c in every}) > 100
+    assert [c.job.seed for c in methods] == [0] * len(METHODS) + [1] * len(METHODS)
+    case = methods[0]
+    assert case.identity() == plan(setup, "methods", METHODS, seeds)[0].identity()
+    moved = {n: dataclasses.replace(s, cache_dir="/elsewhere", threads=2) for n, s in case.sites.items()}
+    assert dataclasses.replace(case, sites=moved).identity() == case.identity()
+    fewer = {n: dataclasses.replace(s, data=dataclasses.replace(s.data, train=9)) for n, s in case.sites.items()}
+    for other in (dataclasses.replace(case, sites=fewer), dataclasses.replace(case, heterogeneity=0.1), methods[1]):
+        assert other.identity() != case.identity()
+    for table, names, says in (("methods", ["clip"], "method 'clip'"), ("speed", ["coop"], "table 'speed'")):
+        with pytest.raises(ValueError, match=says):
+            plan(setup, table, names, seeds)
+
+
+def test_tables_hold_means_deviations_and_the_best_in_bold(setup: Setup, tmp_path: Path) -> None:
+    cases = plan(setup, "methods", ["coop", "fedmpt"], [0, 1])
+    results = {c.identity(): result(40 + 10 * c.job.seed + (c.method == "fedmpt"), 5.0) for c in cases}
+    text = write_results(tmp_path, setup, {"methods": cases}, results)
+    assert f"| Fed-CoOp | 45.0 ± {statistics.stdev([40, 50]):.1f} |" in text
+    assert f"| FedMPT | **46.0 ± {statistics.stdev([41, 51]):.1f}** |" in text
+    assert "seeds 0, 1." in text
+    assert "a stand-in, not CLIP" in text
+    assert "Not all runs" not in text
+    assert "reported by the authors" not in text
+    plain = json.loads((tmp_path / "results.json").read_text())
+    assert plain["tables"]["methods"][0]["figures"]["figures.mAP"] == {
+        "mean": 45.0,
+        "deviation": pytest.approx(7.0710678),
+    }
+    assert plain["tables"]["methods"][0]["figures"]["cost_ratio"]["mean"] == 4.0
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("table,row,value,method,seed,figures.mAP")
+    assert lines[1].startswith("methods,Fed-CoOp,0,coop,0,40,")
+    assert (tmp_path / "methods.png").stat().st_size > 5000
+    fewer = write_results(tmp_path, setup, {"methods": cases}, dict(list(results.items())[:3]))
+    assert "Not all runs are finished" in fewer
+    none = {c.identity(): result(40, None) for c in cases}
+    assert "false activation" not in markdown("methods", rows_of(cases, none))
+    assert "No finished run" in write_results(tmp_path, setup, {"methods": cases}, {})
+
+
+@pytest.mark.parametrize("table", ["heterogeneity", "ablation", "sensitivity"])
+def test_every_table_has_its_picture(setup: Setup, tmp_path: Path, table: str) -> None:
+    cases = plan(setup, table, ["coop", "fedmpt"], [0])
+    text = write_results(tmp_path, setup, {table: cases}, {c.identity(): result(40 + c.value, 5.0) for c in cases})
+    assert (tmp_path / f"{table}.png").stat().st_size > 5000
+    assert ("| value |" in text) == (table != "ablation")
+    assert text.count("\n| ") == 1 + len({(c.row, c.value) for c in cases})

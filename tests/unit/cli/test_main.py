@@ -1,0 +1,202 @@
+"""The command line as a person meets it: one sentence, an exit code, and no work done on bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpt_core.config.toml import load_job
+from fedmpt_core.federation.run.record import RunRecord
+from fedmpt_core.federation.server.checkpoint import Checkpoint
+from fedmpt_core.model.vector import ParameterLayout
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "jobs" / "demo"
+
+
+def fedmpt(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedmpt_flare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def changed(folder: Path, **replace: str) -> Path:
+    """A copy of the demo job with words replaced."""
+    text = (DEMO / "job.toml").read_text()
+    for old, new in replace.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "site.toml").write_text((DEMO / "site.toml").read_text())
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("command", ["check", "simulate", "export"])
+def test_a_misspelt_key_is_named_before_anything_starts(tmp_path: Path, command: str) -> None:
+    job = changed(tmp_path, learning_rate="lerning_rate")
+    run = fedmpt(command, job, *(["--out", tmp_path / "out"] if command != "check" else []))
+    assert run.returncode == 2
+    assert "unknown key 'lerning_rate': did you mean 'learning_rate'?" in " ".join(run.stderr.split())
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["check", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["check"], "JOB.TOML is missing"),
+        (["simulate", DEMO / "job.toml", "--sites", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["predict", "nowhere", "picture.jpg"], "result.json: no such file"),
+        (["prepare", "voc2007", "nowhere", "--out", "m.csv"], "nowhere"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(tmp_path: Path, arguments: list[object], says: str) -> None:
+    run = fedmpt(*arguments)
+    assert run.returncode == 2
+    assert says in " ".join(run.stderr.split())
+    assert "Traceback" not in run.stderr
+
+
+def test_the_schema_is_json_and_knows_every_key() -> None:
+    schema = json.loads(fedmpt("check", "--schema").stdout)
+    assert "learning_rate" in json.dumps(schema)
+
+
+def test_too_few_sites_are_refused(tmp_path: Path) -> None:
+    job = changed(tmp_path, **{"min_sites = 3": "min_sites = 9"})
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert "names 3 sites, the job needs min_sites=9" in " ".join(run.stderr.split())
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    job = changed(tmp_path)
+    sites = tmp_path / "site.toml"
+    sites.write_text(sites.read_text().replace("[defaults]", '[defaults]\ndevice = "cuda:63"', 1))
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert "device='cuda:63'" in run.stderr
+
+
+def test_check_shows_what_every_site_would_spend(tmp_path: Path) -> None:
+    job = changed(tmp_path, **{"epsilon = 8.0": "epsilon = 3.0", "local_steps = 8": "local_steps = 2"})
+    run = fedmpt("check", job, "--json")
+    assert run.returncode == 0, run.stderr
+    shown = json.loads(run.stdout)
+    plan = shown["privacy"]
+    assert plan["steps"] == 10
+    assert 2.9 < plan["epsilons"]["pld"] <= 3.0
+    assert abs(plan["epsilons"]["pld"] - plan["epsilons"]["prv"]) <= 0.02
+    assert plan["epsilons"]["rdp"] > 3.0
+    assert {s: p["projection"]["cap"] for s, p in plan["sites"].items()} == dict.fromkeys(
+        ("site-1", "site-2", "site-3"), 8.0
+    )
+    ratios = plan["sites"]["site-1"]["signal_to_noise"]
+    assert set(ratios) == {"contexts", "contexts+gate", "adapters", "all"}
+    assert ratios["adapters"] > ratios["all"] > 0
+    assert shown["config"]["privacy"]["noise_multiplier"] > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "epsilon = 8.0",
+            "epsilon = 0.5",
+            "site-1: privacy budget: with this job, data set 'scenes' would reach epsilon",
+        ),
+        ("delta = 1e-5", "delta = 0.01", r"delta=0.01 must be below 1 / units = 0.002"),
+        ("units = 500", "units = 500\nmin_sites = 4", "min_sites=3 of the job is below this site's min_sites=4"),
+        ("[defaults.privacy]", "[defaults.other]", "unknown key 'other'"),
+    ],
+)
+def test_a_site_s_policy_speaks_before_anything_starts(tmp_path: Path, old: str, new: str, says: str) -> None:
+    job = changed(tmp_path)
+    sites = tmp_path / "site.toml"
+    assert old in sites.read_text()
+    sites.write_text(sites.read_text().replace(old, new, 1))
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert says in " ".join(run.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "insecure_identities = true",
+            "colluders = 1",
+            "simulated sites have no keys to prove who they are: add --insecure",
+        ),
+        ("min_sites = 3", "min_sites = 2", "federation.min_sites=2: secure aggregation hides a site among at least 3"),
+        ("insecure_identities = true", "value_range = 30.0", "value_range=20.479 is the largest that fits"),
+        ("insecure_identities = true", 'metrics = ["loss"]', "figures of training are not covered by differential"),
+        ("insecure_identities = true", 'mechanism = "none"', "the job shows this site's updates to the server"),
+        ("min_sites = 3", 'min_sites = 3\nweighting = "records"', "needs secagg.max_weight"),
+        ("[federation]", '[resume]\njob = "../x"\nround = 1\n\n[federation]', "use the job id of the run to continue"),
+        (
+            "[federation]",
+            '[resume]\njob = "x"\nround = 5\n\n[federation]',
+            "the job has 5 rounds, nothing is left to do",
+        ),
+    ],
+)
+def test_masks_are_checked_before_anything_starts(tmp_path: Path, old: str, new: str, says: str) -> None:
+    job = changed(tmp_path, **{old: new})
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert says in " ".join(run.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_for_simulations_is_not_exported(tmp_path: Path) -> None:
+    run = fedmpt("export", DEMO / "job.toml", "--out", tmp_path / "out")
+    assert run.returncode == 2
+    assert "every site with a start-up kit refuses it" in " ".join(run.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_run_with_a_checkpoint_goes_on_and_in_its_own_folder(tmp_path: Path) -> None:
+    run = fedmpt("simulate", DEMO / "job.toml", "--resume", tmp_path)
+    assert run.returncode == 2
+    assert "holds no checkpoint" in " ".join(run.stderr.split())
+
+    job = load_job(DEMO / "job.toml")
+    layout = ParameterLayout(("head.scale",), ((1,),))
+    kept = Checkpoint("run-1", job, 2, layout, np.zeros(1, np.float32), RunRecord.start(job, "run-1"), {})
+    kept.save(tmp_path / "checkpoints")
+    run = fedmpt("simulate", DEMO / "job.toml", "--resume", tmp_path, "--out", tmp_path / "other")
+    assert run.returncode == 2
+    assert "goes on in its own folder" in " ".join(run.stderr.split())
+    run = fedmpt("simulate", DEMO / "job.toml", "--seed", 7, "--resume", tmp_path)
+    assert run.returncode == 2
+    assert "run 'run-1' was of another job: seed differ" in " ".join(run.stderr.split())
+
+
+def test_a_ledger_is_started_once(tmp_path: Path) -> None:
+    site = tmp_path / "fedmpt_site.toml"
+    policy = '[privacy]\ndataset = "pets"\nunits = 100\nepsilon = 8.0\ndelta = 1e-5\nledger = "ledgers"\n'
+    site.write_text('[data]\npath = "manifest.csv"\n' + policy)
+    run = fedmpt("ledger", "create", site, "--name", "hospital-a", "--unsigned")
+    assert run.returncode == 0, run.stderr
+    assert "epsilon 0 of 8 spent" in run.stdout
+    path = tmp_path / "ledgers" / "pets.ledger.jsonl"
+    before = path.read_bytes()
+    for arguments, says in (
+        (["--unsigned"], "exists"),
+        ([], "give --kit DIR, or --unsigned"),
+        (["--kit", tmp_path], "client.crt"),
+    ):
+        again = fedmpt("ledger", "create", site, "--name", "hospital-a", *arguments)
+        assert again.returncode == 2
+        assert says in " ".join(again.stderr.split())
+    assert path.read_bytes() == before
+    site.write_text('[data]\npath = "manifest.csv"\n')
+    run = fedmpt("ledger", "create", site, "--name", "hospital-a", "--unsigned")
+    assert (run.returncode, "has no [privacy] table" in " ".join(run.stderr.split())) == (2, True)

@@ -1,0 +1,269 @@
+"""A private session: charged before it trains, noted before it answers, refused before any work is spent."""
+
+import dataclasses
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedmpt_core.config.job import (
+    BackboneConfig,
+    FederationConfig,
+    JobConfig,
+    ModelConfig,
+    PrivacyConfig,
+    TrainingConfig,
+)
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
+from fedmpt_core.data.manifest import write_manifest
+from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.federation import preflight
+from fedmpt_core.federation.site import session
+from fedmpt_core.federation.site.session import SiteSession
+from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.privacy import charged_training as site_budget
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
+from fedmpt_core.privacy.ledger.ledger import LedgerError
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, read_site_ledger
+from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
+from tests.fakes import FakeBackbone
+from tests.settings import OPEN, UNMASKED
+
+CLASSES = ("cat", "dog", "bus")
+JOB = resolved(
+    JobConfig(
+        "s",
+        CLASSES,
+        model=ModelConfig(conditions=("color", "pose"), adapter_width=4, gate_width=4),
+        training=TrainingConfig(rounds=3, local_steps=2, learning_rate=0.05),
+        privacy=PrivacyConfig(epsilon=6.0, sample_rate=0.5, engine="exact"),
+        secagg=UNMASKED,
+        federation=FederationConfig(max_failed_rounds=1),
+    )
+)
+
+
+@pytest.fixture(autouse=True)
+def fake_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(config: BackboneConfig) -> Backbone:
+        return FakeBackbone()
+
+    monkeypatch.setattr(session, "load_backbone", load)
+    monkeypatch.setattr(preflight, "load_backbone", load)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SiteConfig:
+    """A site with twelve records of six patients, and an empty ledger."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(ManifestRow(f"{i}.png", (CLASSES[i % 3],), "train" if i < 9 else "test", f"patient-{i // 2}"))
+    write_manifest(rows, tmp_path / "manifest.csv")
+    policy = SitePrivacyConfig("pets", units=10, epsilon=8.0, delta=1e-5, ledger=str(tmp_path / "ledgers"))
+    create_ledger(policy, "a", None)
+    return SiteConfig(
+        DataConfig(path=str(tmp_path / "manifest.csv")),
+        privacy=policy,
+        secagg=OPEN,
+        cache_dir=str(tmp_path / "cache"),
+        device="cpu",
+    )
+
+
+def changed(site: SiteConfig, **policy: Any) -> SiteConfig:
+    assert site.privacy
+    return dataclasses.replace(site, privacy=dataclasses.replace(site.privacy, **policy))
+
+
+def ledger(site: SiteConfig) -> Any:
+    assert site.privacy
+    return read_site_ledger(site.privacy, None)
+
+
+def test_rounds_are_charged_before_and_noted_after(site: SiteConfig) -> None:
+    one = SiteSession(JOB, site, "a", run_id="job-1")
+    ready = one.prepare()
+    assert [e.kind for e in ledger(site)] == ["genesis"]
+    first, second = one.train(ready.initial, 1), one.train(ready.initial, 2)
+    assert not np.array_equal(first.vector, second.vector)
+    assert [e.kind for e in ledger(site)] == ["genesis", "reserve", "commit", "reserve", "commit"]
+    assert ledger(site)[2].release == hashlib.sha256(first.block).hexdigest()
+    assert second.privacy["head"] == {"seq": 4, "hash": ledger(site)[4].hash, "sig": ""}
+    assert 0 < first.privacy["epsilon"] < second.privacy["epsilon"] < 6.0
+    details = ledger(site)[1].details
+    assert details["steps"] == 2
+    assert float(details["noise_multiplier"]) == JOB.privacy.noise_multiplier
+    assert details["trained"] == list(ready.layout.names)
+    assert details["released"] == ready.layout.size
+    assert details["expected_batch_size"] == "5.0"
+    assert details["config"] == JOB.digest()
+    assert len(details["records"]) == 64
+
+
+def test_the_true_number_of_records_is_in_no_number_that_leaves(site: SiteConfig) -> None:
+    by_records = dataclasses.replace(JOB, federation=dataclasses.replace(JOB.federation, weighting="records"))
+    one = SiteSession(by_records, site, "a")
+    one.prepare()
+    assert one.weight() == 10.0
+
+
+def test_a_round_beyond_the_plan_is_refused_and_trains_nothing(
+    site: SiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SiteSession(JOB, site, "a", run_id="job-1")
+    state = one.prepare().initial
+    for number in range(1, 5):
+        one.train(state, number)
+    monkeypatch.setattr(site_budget, "private_update", None)  # calling it would fail
+    with pytest.raises(PrivacyRefused, match="round 5 would raise epsilon"):
+        one.train(state, 5)
+    assert len(ledger(site)) == 9
+
+
+def test_a_training_that_fails_stays_charged(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SiteSession(JOB, site, "a")
+    state = one.prepare().initial
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise FloatingPointError("diverged")
+
+    monkeypatch.setattr(site_budget, "private_update", broken)
+    with pytest.raises(FloatingPointError):
+        one.train(state, 1)
+    assert [e.kind for e in ledger(site)] == ["genesis", "reserve"]
+    monkeypatch.undo()
+    assert SiteSession(JOB, site, "a") is not None
+
+
+def test_a_cut_ledger_stops_the_site(site: SiteConfig) -> None:
+    one = SiteSession(JOB, site, "a", run_id="job-1")
+    state = one.prepare().initial
+    head = one.train(state, 1).privacy["head"]
+    assert site.privacy
+    path = ledger_path(site.privacy)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(LedgerError):  # this process has seen more of the file
+        one.train(state, 2)
+    again = SiteSession(JOB, site, "a", run_id="job-1")
+    again.prepare()
+    with pytest.raises(PrivacyRefused, match="lacks entry 2 that it reported earlier"):
+        again.train(state, 2, known_head=head)
+    assert len(ledger(site)) == 2
+
+
+def flipped(lines: list[bytes]) -> list[bytes]:
+    return [lines[0].replace(b'"pets"', b'"pits"'), *lines[1:]]
+
+
+def later(lines: list[bytes]) -> list[bytes]:
+    return [line.replace(b'"v":1', b'"v":2') for line in lines]
+
+
+def without_a_line(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], *lines[2:]]
+
+
+@pytest.mark.parametrize("damage", [flipped, later, without_a_line])
+def test_a_ledger_that_cannot_be_trusted_stops_the_site_and_stays_as_it_is(
+    site: SiteConfig, damage: Callable[[list[bytes]], list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SiteSession(JOB, site, "a")
+    one.train(one.prepare().initial, 1)
+    assert site.privacy
+    path = ledger_path(site.privacy)
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    before = path.read_bytes()
+    monkeypatch.setattr(session, "load_backbone", None)
+    with pytest.raises(LedgerError, match=r"pets\.ledger\.jsonl"):
+        SiteSession(JOB, site, "a")
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_stops_the_round_before_it_trains(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SiteSession(JOB, site, "a")
+    state = one.prepare().initial
+    assert site.privacy
+    before = ledger_path(site.privacy).read_bytes()
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(site_budget, "private_update", None)
+    with pytest.raises(LedgerError, match="No space left"):
+        one.train(state, 1)
+    monkeypatch.undo()
+    assert ledger_path(site.privacy).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ({"epsilon": 5.0}, r"would reach epsilon .* 0.000 is spent and the cap is 5"),
+        ({"max_sample_rate": 0.1}, "sample_rate=0.5 is above"),
+        ({"unit": "group"}, "this site protects each group"),
+    ],
+)
+def test_refusals_come_before_any_tower_is_loaded(
+    site: SiteConfig, policy: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "load_backbone", None)
+    with pytest.raises(PrivacyRefused, match=says):
+        SiteSession(JOB, changed(site, **policy), "a")
+    with pytest.raises(PrivacyRefused, match="no privacy policy"):
+        SiteSession(JOB, dataclasses.replace(site, privacy=None), "a")
+    with pytest.raises(LedgerError):
+        SiteSession(JOB, site, "b")
+
+
+def test_a_mechanism_that_fails_its_test_stops_the_site(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(model: Any, job: Any) -> None:
+        raise SelfTestFailed("noise variance: 0.25")
+
+    monkeypatch.setattr(site_budget, "require_self_test", failing)
+    with pytest.raises(SelfTestFailed, match=r"noise variance: 0\.25"):
+        SiteSession(JOB, site, "a")
+    assert len(ledger(site)) == 1
+
+
+def test_patients_are_the_unit_when_job_and_site_say_so(site: SiteConfig, tmp_path: Path) -> None:
+    by_group = dataclasses.replace(JOB, privacy=dataclasses.replace(JOB.privacy, unit="group"))
+    patients = changed(site, unit="group", ledger=str(tmp_path / "by-patient"))
+    assert patients.privacy
+    create_ledger(patients.privacy, "a", None)
+    one = SiteSession(by_group, patients, "a")
+    state = one.prepare().initial
+    one.train(state, 1)
+    assert ledger(patients)[1].details["unit"] == "group"
+    # patient-4 has a record in training and one in test, whose figures are not private
+    judging = dataclasses.replace(patients, data=dataclasses.replace(patients.data, evaluate=True))
+    with pytest.raises(ValueError, match=r"1 groups are in training and in val or test, the first is 'patient-4'"):
+        SiteSession(by_group, judging, "a").prepare()
+    with pytest.raises(ValueError, match="patient-4"):
+        preflight.check_data(by_group, {"a": judging})
+
+
+def test_the_plan_is_shown_for_every_site(site: SiteConfig) -> None:
+    plan = preflight.check_privacy(JOB, {"a": site, "b": site}, preflight.check_model(JOB))
+    assert plan
+    assert plan.steps == 8
+    assert plan.epsilons.pld == pytest.approx(6.0, abs=0.01)
+    assert plan.epsilons.replace_one > plan.epsilons.pld
+    ratios = plan.sites["b"].signal_to_noise
+    noise = JOB.privacy.noise_multiplier or 0
+    assert ratios["contexts"] == pytest.approx(5 / (noise * np.sqrt(2 * 4 * 12 + 4 * 12)))
+    assert ratios["contexts"] > ratios["contexts+gate"] > ratios["all"]
+    fast = dataclasses.replace(JOB, privacy=dataclasses.replace(JOB.privacy, engine="feature_space"))
+    other = preflight.check_privacy(fast, {"a": site}, preflight.check_model(fast))
+    assert other
+    assert other.sites["a"].signal_to_noise["contexts"] == pytest.approx(5 / (noise * np.sqrt(2 * 3 * 16)))
+    with pytest.raises(PrivacyRefused, match=r"b: .*the cap is 1"):
+        preflight.check_privacy(JOB, {"a": site, "b": changed(site, epsilon=1.0)}, preflight.check_model(JOB))

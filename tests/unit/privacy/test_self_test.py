@@ -1,0 +1,400 @@
+"""The self-test passes the real mechanism, again and again, and stops every broken one that we could think of."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedmpt_core.config.job import JobConfig, ModelConfig, PrivacyConfig
+from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+from fedmpt_core.privacy.mechanism import self_test as module
+from fedmpt_core.privacy.mechanism.gradients import GradientEngine
+from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
+from fedmpt_core.privacy.mechanism.self_test import Check, Parts, SelfTestFailed, require_self_test, self_test
+from tests.fakes import FakeBackbone
+
+CONDITIONS = ("color", "pose")
+CLASSES = ("cat", "dog", "tv monitor")
+KEY = bytes(range(32))
+GROUPS = {"contexts": 2.0, "gate": 0.5, "head": 0.25}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def setting(trained: str = "contexts+gate", **privacy: Any) -> tuple[FedMPT, JobConfig]:
+    config = ModelConfig(conditions=CONDITIONS, trained=trained)  # type: ignore[arg-type]
+    chosen = PrivacyConfig(**{"noise_multiplier": 1.0, "max_grad_norm": 0.7, **privacy})
+    job = JobConfig("job", CLASSES, model=config, privacy=chosen)
+    return FedMPT(FakeBackbone(), CLASSES, CONDITIONS, config, 0), job
+
+
+def failed(checks: tuple[Check, ...]) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+def private(owner: PrivateOptimizer | GradientEngine) -> list[Any]:
+    return list(owner.private.values())
+
+
+class Unclipped(PrivateOptimizer):
+    def clip_and_accumulate(self) -> None:
+        for p in private(self):
+            total = p.grad_sample.double().sum(0)
+            p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+
+
+class BatchMeanClipped(PrivateOptimizer):
+    """Bounds the mean of the batch and not its units."""
+
+    def clip_and_accumulate(self) -> None:
+        units = len(private(self)[0].grad_sample)
+        before = [p.summed_grad for p in private(self)]
+        for p in private(self):
+            p.grad_sample = p.grad_sample.sum(0, keepdim=True) / max(units, 1)
+        super().clip_and_accumulate()
+        for p, old in zip(private(self), before, strict=True):
+            p.summed_grad = (p.summed_grad - (0 if old is None else old)) * units + (0 if old is None else old)
+
+
+class ClippedByTensor(PrivateOptimizer):
+    """Bounds each tensor, so that a unit of two tensors passes more than the bound."""
+
+    def clip_and_accumulate(self) -> None:
+        for group in self._groups:
+            for p in (p for n, p in zip(self.private, private(self), strict=True) if n in group.names):
+                rows = torch.nan_to_num(p.grad_sample.double(), posinf=0, neginf=0)
+                factor = (group.max_grad_norm / rows.flatten(1).norm(dim=1)).clamp(max=1)
+                total = torch.tensordot(factor, rows, dims=1)
+                p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
+
+
+class NotFinitePasses(PrivateOptimizer):
+    """Replaces NaN and infinity by numbers after clipping."""
+
+    def clip_and_accumulate(self) -> None:
+        for p in private(self):
+            p.grad_sample = torch.nan_to_num(p.grad_sample)
+        super().clip_and_accumulate()
+
+
+class Quieter(PrivateOptimizer):
+    by = 1.2
+
+    def noise_stds(self) -> list[float]:
+        return [std / self.by for std in super().noise_stds()]
+
+
+class HalfNoise(Quieter):
+    by = 2.0
+
+
+class NoNoise(Quieter):
+    by = float("inf")
+
+
+class QuietOnEmptyBatches(PrivateOptimizer):
+    def noise_stds(self) -> list[float]:
+        empty = len(private(self)[0].grad_sample) == 0
+        return [std * (not empty) for std in super().noise_stds()]
+
+
+class UniformNoise(PrivateOptimizer):
+    """The right variance, the wrong tails."""
+
+    def _normals(self, count: int) -> np.ndarray:
+        return (self._keystream.words("noise", count) * 2.0**-64 - 0.5) * 12**0.5
+
+
+class OffTheGrid(PrivateOptimizer):
+    """Textbook Gaussian noise in floating point."""
+
+    def add_noise(self) -> None:
+        for group, std in zip(self._groups, self.noise_stds(), strict=True):
+            for name in group.names:
+                p: Any = self.private[name]
+                noise = std * torch.from_numpy(self._normals(p.numel())).reshape(p.shape)
+                p.grad = (p.summed_grad + noise).to(p.dtype)
+
+
+class NoisePerPart(PrivateOptimizer):
+    """Adds noise in every physical part of a batch."""
+
+    def clip_and_accumulate(self) -> None:
+        super().clip_and_accumulate()
+        if self._step_skip_queue and self._step_skip_queue[0]:
+            for group, std in zip(self._groups, self.noise_stds(), strict=True):
+                for name in group.names:
+                    p: Any = self.private[name]
+                    p.summed_grad += std * torch.from_numpy(self._normals(p.numel())).reshape(p.shape)
+
+
+class SameSeedEveryStep(PrivateOptimizer):
+    def add_noise(self) -> None:
+        self._keystream = Keystream(KEY)
+        super().add_noise()
+
+
+class SameSeedEveryTensor(PrivateOptimizer):
+    def _normals(self, count: int) -> np.ndarray:
+        self._draws = getattr(self, "_draws", -1) + 1
+        key = bytes([self._draws // len(self.private)]) * 32
+        return Keystream(key).normals("noise", count)
+
+
+class RealisedDivisor(PrivateOptimizer):
+    """Divides by the batch as it came, whose size is private."""
+
+    def scale_grad(self) -> None:
+        for p in private(self):
+            p.grad = p.grad / max(len(p.grad_sample), 1)
+
+
+class NoRootSum(PrivateOptimizer):
+    """Each group gets the noise of a mechanism of its own."""
+
+    def noise_stds(self) -> list[float]:
+        return [std / len(self._groups) ** 0.5 for std in super().noise_stds()]
+
+
+class FollowsTheMedian(PrivateOptimizer):
+    """The bound is the median norm of the batch, found without noise and charged to nobody; noise follows it."""
+
+    noise_follows = True
+
+    def clip_and_accumulate(self) -> None:
+        agreed = self._groups
+        adapted = []
+        for group in agreed:
+            members: list[Any] = [self.private[n] for n in group.names]
+            norms = torch.cat([p.grad_sample.flatten(1) for p in members], 1).norm(dim=1)
+            norms = norms[torch.isfinite(norms)]
+            adapted.append(replace(group, max_grad_norm=float(norms.median())) if len(norms) else group)
+        self._groups = tuple(adapted)
+        super().clip_and_accumulate()
+        if not self.noise_follows:
+            self._groups = agreed
+
+
+class FollowsTheMedianAlone(FollowsTheMedian):
+    noise_follows = False
+
+
+class PromptsTakenForRecords(GradientEngine):
+    """Takes the rows of N x C prompts for those of records where the two are as many, as hooks on shared text do."""
+
+    def fill(self, parts: Any, count: int) -> None:
+        super().fill(parts, count)
+        for p in private(self):
+            rows = p.grad_sample
+            if self._text is not None and len(rows) == self._text.shape[0] * self._text.shape[1]:
+                shape = (*self._text.shape[:2], *rows.shape[1:])
+                p.grad_sample = rows.reshape(shape).transpose(0, 1).reshape(rows.shape)
+
+
+class SharesBetweenUnits(GradientEngine):
+    """A statistic of the batch enters every row."""
+
+    def fill(self, parts: Any, count: int) -> None:
+        super().fill(parts, count)
+        for p in private(self):
+            rows = p.grad_sample
+            p.grad_sample = rows + 0.01 * rows.mean(0)
+
+
+class SumsItsGroups(GradientEngine):
+    """A unit of two records counts twice."""
+
+    def fill(self, parts: Any, count: int) -> None:
+        kept = list(parts)
+        super().fill(kept, count)
+        records = torch.bincount(torch.cat([units for _, _, units in kept]), minlength=count)
+        for p in private(self):
+            rows = p.grad_sample
+            p.grad_sample = rows * records.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+class PullsBackTwice(GradientEngine):
+    def _pull(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(2 * g for g in super()._pull(gradient))
+
+
+class SameKey(Keystream):
+    def __init__(self) -> None:
+        super().__init__(KEY)
+
+
+class OneStreamForAll(Keystream):
+    """Noise and sampling from the same bytes."""
+
+    def words(self, purpose: str, count: int) -> np.ndarray:
+        twin = self.__dict__.setdefault("twin", {})
+        return twin.setdefault(purpose, Keystream(self._key)).words("all", count)
+
+
+def fixed_batches(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+    for _ in range(steps):
+        yield np.argsort(keystream.words("sampling", units))[: round(rate * units)]
+
+
+def same_batch_every_step(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+    batch = np.flatnonzero(keystream.words("sampling", units) * 2.0**-64 < rate)
+    return iter([batch] * steps)
+
+
+def more_often_than_claimed(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+    for _ in range(steps):
+        yield np.flatnonzero(keystream.words("sampling", units) * 2.0**-64 < 1.1 * rate)
+
+
+def with_replacement(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+    for _ in range(steps):
+        size = int((keystream.words("sampling", units) * 2.0**-64 < rate).sum())
+        yield (keystream.words("sampling", size) % units).astype(np.int64)
+
+
+BROKEN: list[tuple[Parts, dict[str, Any], set[str]]] = [
+    (Parts(optimizer=Unclipped), {}, {"influence of one unit", "extreme gradients"}),
+    (Parts(optimizer=BatchMeanClipped), {}, {"influence of one unit"}),
+    (Parts(optimizer=ClippedByTensor), {}, {"influence of one unit", "extreme gradients"}),
+    (Parts(optimizer=NotFinitePasses), {}, {"extreme gradients"}),
+    (Parts(optimizer=Quieter), {}, {"noise variance", "noise on the trained parameters", "empty batch"}),
+    (Parts(optimizer=HalfNoise), {}, {"noise variance", "noise is Gaussian", "influence of one unit"}),
+    (Parts(optimizer=NoNoise), {}, {"noise variance", "noise is Gaussian", "steps are independent"}),
+    (Parts(optimizer=QuietOnEmptyBatches), {}, {"empty batch"}),
+    (Parts(optimizer=UniformNoise), {}, {"noise is Gaussian"}),
+    (Parts(optimizer=OffTheGrid), {}, {"public grid"}),
+    (Parts(optimizer=NoisePerPart), {}, {"noise once per batch"}),
+    (Parts(optimizer=SameSeedEveryStep), {}, {"steps are independent"}),
+    (Parts(optimizer=SameSeedEveryTensor), {}, {"steps are independent"}),
+    (Parts(optimizer=RealisedDivisor), {}, {"fixed divisor", "empty batch"}),
+    (Parts(optimizer=NoRootSum), {"group_norms": GROUPS}, {"noise variance", "influence of one unit"}),
+    (Parts(optimizer=FollowsTheMedian), {}, {"noise variance", "steps are independent"}),
+    (Parts(optimizer=FollowsTheMedianAlone), {}, {"influence of one unit"}),
+    (Parts(batches=fixed_batches), {}, {"Poisson sampling"}),
+    (Parts(batches=same_batch_every_step), {}, {"Poisson sampling"}),
+    (Parts(batches=more_often_than_claimed), {}, {"Poisson sampling"}),
+    (Parts(batches=with_replacement), {}, {"Poisson sampling"}),
+    (Parts(engine=PromptsTakenForRecords), {}, {"exact gradients"}),
+    (Parts(engine=PromptsTakenForRecords), {"engine": "feature_space"}, {"exact gradients"}),
+    (Parts(engine=SharesBetweenUnits), {}, {"exact gradients"}),
+    (Parts(engine=SumsItsGroups), {}, {"exact gradients"}),
+    (Parts(engine=PullsBackTwice), {"engine": "feature_space"}, {"exact gradients"}),
+    (Parts(keystream=SameKey), {}, {"fresh keys"}),
+    (Parts(keystream=OneStreamForAll), {}, {"fresh keys"}),
+]
+
+
+def name_of(value: Any) -> str:
+    if isinstance(value, Parts):
+        return next(part.__name__ for name, part in vars(value).items() if part is not getattr(module.REAL, name))
+    return str(value.get("engine", "")) if isinstance(value, dict) else ""
+
+
+@pytest.mark.parametrize(("parts", "privacy", "caught_by"), BROKEN, ids=name_of)
+def test_a_broken_mechanism_fails(parts: Parts, privacy: dict[str, Any], caught_by: set[str]) -> None:
+    checks = self_test(*setting(**privacy), parts)
+    assert caught_by <= failed(checks)
+    assert not any("stopped with" in c.detail for c in checks)  # broken in what it computes, not in how it is written
+
+
+SOUND: list[tuple[str, dict[str, Any]]] = [
+    ("contexts", {}),
+    ("contexts+gate", {"group_norms": GROUPS, "max_grad_norm": 1e-3}),
+    ("all", {"engine": "feature_space", "sample_rate": 0.01}),
+    ("adapters", {"engine": "feature_space", "noise_multiplier": 8.0}),
+    ("all", {"sample_rate": 1.0, "noise_multiplier": 0.3, "micro_batch": 1}),
+    ("adapters", {"sample_rate": 0.999, "noise_multiplier": 300.0, "max_grad_norm": 1e6}),
+]
+
+
+@pytest.mark.parametrize(("trained", "privacy"), SOUND)
+def test_the_real_mechanism_passes(trained: str, privacy: dict[str, Any]) -> None:
+    checks = self_test(*setting(trained, **privacy))
+    assert not failed(checks)
+    assert len(checks) == len({c.name for c in checks}) == 13
+    assert all("allowed" in c.detail for c in checks)
+
+
+@pytest.mark.slow
+def test_the_real_mechanism_passes_two_hundred_times() -> None:
+    settings = [setting(trained, **privacy) for trained, privacy in SOUND[:4]]
+    alarms = [failed(self_test(*settings[i % 4])) for i in range(200)]
+    assert sum(map(bool, alarms)) <= 2, alarms
+
+
+def test_the_model_and_the_global_generators_stay_as_they_are() -> None:
+    model, job = setting("all", engine="feature_space")
+    for p in model.trainable_parameters().values():
+        p.grad = torch.ones_like(p)
+    before = {n: (p.detach().clone(), p.requires_grad, dict(vars(p))) for n, p in model.named_parameters()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    for engine in ("exact", "feature_space"):
+        self_test(model, replace(job, privacy=replace(job.privacy, engine=engine)))  # type: ignore[arg-type]
+    for name, p in model.named_parameters():
+        values, trained, attached = before[name]
+        assert torch.equal(p, values)
+        assert p.requires_grad == trained
+        assert vars(p) == attached
+    assert all(bool((p.grad == 1).all()) for p in model.trainable_parameters().values())  # type: ignore[union-attr]
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]
+
+
+def test_a_failure_is_a_sentence_with_every_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_self_test(*setting())
+    real = PrivateOptimizer.noise_stds
+    monkeypatch.setattr(PrivateOptimizer, "noise_stds", lambda self: [std / 2 for std in real(self)])
+    with pytest.raises(SelfTestFailed, match="of 13 checks, so this site trains nothing") as caught:
+        require_self_test(*setting())
+    sentence = str(caught.value)
+    assert "noise variance: variance of the noise in clip group 1 of a batch of 5 over the charged" in sentence
+    assert "empty batch: " in sentence
+    assert "fresh keys" not in sentence
+
+
+def test_a_part_that_breaks_is_a_failed_check() -> None:
+    def out_of_order(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+        raise RuntimeError("no entropy")
+
+    checks = self_test(*setting(), Parts(batches=out_of_order))
+    assert [c for c in checks if not c.passed] == [
+        Check("Poisson sampling", False, "stopped with RuntimeError: no entropy")
+    ]
+
+
+def test_chance_gets_one_repetition_and_exact_checks_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    def second_time_right(subject: Any) -> Iterator[Any]:
+        runs.append(subject)
+        yield module._Measured("it", len(runs) - 1, 1, 1)
+
+    monkeypatch.setattr(module, "_CHECKS", (("chance", second_time_right, True),))
+    assert not failed(self_test(*setting()))
+    assert len(runs) == 2
+    runs.clear()
+    monkeypatch.setattr(module, "_CHECKS", (("exact", second_time_right, False),))
+    assert failed(self_test(*setting())) == {"exact"}
+    assert len(runs) == 1
+
+
+def test_nothing_is_tested_without_a_noise_multiplier() -> None:
+    with pytest.raises(ValueError, match="noise_multiplier is not worked out"):
+        self_test(*setting(noise_multiplier=None))
+
+
+def test_the_feature_space_engine_is_tested_where_its_noise_is_added() -> None:
+    detail = {c.name: c.detail for c in self_test(*setting(engine="feature_space"))}
+    assert "gradients of text" in detail["exact gradients"]
+    assert "contexts.class pulled back" in detail["exact gradients"]

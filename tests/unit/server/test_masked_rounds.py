@@ -1,0 +1,395 @@
+"""The workflow's masked rounds against real site halves: dropouts, retries, liars, checkpoints. No FLARE process."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from fedmpt_core.config.job import FederationConfig, JobConfig, ResumeConfig, TrainingConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig
+from fedmpt_core.federation.run.record import load_model
+from fedmpt_core.federation.server.checkpoint import load_checkpoint
+from fedmpt_core.federation.site.masked_updates import SecureSite
+from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.secagg.errors import SecAggError
+from fedmpt_core.secagg.identity import SiteIdentity
+from fedmpt_core.secagg.messages import Masked
+from fedmpt_flare import tasks
+from fedmpt_flare.server.workflow import FedMPTWorkflow
+from fedmpt_flare.workspace import CHECKPOINTS
+from tests.secagg import identity
+from tests.settings import REHEARSED, UNPROTECTED
+
+LAYOUT = ParameterLayout(("head.scale",), ((3,),))
+INITIAL = np.array([1, 2, 3], np.float32)
+NAMES = ("a", "b", "c", "d", "e")
+Fault = Callable[[Shareable], Shareable | None]
+
+
+def lost(answer: Shareable) -> None:
+    """The site dies or hangs."""
+    return
+
+
+def refused(answer: Shareable) -> Shareable:
+    return tasks.refusal(tasks.SITE_REFUSED, "no")
+
+
+def garbage(answer: Shareable) -> Shareable:
+    return tasks.message(fields=answer[tasks.FIELDS], protocol=b"\xffMSK1" + bytes(50))
+
+
+def no_message(answer: Shareable) -> Shareable:
+    return tasks.message(fields=answer[tasks.FIELDS], vector=LAYOUT.encode(INITIAL))
+
+
+FAULTS: list[Fault] = [lost, refused, garbage, no_message]
+
+
+class Site:
+    """A site's half of the protocol and an update that says which training it came from."""
+
+    def __init__(self, name: str, job: JobConfig, folder: Path, run_id: str, step: float) -> None:
+        site = SiteConfig(
+            DataConfig(path="x"),
+            secagg=dataclasses.replace(SiteConfig(DataConfig(path="x")).secagg, state=str(folder / name)),
+        )
+        self.name, self.step, self.trained, self.asked = name, step, 0, list[str]()
+        self.faults: dict[tuple[str, int], Fault] = {}
+        self._count: dict[str, int] = {}
+        self.secure = SecureSite(
+            job,
+            site,
+            name,
+            run_id=run_id,
+            kit=None,
+            layout=LAYOUT,
+            initial=LAYOUT.encode(INITIAL),
+            backbone_digest="00",
+        )
+
+    def answer(self, task: str, data: Shareable, private: bytes) -> Shareable | None:
+        self.asked.append(task)
+        self._count[task] = self._count.get(task, 0) + 1
+        try:
+            answer = self._answer(task, data, private)
+        except SecAggError as error:
+            return tasks.refusal(tasks.SITE_REFUSED, f"{error.code.name}: {error}", self.secure.abort(error))
+        fault = self.faults.get((task, self._count[task]))
+        return fault(answer) if fault else answer
+
+    def _answer(self, task: str, data: Shareable, private: bytes) -> Shareable:
+        match task:
+            case tasks.JOIN:
+                fields = {"layout": LAYOUT.to_json(), "evaluates": False, "backbone": "fake", "is_stand_in": True}
+                fields |= {"backbone_digest": "00", "device": "cpu", "versions": {}}
+                return tasks.message(fields=fields, vector=LAYOUT.encode(INITIAL))
+            case tasks.TRAIN:
+                masked = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND), data[tasks.VECTOR])
+                if masked is None:
+                    self.trained += 1
+                    masked = self.secure.mask(LAYOUT.encode(np.full(3, self.step, np.float32)), 1.0, {})
+                return tasks.message(fields={tasks.PRIVACY: {}}, protocol=masked)
+            case tasks.UNMASK:
+                return tasks.message(protocol=self.secure.unmask(private))
+        step = {
+            tasks.ADVERTISE: self.secure.advertise,
+            tasks.CONFIRM: self.secure.confirm,
+            tasks.CONSISTENCY: self.secure.consistency,
+        }[task]
+        return tasks.message(protocol=step(data[tasks.PROTOCOL]))
+
+
+class Workflow(FedMPTWorkflow):
+    """The workflow with FLARE's delivery replaced by direct calls."""
+
+    def __init__(
+        self, job: JobConfig, folder: Path, run_id: str = "run-1", steps: tuple[float, ...] = (1, 2, 3, 4, 5)
+    ) -> None:
+        super().__init__({"config_type": "dict", **job.to_dict()})
+        folder.mkdir(exist_ok=True)
+        self.sites = {n: Site(n, job, folder, run_id, s) for s, n in enumerate(NAMES, start=1)}
+        run = folder / run_id
+        run.mkdir(exist_ok=True)
+        engine = SimpleNamespace(
+            get_clients=lambda: [SimpleNamespace(name=n) for n in self.sites],
+            get_workspace=lambda: SimpleNamespace(
+                get_run_dir=lambda job_id: str(run),
+                get_root_dir=lambda: str(folder),
+                get_site_config_dir=lambda: str(folder),
+                get_startup_kit_dir=lambda: str(folder),
+            ),
+        )
+        self.context = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: run_id)
+        self.run_folder = run
+        self.warnings: list[str] = []
+
+    def log_warning(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
+        self.warnings.append(msg)
+
+    def log_info(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def broadcast_and_wait(self, task: Any, fl_ctx: Any, targets: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+        for name in targets:
+            private: dict[str, bytes] = {}
+            client_task = SimpleNamespace(client=SimpleNamespace(name=name), result=None)
+            if task.before_task_sent_cb:
+                context = SimpleNamespace(set_prop=lambda key, value, into=private, **_: into.update({key: value}))
+                task.before_task_sent_cb(client_task=client_task, fl_ctx=context)
+            client_task.result = self.sites[name].answer(task.name, task.data, private.get(tasks.FOR_YOU, b""))
+            if client_task.result is not None:
+                task.result_received_cb(client_task=client_task, fl_ctx=fl_ctx)
+
+    def run(self) -> list[dict[str, Any]]:
+        """The record's rounds."""
+        self.start_controller(self.context)  # type: ignore[arg-type]
+        self.control_flow(Signal(), self.context)  # type: ignore[arg-type]
+        return self.record["rounds"]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.run_folder / "result.json").read_text())
+
+    @property
+    def state(self) -> np.ndarray:
+        return load_model(self.run_folder)[2]
+
+
+@pytest.fixture(autouse=True)
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SiteIdentity, "ephemeral", staticmethod(identity))
+
+
+def job(rounds: int = 1, sites: int = 3, failures: int = 2, **changes: Any) -> JobConfig:
+    return JobConfig(
+        "m",
+        ("cat", "dog"),
+        training=TrainingConfig(rounds=rounds),
+        privacy=UNPROTECTED,
+        secagg=dataclasses.replace(REHEARSED, rounding="deterministic"),
+        federation=FederationConfig(min_sites=sites, max_failed_rounds=failures),
+        **changes,
+    )
+
+
+def test_rounds_move_the_model_by_the_mean_and_keep_the_protocol_s_facts(tmp_path: Path) -> None:
+    workflow = Workflow(job(rounds=3), tmp_path)
+    rows = workflow.run()
+    assert workflow.state.tolist() == [10, 11, 12]  # three means of 3
+    assert [r["secagg"]["number"] for r in rows[1:]] == [1, 2, 3]
+    assert [r["secagg"]["epoch"] for r in rows[1:]] == [1, 1, 1]
+    assert {len(r["secagg"]["transcript"]) for r in rows[1:]} == {64}
+    assert rows[1]["secagg"]["threshold"] == 4
+    assert rows[1]["secagg"]["cohort"] == list(NAMES)
+    assert workflow.record["aggregation"] == "masked"
+    assert workflow.sites["a"].asked.count(tasks.ADVERTISE) == 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("task", [tasks.ADVERTISE, tasks.CONFIRM, tasks.TRAIN])
+def test_a_site_lost_before_it_masked_costs_its_contribution(tmp_path: Path, task: str, fault: Fault) -> None:
+    workflow = Workflow(job(), tmp_path)
+    workflow.sites["e"].faults[task, 1] = fault
+    rows = workflow.run()
+    assert rows[1]["sites"] == ["a", "b", "c", "d"]
+    assert tasks.CONSISTENCY not in workflow.sites["e"].asked  # nobody waits for a site that is gone
+    assert workflow.state.tolist() == [3.5, 4.5, 5.5]
+    assert rows[1]["secagg"]["attempt"] == 0
+    assert any("e" in w for w in workflow.warnings)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("task", [tasks.CONSISTENCY, tasks.UNMASK])
+def test_a_site_lost_after_it_masked_is_in_the_sum(tmp_path: Path, task: str, fault: Fault) -> None:
+    workflow = Workflow(job(), tmp_path)
+    workflow.sites["e"].faults[task, 1] = fault
+    rows = workflow.run()
+    assert rows[1]["sites"] == list(NAMES)
+    assert workflow.state.tolist() == [4, 5, 6]
+
+
+def test_an_attempt_that_fails_before_signatures_costs_no_second_training(tmp_path: Path) -> None:
+    workflow = Workflow(job(), tmp_path)
+    for name in ("d", "e"):
+        workflow.sites[name].faults[tasks.TRAIN, 1] = lost
+    rows = workflow.run()
+    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"], rows[1]["secagg"]["epoch"]) == (1, 1, 2)
+    assert rows[1]["sites"] == list(NAMES)
+    assert workflow.state.tolist() == [4, 5, 6]
+    assert {s.trained for s in workflow.sites.values()} == {1}
+    assert "3 of 5 vectors arrived, the threshold is 4" in str(events(workflow, "round_failed"))
+
+
+@pytest.mark.parametrize("task", [tasks.CONSISTENCY, tasks.UNMASK])
+def test_a_round_that_fails_after_signatures_is_trained_again_under_a_new_number(tmp_path: Path, task: str) -> None:
+    workflow = Workflow(job(), tmp_path)
+    for name in ("d", "e"):
+        workflow.sites[name].faults[task, 1] = lost
+    rows = workflow.run()
+    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"]) == (2, 0)
+    assert {s.trained for s in workflow.sites.values()} == {2}
+    assert workflow.state.tolist() == [4, 5, 6]
+
+
+def test_a_site_that_missed_the_key_exchange_comes_back_under_a_new_number(tmp_path: Path) -> None:
+    """A further attempt may have no new members, so the ones that have masked train again rather than risk two sums."""
+    workflow = Workflow(job(), tmp_path)
+    workflow.sites["e"].faults[tasks.CONFIRM, 1] = lost
+    for name in ("c", "d"):
+        workflow.sites[name].faults[tasks.TRAIN, 1] = lost
+    rows = workflow.run()
+    assert rows[1]["sites"] == list(NAMES)
+    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"], rows[1]["secagg"]["epoch"]) == (2, 0, 2)
+    assert [s.trained for s in workflow.sites.values()] == [2, 2, 2, 2, 1]
+
+
+def test_a_job_with_too_few_sites_ends_with_a_sentence_and_without_a_model(tmp_path: Path) -> None:
+    workflow = Workflow(job(failures=1), tmp_path)
+    for name in ("d", "e"):
+        for attempt in (1, 2):
+            workflow.sites[name].faults[tasks.TRAIN, attempt] = lost
+    with pytest.raises(RuntimeError, match="round 1 failed: 3 of 5 vectors arrived, the threshold is 4"):
+        workflow.run()
+    assert workflow.record["outcome"].startswith("failed: round 1 failed: ")
+    assert not (workflow.run_folder / "model.safetensors").exists()
+
+
+def test_a_liar_about_its_edges_and_the_peer_that_it_quarrels_with_are_left_out(tmp_path: Path) -> None:
+    workflow = Workflow(job(rounds=2, failures=2), tmp_path)
+
+    def lying(answer: Shareable) -> Shareable:
+        secure = workflow.sites["b"].secure
+        said = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
+        edges = (bytes(32), *said.edge_commitments[1:])
+        forged = dataclasses.replace(said, edge_commitments=edges)
+        exchange = secure._client._exchange
+        assert exchange
+        signed = dataclasses.replace(forged, signature=exchange.sign(forged.text))
+        return tasks.message(fields=answer[tasks.FIELDS], protocol=signed.encode())
+
+    workflow.sites["b"].faults[tasks.TRAIN, 1] = lying
+    rows = workflow.run()
+    assert "members disagree on their common key: a, b" in str(events(workflow, "round_failed"))
+    assert [r["sites"] for r in rows[1:]] == [["c", "d", "e"]] * 2
+    # three are left where four had to answer, so it is another round and not another attempt
+    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"]) == (2, 0)
+    assert workflow.state.tolist() == [9, 10, 11]
+
+
+def test_a_server_that_sends_other_parameters_than_it_can_have_is_refused(tmp_path: Path) -> None:
+    workflow = Workflow(job(rounds=2), tmp_path)
+    sites = workflow.sites.values()
+    workflow.start_controller(workflow.context)  # type: ignore[arg-type]
+    workflow._context, workflow._abort = workflow.context, Signal()  # type: ignore[assignment]
+    _, layout, state = workflow._join()
+    with pytest.raises(Exception, match="0 of 5 vectors arrived"):
+        workflow._train(1, 0, state + np.float32(1e-3), layout, list(NAMES))
+    assert {s.trained for s in sites} == {0}
+    assert "moved by 0.001 since round 1, at most 0 can be" in str(workflow.warnings)
+    with pytest.raises(Exception, match="0 of 5 vectors arrived"):
+        workflow._train(2, 0, state + np.float32(16.1), layout, list(NAMES))
+    workflow._train(2, 1, state + np.float32(15.9), layout, list(NAMES))
+    assert {s.trained for s in sites} == {1}
+
+
+def test_a_run_goes_on_from_its_checkpoint_with_fresh_keys(tmp_path: Path) -> None:
+    first = Workflow(job(rounds=4, failures=0), tmp_path)
+    for site in first.sites.values():
+        site.faults[tasks.TRAIN, 3] = lost
+    with pytest.raises(RuntimeError, match="round 3 failed"):
+        first.run()
+    kept = load_checkpoint(tmp_path / CHECKPOINTS, "run-1")
+    assert (kept.round, kept.state.tolist()) == (2, [7, 8, 9])
+
+    second = Workflow(job(rounds=4, resume=ResumeConfig("run-1", 2)), tmp_path, "run-2")
+    rows = second.run()
+    assert [r["round"] for r in rows] == [0, 1, 2, 3, 4]
+    assert second.state.tolist() == [13, 14, 15]
+    assert second.record["resumed"] == {"job": "run-1", "round": 2}
+    assert load_checkpoint(tmp_path / CHECKPOINTS, "run-2").round == 4
+
+
+@pytest.mark.parametrize(
+    ("resume", "changes", "sentence"),
+    [
+        (ResumeConfig("run-9", 1), {}, "no such file: the run 'run-9' ended before its first round"),
+        (ResumeConfig("run-1", 2), {}, "is of round 1: set resume.round = 1"),
+        (ResumeConfig("run-1", 1), {"seed": 9}, "was of another job: seed differ"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_costs_nobody_anything(
+    tmp_path: Path, resume: ResumeConfig, changes: dict[str, Any], sentence: str
+) -> None:
+    Workflow(job(rounds=1), tmp_path).run()
+    kept = tmp_path / CHECKPOINTS / "run-1" / "checkpoint.safetensors"
+    again = job(rounds=3, resume=resume)
+    if not changes:
+        kept_job = dataclasses.replace(load_checkpoint(tmp_path / CHECKPOINTS, "run-1"), job=job(rounds=3))
+        kept_job.save(tmp_path / CHECKPOINTS)
+    else:
+        again = dataclasses.replace(again, training=TrainingConfig(rounds=3), **changes)
+        dataclasses.replace(load_checkpoint(kept.parents[1], "run-1"), job=job(rounds=3)).save(kept.parents[1])
+    workflow = Workflow(again, tmp_path, "run-2")
+    with pytest.raises(ValueError, match=sentence):
+        workflow.run()
+    assert all(site.asked == [] for site in workflow.sites.values())
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    Workflow(job(rounds=1), tmp_path).run()
+    path = tmp_path / CHECKPOINTS / "run-1" / "checkpoint.safetensors"
+    data = path.read_bytes()
+    for broken in (data[:100], b"", data.replace(b'"round', b'"rounb', 1), data[:-3]):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"checkpoint.safetensors: is not a checkpoint"):
+            load_checkpoint(tmp_path / CHECKPOINTS, "run-1")
+
+
+def test_sessions_are_renewed_before_they_run_out(tmp_path: Path) -> None:
+    now = time.time()
+    workflow = Workflow(job(rounds=2), tmp_path)
+    workflow.start_controller(workflow.context)  # type: ignore[arg-type]
+    workflow._context, workflow._abort = workflow.context, Signal()  # type: ignore[assignment]
+    _, layout, state = workflow._join()
+    assert workflow._secure
+    for half in (workflow._secure._server, *(s.secure._client for s in workflow.sites.values())):
+        half._clock = lambda: now
+    *_, facts = workflow._train(1, 0, state, layout, list(NAMES))
+    now += 21 * 3600
+    *_, renewed = workflow._train(2, 0, state, layout, list(NAMES))
+    assert (facts["epoch"], renewed["epoch"]) == (1, 2)
+
+
+def test_the_blame_of_few_leaves_nobody_out(tmp_path: Path) -> None:
+    """Member e deals a row that does not open to some members; they say so, signed."""
+    for count, left_out in ((1, False), (2, True)):
+        workflow = Workflow(job(rounds=2), tmp_path / str(count))
+
+        def dealing(answer: Shareable, workflow: Workflow = workflow, count: int = count) -> Shareable:
+            said = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
+            bad = dataclasses.replace(
+                said, sealed=(*[bytes(len(row)) for row in said.sealed[:count]], *said.sealed[count:])
+            )
+            exchange = workflow.sites["e"].secure._client._exchange
+            assert exchange
+            signed = dataclasses.replace(bad, signature=exchange.sign(bad.text))
+            return tasks.message(fields=answer[tasks.FIELDS], protocol=signed.encode())
+
+        workflow.sites["e"].faults[tasks.TRAIN, 1] = dealing
+        rows = workflow.run()
+        assert "it blames e" in str(events(workflow, "dropped"))
+        assert ("e" not in rows[2]["sites"]) == left_out
+
+
+def events(workflow: Workflow, kind: str) -> list[dict[str, Any]]:
+    lines = (workflow.run_folder / "events.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]

@@ -1,0 +1,236 @@
+"""The server's rounds against scripted sites: means, dropouts, bad answers, retries and records. No FLARE process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from fedmpt_core.common.release import RELEASE
+from fedmpt_core.config.job import FederationConfig, JobConfig, TrainingConfig
+from fedmpt_core.config.toml import ConfigError
+from fedmpt_core.federation.run.record import load_model
+from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_flare import tasks
+from fedmpt_flare.server.workflow import FedMPTWorkflow
+from tests.settings import UNMASKED, UNPROTECTED
+
+LAYOUT = ParameterLayout(("head.scale",), ((3,),))
+INITIAL = np.array([1, 2, 3], np.float32)
+
+
+class ScriptedSite:
+    """Answers like an executor; a script replaces the answer of (task, round)."""
+
+    def __init__(self, name: str, step: float, **script: Callable[[], Any]) -> None:
+        self.name, self.step, self.script, self.asked = name, step, script, []
+
+    def answer(self, task: str, data: Shareable) -> Any:
+        number = data.get_header(tasks.ROUND, 0)
+        self.asked.append((task, number))
+        special = self.script.get(f"{task}_{number}")
+        if special:
+            return special()
+        match task:
+            case tasks.JOIN:
+                fields = {
+                    "layout": LAYOUT.to_json(),
+                    "evaluates": self.name == "a",
+                    "backbone": "fake",
+                    "is_stand_in": True,
+                    "backbone_digest": "00",
+                    "device": "cpu",
+                    "versions": {},
+                }
+                return tasks.message(fields=fields, vector=LAYOUT.encode(INITIAL))
+            case tasks.TRAIN:
+                return tasks.message(fields={"weight": 1.0}, vector=LAYOUT.encode(np.full(3, self.step, np.float32)))
+            case _:
+                state = LAYOUT.decode(data[tasks.VECTOR])
+                return tasks.message(fields={"figures": {"mAP": float(state[0]), "gate": [0.5, 0.5]}})
+
+
+class ScriptedWorkflow(FedMPTWorkflow):
+    """The workflow with FLARE's delivery replaced by direct calls."""
+
+    def __init__(self, job: JobConfig, sites: list[ScriptedSite], folder: Path) -> None:
+        super().__init__({"config_type": "dict", **job.to_dict()})
+        self.sites = {s.name: s for s in sites}
+        engine = SimpleNamespace(
+            get_clients=lambda: [SimpleNamespace(name=s.name) for s in sites],
+            get_workspace=lambda: SimpleNamespace(
+                get_run_dir=lambda job_id: str(folder),
+                get_root_dir=lambda: str(folder),
+                get_site_config_dir=lambda: str(folder),
+                get_startup_kit_dir=lambda: str(folder),
+            ),
+        )
+        self.context = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: "job")
+        self.warnings: list[str] = []
+        self.errors: list[str] = []
+
+    def log_warning(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
+        self.warnings.append(msg)
+
+    def log_error(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
+        self.errors.append(msg)
+
+    def log_info(self, fl_ctx: Any, msg: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def broadcast_and_wait(self, task: Any, fl_ctx: Any, targets: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+        for name in targets:
+            result = self.sites[name].answer(task.name, task.data)
+            if result is not None:
+                client_task = SimpleNamespace(client=SimpleNamespace(name=name), result=result)
+                task.result_received_cb(client_task=client_task, fl_ctx=fl_ctx)
+
+    def run(self) -> None:
+        self.start_controller(self.context)  # type: ignore[arg-type]
+        self.control_flow(Signal(), self.context)  # type: ignore[arg-type]
+
+
+def job(rounds: int = 2, **federation: Any) -> JobConfig:
+    return JobConfig(
+        "w",
+        ("cat", "dog"),
+        training=TrainingConfig(rounds=rounds),
+        privacy=UNPROTECTED,
+        secagg=UNMASKED,
+        federation=FederationConfig(**{"min_sites": 2, **federation}),
+    )
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_two_rounds_move_the_model_by_the_mean_updates(tmp_path: Path) -> None:
+    ScriptedWorkflow(job(), [ScriptedSite("a", 1.0), ScriptedSite("b", 2.0), ScriptedSite("c", 6.0)], tmp_path).run()
+    config, layout, state = load_model(tmp_path)
+    assert state.tolist() == [7, 8, 9]
+    assert (layout, config.name) == (LAYOUT, "w")
+    rows = record(tmp_path)["rounds"]
+    assert [r["mAP"] for r in rows] == [1, 4, 7]
+    assert [r["round"] for r in rows] == [0, 1, 2]
+    assert rows[1]["bytes_sent"] == dict.fromkeys("abc", 32 + 12)
+    assert record(tmp_path)["outcome"] == "completed"
+
+
+def nothing() -> None:
+    return None
+
+
+def error() -> Shareable:
+    return make_reply(ReturnCode.EXECUTION_EXCEPTION)
+
+
+def garbage() -> Shareable:
+    return tasks.message(fields={"weight": 1.0}, vector=b"\0" * 44)
+
+
+def not_a_number() -> Shareable:
+    bad = bytes.fromhex(LAYOUT.digest()) + np.array([1, np.nan, 1], "<f4").tobytes()
+    return tasks.message(fields={"weight": 1.0}, vector=bad)
+
+
+def no_weight() -> Shareable:
+    return tasks.message(fields={}, vector=LAYOUT.encode(INITIAL))
+
+
+def refused() -> Shareable:
+    return tasks.refusal(tasks.SITE_REFUSED, "budget spent")
+
+
+@pytest.mark.parametrize("fault", [nothing, error, garbage, not_a_number, no_weight, refused])
+def test_a_site_that_fails_a_round_costs_only_its_own_contribution(tmp_path: Path, fault: Callable[[], Any]) -> None:
+    sites = [ScriptedSite("a", 1.0), ScriptedSite("b", 3.0), ScriptedSite("c", 100.0, train_1=fault)]
+    workflow = ScriptedWorkflow(job(rounds=1), sites, tmp_path)
+    workflow.run()
+    assert load_model(tmp_path)[2].tolist() == [3, 4, 5]
+    assert record(tmp_path)["rounds"][1]["sites"] == ["a", "b"]
+    assert any("c" in w for w in workflow.warnings)
+
+
+def test_a_round_with_too_few_sites_is_tried_again_then_the_job_ends(tmp_path: Path) -> None:
+    answers = iter([None, None])
+    flaky = ScriptedSite(
+        "b",
+        3.0,
+        train_1=lambda: next(answers, tasks.message(fields={"weight": 1.0}, vector=LAYOUT.encode(INITIAL))),
+    )
+    ScriptedWorkflow(job(rounds=1), [ScriptedSite("a", 1.0), flaky], tmp_path).run()
+    assert [t for t, _ in flaky.asked].count(tasks.TRAIN) == 3
+    assert record(tmp_path)["outcome"] == "completed"
+
+    never = ScriptedSite("b", 3.0, train_1=nothing)
+    with pytest.raises(RuntimeError, match="1 sites answered, min_sites=2"):
+        ScriptedWorkflow(job(rounds=1, max_failed_rounds=1), [ScriptedSite("a", 1.0), never], tmp_path).run()
+    assert [t for t, _ in never.asked].count(tasks.TRAIN) == 2
+    assert record(tmp_path)["outcome"].startswith("failed: round 1")
+
+
+def test_a_site_with_other_weights_is_left_out(tmp_path: Path) -> None:
+    def foreign() -> Shareable:
+        answer = ScriptedSite("a", 0).answer(tasks.JOIN, Shareable())
+        answer[tasks.FIELDS]["backbone_digest"] = "11"
+        return answer
+
+    odd = ScriptedSite("c", 100.0, join_0=foreign)
+    ScriptedWorkflow(job(rounds=1), [ScriptedSite("a", 1.0), ScriptedSite("b", 1.0), odd], tmp_path).run()
+    assert odd.asked == [(tasks.JOIN, 0)]
+    assert load_model(tmp_path)[2].tolist() == [2, 3, 4]
+
+
+def test_no_round_starts_when_too_few_sites_join(tmp_path: Path) -> None:
+    sites = [ScriptedSite("a", 1.0), ScriptedSite("b", 1.0, join_0=refused)]
+    with pytest.raises(Exception, match="join: 1 sites answered"):
+        ScriptedWorkflow(job(), sites, tmp_path).run()
+    assert not [t for s in sites for t, _ in s.asked if t == tasks.TRAIN]
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_server_of_another_release_says_so_in_its_log_and_asks_nobody(tmp_path: Path) -> None:
+    site = ScriptedSite("a", 1.0)
+    workflow = ScriptedWorkflow(job(), [site], tmp_path)
+    workflow.release = "0.0.1"
+    with pytest.raises(ConfigError):
+        workflow.run()
+    assert workflow.errors == [f"the job is refused: the job was exported with fedmpt 0.0.1, the server runs {RELEASE}"]
+    assert site.asked == []
+
+
+def test_a_job_that_the_server_cannot_read_is_named_in_its_log(tmp_path: Path) -> None:
+    workflow = ScriptedWorkflow(job(), [], tmp_path)
+    workflow.job["training"]["rounds"] = -1
+    with pytest.raises(ConfigError):
+        workflow.run()
+    assert len(workflow.errors) == 1
+    assert workflow.errors[0].startswith("the job is refused: ")
+    assert "rounds=-1" in workflow.errors[0]
+
+
+def test_a_site_that_cannot_evaluate_leaves_the_round_without_figures(tmp_path: Path) -> None:
+    sites = [ScriptedSite("a", 1.0, validate_1=error), ScriptedSite("b", 1.0)]
+    ScriptedWorkflow(job(rounds=2), sites, tmp_path).run()
+    assert ["mAP" in r for r in record(tmp_path)["rounds"]] == [True, False, True]
+
+
+def test_records_weigh_when_the_job_says_so(tmp_path: Path) -> None:
+    def weighed(weight: float, step: float) -> Callable[[], Shareable]:
+        return lambda: tasks.message(fields={"weight": weight}, vector=LAYOUT.encode(np.full(3, step, np.float32)))
+
+    sites = [ScriptedSite("a", 0, train_1=weighed(1.0, 0.0)), ScriptedSite("b", 0, train_1=weighed(3.0, 4.0))]
+    ScriptedWorkflow(job(rounds=1, weighting="records"), sites, tmp_path).run()
+    assert load_model(tmp_path)[2].tolist() == [4, 5, 6]
+
+
+def test_evaluation_may_be_rare_but_never_misses_the_last_round(tmp_path: Path) -> None:
+    ScriptedWorkflow(job(rounds=5, evaluate_every=3), [ScriptedSite("a", 1.0), ScriptedSite("b", 1.0)], tmp_path).run()
+    assert [r["round"] for r in record(tmp_path)["rounds"] if "mAP" in r] == [0, 3, 5]

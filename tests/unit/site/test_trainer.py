@@ -1,0 +1,78 @@
+"""The trainer process: refusals are sentences, its death is an exception, and it never outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from nvflare.apis.signal import Signal
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig
+from fedmpt_flare.site.trainer import Trainer, TrainerError
+
+JOB = JobConfig("t", ("cat", "dog"))
+SITE = SiteConfig(DataConfig(source="manifest", path="/nowhere/manifest.csv"))
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Trainer]:
+    trainer = Trainer(tmp_path / "trainer.log")
+    trainer.start()
+    yield trainer
+    trainer.stop()
+
+
+def test_a_refusal_arrives_as_its_sentence(trainer: Trainer) -> None:
+    plain = {"job": {**JOB.to_dict(), "surprise": 1}, "site": {}, "name": "site-1"}
+    with pytest.raises(TrainerError, match="unknown key 'surprise'") as caught:
+        trainer.ask("prepare", abort=Signal(), timeout=100, **plain)
+    assert caught.value.expected
+    with pytest.raises(TrainerError, match="order='dance' is unknown"):
+        trainer.ask("dance", abort=Signal(), timeout=100)
+    assert trainer.alive
+
+
+def test_a_killed_trainer_is_an_exception_and_can_be_started_again(trainer: Trainer) -> None:
+    assert trainer.pid
+    os.kill(trainer.pid, signal.SIGKILL)
+    with pytest.raises(TrainerError, match=r"exit code -9|not running"):
+        trainer.ask("prepare", abort=Signal(), timeout=100)
+    trainer.start()
+    with pytest.raises(TrainerError, match="order='dance' is unknown"):
+        trainer.ask("dance", abort=Signal(), timeout=100)
+
+
+def test_an_aborted_job_stops_the_trainer(trainer: Trainer) -> None:
+    abort = Signal()
+    abort.trigger(True)
+    with pytest.raises(TrainerError, match="aborted"):
+        trainer.ask("dance", abort=abort, timeout=100)
+    assert not trainer.alive
+
+
+def test_a_trainer_that_gives_no_answer_in_time_is_stopped(trainer: Trainer) -> None:
+    assert trainer.pid
+    os.kill(trainer.pid, signal.SIGSTOP)
+    with pytest.raises(TrainerError, match=r"no answer to dance in 0.1 s") as caught:
+        trainer.ask("dance", abort=Signal(), timeout=0.1)
+    assert not caught.value.died
+    assert not trainer.alive
+
+
+def test_the_trainer_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, os, signal; from pathlib import Path; from fedmpt_flare.site.trainer import Trainer\n"
+        "t = Trainer(Path(sys.argv[1])); t.start(); print(t.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "log")], stdout=subprocess.PIPE, check=False)
+    assert run.returncode == -signal.SIGKILL
+    try:
+        child = psutil.Process(int(run.stdout))
+    except psutil.NoSuchProcess:
+        return
+    child.wait(60)
