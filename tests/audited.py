@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fedmpt_core.audit.run_evidence import Anchors
+from fedmpt_core.audit.run_evidence import KnownKeys
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
@@ -25,7 +25,7 @@ from fedmpt_core.privacy.ledger.chain import SIGNED_PREFIX, canonical
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_copy, open_ledger
 from fedmpt_core.secagg.policy import Floors
 from fedmpt_core.secagg.roster import Member, Roster
-from fedmpt_core.secagg.start_up_kit import card_of
+from fedmpt_core.secagg.start_up_kit import key_card_of
 from tests.federation import DEPLOY
 from tests.kits import write_kit
 from tests.unit.deploy.test_deploy import flare
@@ -53,10 +53,10 @@ def provision(root: Path, sites: Sequence[str] = SITES) -> Path:
     return root / "kits" / "fedmpt" / "prod_00"
 
 
-def roster_of(kits: Path, sites: Sequence[str] = SITES) -> Anchors:
+def roster_of(kits: Path, sites: Sequence[str] = SITES) -> KnownKeys:
     """What an auditor knows who was given the roster."""
-    cards = [card_of(kits / site / "startup") for site in sites]
-    return Anchors(Roster(cards[0].root, {c.name: Member(c.fingerprint, c.org) for c in cards}))
+    cards = [key_card_of(kits / site / "startup") for site in sites]
+    return KnownKeys(Roster(cards[0].root, {c.name: Member(c.fingerprint, c.org) for c in cards}))
 
 
 class Federation:

@@ -9,7 +9,7 @@ from typing import Any
 from fedmpt_core.audit.disclosure import Release, Sums, check_aggregation, releases, sums_of
 from fedmpt_core.audit.finding import Finding, in_order, worst
 from fedmpt_core.audit.mechanism import check_mechanism
-from fedmpt_core.audit.run_evidence import Anchors, Run, load_run
+from fedmpt_core.audit.run_evidence import KnownKeys, Run, load_run
 from fedmpt_core.audit.run_ledgers import check_ledgers, reused_keys
 from fedmpt_core.audit.site_ledger import OwnLedger
 from fedmpt_core.audit.spending import AGREEMENT, INDEPENDENT, REPORTED, SECOND, Spending, accountants_of
@@ -51,7 +51,7 @@ class Audit:
         return json_value({**asdict(self), "passed": self.passed, "schema": AUDIT_SCHEMA})
 
 
-def audit(folder: Path, anchors: Anchors, *, independent: bool = False, cards: Sequence[PolicyCard] = ()) -> Audit:
+def audit(folder: Path, anchors: KnownKeys, *, independent: bool = False, cards: Sequence[PolicyCard] = ()) -> Audit:
     """Audit one run.
 
     Args:
@@ -115,8 +115,8 @@ __all__ = [
     "INDEPENDENT",
     "REPORTED",
     "SECOND",
-    "Anchors",
     "Audit",
+    "KnownKeys",
     "audit",
     "audit_run",
     "compare",

@@ -15,7 +15,7 @@ from fedmpt_core.common.signing import KeyVerifier, SigningError
 from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
-from fedmpt_core.federation.run.manifest import MANIFEST, ManifestError, RunManifest, check_manifest, read_manifest
+from fedmpt_core.federation.run.manifest import MANIFEST, RunManifest, RunManifestError, check_manifest, read_manifest
 from fedmpt_core.federation.run.record import load_record
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError
 from fedmpt_core.secagg.errors import SecAggError
@@ -30,7 +30,7 @@ class NoRun(ValueError):
 
 
 @dataclass(frozen=True)
-class Anchors:
+class KnownKeys:
     """What the auditor knows of the federation from elsewhere.
 
     Attributes:
@@ -70,7 +70,7 @@ class Run:
         self.findings.append(Finding(code, severity, where, text, remedy))
 
 
-def load_run(folder: Path, anchors: Anchors, reader: LedgerReader | None = None) -> Run:
+def load_run(folder: Path, anchors: KnownKeys, reader: LedgerReader | None = None) -> Run:
     """Read a run.
 
     Args:
@@ -89,7 +89,7 @@ def load_run(folder: Path, anchors: Anchors, reader: LedgerReader | None = None)
         record, manifest = load_record(place), read_manifest(place)
         job = job_from_dict(record["config"], str(place / RESULT))
         _check_shape(record, manifest)
-    except (ManifestError, ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (RunManifestError, ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
     run = Run(place, record, job, manifest)
     _check_files(run, anchors)
@@ -156,11 +156,11 @@ def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
         raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
 
 
-def _check_files(run: Run, anchors: Anchors) -> None:
+def _check_files(run: Run, anchors: KnownKeys) -> None:
     manifest = run.manifest
     try:
         check_manifest(manifest, run.folder)
-    except ManifestError as error:
+    except RunManifestError as error:
         run.say("file-changed", MANIFEST, str(error), "download the run again; if it repeats, ask who changed it")
     if manifest.signature:
         _check_server(run, anchors)
@@ -175,7 +175,7 @@ def _check_files(run: Run, anchors: Anchors) -> None:
         run.say("config-changed", RESULT, text, "compare the job with the one that the sites approved")
 
 
-def _check_server(run: Run, anchors: Anchors) -> None:
+def _check_server(run: Run, anchors: KnownKeys) -> None:
     try:
         root = run.manifest.root.encode()
         leaf = x509.load_pem_x509_certificate(run.manifest.server["certificate"].encode())
@@ -193,7 +193,7 @@ def _check_server(run: Run, anchors: Anchors) -> None:
         run.say("no-roster", MANIFEST, text, "give --roster with the file that the sites agreed on", "warning")
 
 
-def _read_ledger(run: Run, site: str, anchors: Anchors, reader: LedgerReader) -> None:
+def _read_ledger(run: Run, site: str, anchors: KnownKeys, reader: LedgerReader) -> None:
     said = run.manifest.sites.get(site, {}).get("ledger")
     if not isinstance(said, dict) or "file" not in said:
         kept = said.get("kept") if isinstance(said, dict) else "the manifest does not name it"
@@ -219,7 +219,7 @@ def _read_ledger(run: Run, site: str, anchors: Anchors, reader: LedgerReader) ->
     run.ledgers[site] = entries
 
 
-def _verifier(run: Run, site: str, said: Mapping[str, Any], anchors: Anchors) -> KeyVerifier | None:
+def _verifier(run: Run, site: str, said: Mapping[str, Any], anchors: KnownKeys) -> KeyVerifier | None:
     """Of the site's certificate; None for the unsigned ledger of a simulation."""
     if run.manifest.identities == "insecure" and "certificate" not in said:
         return None

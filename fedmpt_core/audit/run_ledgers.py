@@ -12,7 +12,7 @@ from fedmpt_core.privacy.accounting.epsilon import Steps
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, plain_details
 
-CLOSE = 1e-6  # the same accountant on the same entries
+SAME_EPSILON = 1e-6  # the same accountant on the same entries
 GRID = 1e-3  # what more steps may lower epsilon by, twice the freedom of its accountant's grid
 
 
@@ -149,10 +149,10 @@ def _spending(
     job = next(iter(by_accountant.values()))
     total, more = spent([c.steps for c in every], float(genesis.delta), site)
     run.findings += findings + more
-    if job > run.job.privacy.epsilon * (1 + CLOSE):
+    if job > run.job.privacy.epsilon * (1 + SAME_EPSILON):
         text = f"the run spent epsilon {job:.3f}, the job declares {run.job.privacy.epsilon:g} (delta {delta:g})"
         run.say("epsilon-above-the-job", site, text, "the claim of the job does not hold: the larger number does")
-    if cap is not None and total > cap * (1 + CLOSE):
+    if cap is not None and total > cap * (1 + SAME_EPSILON):
         text = f"all jobs on '{genesis.dataset}' spent epsilon {total:.3f}, its cap is {cap:g}"
         run.say("epsilon-above-the-cap", site, text, "the site's policy was not kept: find out how")
     by_round = _by_round(run, entries, delta)
@@ -183,7 +183,7 @@ def _check_said(run: Run, site: str, by_round: Mapping[int, float]) -> None:
         if not said:
             continue
         if number in by_round:
-            fine, here = isclose(said["epsilon"], by_round[number], rel_tol=CLOSE), by_round[number]
+            fine, here = isclose(said["epsilon"], by_round[number], rel_tol=SAME_EPSILON), by_round[number]
         else:
             place = bisect(known, number)
             if not 0 < place < len(known):

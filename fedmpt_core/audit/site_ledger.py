@@ -9,8 +9,8 @@ from typing import Any
 
 from fedmpt_core.audit.finding import Finding, in_order, worst
 from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
-from fedmpt_core.audit.run_evidence import Anchors, NoRun
-from fedmpt_core.audit.run_ledgers import CLOSE, reused_keys
+from fedmpt_core.audit.run_evidence import KnownKeys, NoRun
+from fedmpt_core.audit.run_ledgers import SAME_EPSILON, reused_keys
 from fedmpt_core.audit.spending import Accountant, recompute
 from fedmpt_core.common.signing import SigningError, verifier
 from fedmpt_core.config.checks import json_value
@@ -74,7 +74,7 @@ def is_ledger(place: Path) -> bool:
     return place.is_file() or (place / EXPORT).exists()
 
 
-def load_ledger(place: Path, anchors: Anchors, reader: LedgerReader, certificate: Path | None = None) -> OwnLedger:
+def load_ledger(place: Path, anchors: KnownKeys, reader: LedgerReader, certificate: Path | None = None) -> OwnLedger:
     """Read a ledger without believing it.
 
     Args:
@@ -154,13 +154,13 @@ def _read(found: OwnLedger, path: Path, verify: Verifier | None, reader: LedgerR
         found.findings.append(Finding("ledger-not-verified", "warning", site, text, remedy))
 
 
-def _pinned(verify: Any, anchors: Anchors, certificate: Path) -> Any:
+def _pinned(verify: Any, anchors: KnownKeys, certificate: Path) -> Any:
     if anchors.roster and verify.key_spki not in {m.fingerprint.hex() for m in anchors.roster.members.values()}:
         raise SigningError(f"{certificate} is of a key that is not in the roster")
     return verify
 
 
-def _of_export(said: LedgerExport, folder: Path, anchors: Anchors, found: OwnLedger) -> Verifier:
+def _of_export(said: LedgerExport, folder: Path, anchors: KnownKeys, found: OwnLedger) -> Verifier:
     root = (folder / said.root).read_bytes()
     if anchors.roster is not None and root_sha256(root) != anchors.roster.root:
         raise SigningError("the export is of a federation with another root certificate than the roster's")
@@ -174,7 +174,7 @@ def _of_export(said: LedgerExport, folder: Path, anchors: Anchors, found: OwnLed
 
 def _notes(entries: Sequence[Entry], account: Statement) -> list[Finding]:
     site, found = account.site, []
-    if account.cap is not None and account.total > account.cap * (1 + CLOSE):
+    if account.cap is not None and account.total > account.cap * (1 + SAME_EPSILON):
         text = f"all jobs on '{account.dataset}' spent epsilon {account.total:.3f}, its cap is {account.cap:g}"
         remedy = "the site's policy was not kept: find out how"
         found.append(Finding("epsilon-above-the-cap", "fail", site, text, remedy))

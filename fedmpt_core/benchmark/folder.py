@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.benchmark import charts, tables
-from fedmpt_core.benchmark.inputs import Setup
+from fedmpt_core.benchmark.inputs import BenchmarkInputs
 from fedmpt_core.benchmark.plan import Case
 from fedmpt_core.benchmark.published import reported_by_the_authors
 from fedmpt_core.common.files import replacing
 
 
 def write_results(
-    folder: Path, setup: Setup, planned: Mapping[str, Sequence[Case]], results: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    setup: BenchmarkInputs,
+    planned: Mapping[str, Sequence[Case]],
+    results: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Write every table of a plan from the finished runs.
 

@@ -20,7 +20,7 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.federation.server.averaging import apply, average
 from fedmpt_core.federation.server.participation import participants
-from fedmpt_core.federation.site.session import SiteData, SiteSession
+from fedmpt_core.federation.site.session import SiteRecords, SiteSession
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger
 
@@ -54,7 +54,7 @@ def open_sessions(
     sites: Mapping[str, SiteConfig],
     *,
     backbone: Backbone | None = None,
-    data: Mapping[str, SiteData] | None = None,
+    data: Mapping[str, SiteRecords] | None = None,
 ) -> Iterator[dict[str, SiteSession]]:
     """Sessions of all sites, prepared; ledgers that no site names last as long as the context.
 

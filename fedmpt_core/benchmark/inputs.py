@@ -41,7 +41,7 @@ Changes = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Setup:
+class BenchmarkInputs:
     """One folder, read.
 
     Attributes:
@@ -80,7 +80,7 @@ class Setup:
         return resolved(job_from_dict(values, f"{self.folder}: {method}"))
 
 
-def load_setup(data: str) -> Setup:
+def load_setup(data: str) -> BenchmarkInputs:
     """Read a folder.
 
     Args:
@@ -94,7 +94,7 @@ def load_setup(data: str) -> Setup:
     return _load(Path(data))
 
 
-def _load(folder: Path) -> Setup:
+def _load(folder: Path) -> BenchmarkInputs:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder: give one with job.toml and site.toml, or {', '.join(EMBEDDED)}")
     sites = {}
@@ -121,7 +121,7 @@ def _load(folder: Path) -> Setup:
         )
     if job.unseen_classes:
         raise ConfigError(f"{folder / 'job.toml'}: unseen_classes: `fedmpt simulate` alone scores them, remove them")
-    setup = Setup(folder, sites, changes, grid)
+    setup = BenchmarkInputs(folder, sites, changes, grid)
     for method in changes:
         setup.job(method, 0)
     return setup

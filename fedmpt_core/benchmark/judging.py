@@ -19,7 +19,7 @@ EQUAL_RECALL = 0.5
 
 
 @dataclass(frozen=True)
-class Exam:
+class HeldOut:
     """Held-out records that no method trains on.
 
     Attributes:
@@ -35,7 +35,7 @@ class Exam:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
 
-def judge(model: TunedModel, exam: Exam) -> dict[str, float | list[float] | None]:
+def judge(model: TunedModel, exam: HeldOut) -> dict[str, float | list[float] | None]:
     """Figures of a model, its parameters as they are.
 
     Args:

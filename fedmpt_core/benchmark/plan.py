@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.benchmark.inputs import METHODS, ZERO_SHOT, Changes, Setup
+from fedmpt_core.benchmark.inputs import METHODS, ZERO_SHOT, BenchmarkInputs, Changes
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
@@ -85,7 +85,7 @@ class Case:
         return canonical_digest(known)
 
 
-def plan(setup: Setup, table: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Case]:
+def plan(setup: BenchmarkInputs, table: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Case]:
     """The cases of a table, those of one seed one after the other, so that they share their records.
 
     Args:
@@ -118,19 +118,19 @@ def title(method: str) -> str:
     return LABELS.get(method, method)
 
 
-def _methods(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _methods(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for method in methods:
         yield Case("methods", title(method), 0.0, method, setup.job(method, seed), setup.sites)
 
 
-def _heterogeneity(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _heterogeneity(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for share in SHARES:
         for method in methods:
             job = setup.job(method, seed)
             yield Case("heterogeneity", title(method), share, method, job, setup.sites, share)
 
 
-def _masks(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _masks(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for share in MASKS:
         sites = {
             n: dataclasses.replace(s, data=dataclasses.replace(s.data, drop_positives=share))
@@ -140,7 +140,7 @@ def _masks(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
             yield Case("masks", title(method), share, method, setup.job(method, seed), sites)
 
 
-def _participation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _participation(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for method in methods:
         for share in (0.1, 0.3, 0.5, 1.0):
             job = setup.job(method, seed)
@@ -148,7 +148,7 @@ def _participation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[
             yield Case("participation", title(method), share, method, job, setup.sites, PARTICIPATION_CLUSTERS)
 
 
-def _ablation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _ablation(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     base = setup.job("fedmpt", seed)
 
     def rung(parts: tuple[str, ...]) -> Changes:
@@ -165,7 +165,7 @@ def _ablation(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]
         yield Case("ablation", row, 0.0, "fedmpt", setup.job("fedmpt", seed, extra), setup.sites)
 
 
-def _sensitivity(setup: Setup, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _sensitivity(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     base = setup.job("fedmpt", seed)
     conditions = base.model.conditions
     for n in range(1, len(conditions) + 1):
@@ -187,7 +187,7 @@ def _without(groups: Set[str], job: JobConfig) -> Changes:
     }
 
 
-TABLES: dict[str, Callable[[Setup, Sequence[str], int], Iterator[Case]]] = {
+TABLES: dict[str, Callable[[BenchmarkInputs, Sequence[str], int], Iterator[Case]]] = {
     "methods": _methods,
     "heterogeneity": _heterogeneity,
     "masks": _masks,

@@ -22,7 +22,7 @@ class BookError(ValueError):
     """The file of results cannot be used: damaged, in use, or not writable."""
 
 
-class Book:
+class ResultsFile:
     """The results in a folder; use as a context manager."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from fedmpt_core.benchmark.in_process import Round, open_sessions, train_rounds
 from fedmpt_core.benchmark.inputs import ZERO_SHOT
-from fedmpt_core.benchmark.judging import Exam, judge
+from fedmpt_core.benchmark.judging import HeldOut, judge
 from fedmpt_core.benchmark.plan import Case
-from fedmpt_core.benchmark.results_file import Book
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.results_file import ResultsFile
+from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.config.job import JobConfig, ModelConfig
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
@@ -22,7 +22,7 @@ from fedmpt_core.training.local import DEFAULT_BATCH_SIZE
 _REPEATS = 3
 
 
-def run_missing(cases: Sequence[Case], book: Book, workshop: Workshop, on_run: Any = None) -> None:
+def run_missing(cases: Sequence[Case], book: ResultsFile, workshop: SharedRecords, on_run: Any = None) -> None:
     """Do every run that the book has not.
 
     Args:
@@ -45,7 +45,7 @@ def run_missing(cases: Sequence[Case], book: Book, workshop: Workshop, on_run: A
             on_run(case, result, done + 1, len(missing))
 
 
-def run(case: Case, workshop: Workshop) -> dict[str, Any]:
+def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
     """Train and judge.
 
     Args:
@@ -112,7 +112,7 @@ def _costs(job: JobConfig, model: TunedModel, rounds: Sequence[Round], sizes: Se
     }
 
 
-def _inference_ms(model: TunedModel, exam: Exam, pictures: int) -> float:
+def _inference_ms(model: TunedModel, exam: HeldOut, pictures: int) -> float:
     """CPU milliseconds of a prediction on cached features, its text encoded before; the least of several."""
     rows = np.arange(pictures) % len(exam.independent.targets)
     device = next(iter(model.trainable_parameters().values())).device

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmpt_core.benchmark.judging import Exam
+from fedmpt_core.benchmark.judging import HeldOut
 from fedmpt_core.config.job import BackboneConfig, JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.masks import drop_positives
@@ -20,7 +20,7 @@ from fedmpt_core.data.partition import by_labels, sites_for
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.scenes import CLASSES, SceneConfig, co_occurrence, scenes
 from fedmpt_core.data.source import load_split
-from fedmpt_core.federation.site.session import SiteData
+from fedmpt_core.federation.site.session import SiteRecords
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.model.device import pick_device
@@ -43,11 +43,11 @@ class Records:
     """
 
     sites: dict[str, SiteConfig]
-    data: dict[str, SiteData]
-    exam: Exam
+    data: dict[str, SiteRecords]
+    exam: HeldOut
 
 
-class Workshop:
+class SharedRecords:
     """Everything of a benchmark that is the same in several runs."""
 
     def __init__(
@@ -114,11 +114,11 @@ class Workshop:
         for name, part in parts.items():
             mine = pool.take(part)
             units = units_of(mine, job.privacy.unit, ())
-            data[name] = SiteData((features.take(part), mine.targets, units))
+            data[name] = SiteRecords((features.take(part), mine.targets, units))
         placed = {n: dataclasses.replace(s, device=str(self.device), threads=0) for n, s in sites.items()}
         return Records(placed, data, exam)
 
-    def _exam(self, job: JobConfig, sites: Mapping[str, SiteConfig], judge: str) -> Exam:
+    def _exam(self, job: JobConfig, sites: Mapping[str, SiteConfig], judge: str) -> HeldOut:
         val, test = (load_split(job, sites[judge].data, split) for split in ("val", "test"))
         correlated, pairs = None, np.zeros((0, 2), np.int64)
         if all(site.data.source == "scenes" for site in sites.values()):
@@ -133,7 +133,7 @@ class Workshop:
                 found.append(np.argwhere(np.triu(co_occurrence(config, data.share - 1))))
             correlated = self._split(job, "correlated test", _joined(job.classes, drawn))
             pairs = np.array(column)[np.concatenate(found)]
-        return Exam(
+        return HeldOut(
             None if val is None else self._split(job, "val", val),
             self._split(job, "test", _present(test)),
             correlated,

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from fedmpt_core.benchmark.inputs import ZERO_SHOT, Changes, Setup
+from fedmpt_core.benchmark.inputs import ZERO_SHOT, BenchmarkInputs, Changes
 from fedmpt_core.benchmark.plan import Case, title
 from fedmpt_core.config.checks import json_value
 from fedmpt_core.config.toml import ConfigError
@@ -33,7 +33,7 @@ class Trial:
         return sum(found) / len(found)
 
 
-def trials(setup: Setup, methods: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
+def trials(setup: BenchmarkInputs, methods: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
     """Every trial, seed by seed inside.
 
     Args:
@@ -82,7 +82,7 @@ def chosen(found: Sequence[Trial], results: Mapping[str, Mapping[str, Any]]) -> 
     return best
 
 
-def methods_toml(setup: Setup, best: Mapping[str, Trial]) -> str:
+def methods_toml(setup: BenchmarkInputs, best: Mapping[str, Trial]) -> str:
     """What to write into `methods.toml`: the settings that were there, and the chosen ones."""
     merged: dict[str, dict[str, Any]] = {m: {s: dict(v) for s, v in c.items()} for m, c in setup.changes.items()}
     for method, trial in best.items():

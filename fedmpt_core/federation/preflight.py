@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class SiteData:
+class SiteCounts:
     """A site's records per split; `positives` is (C,) training records per label. Shown locally, never sent."""
 
     train: int
@@ -69,7 +69,7 @@ class ModelSize:
         return self.floats * 4 / 2**20
 
 
-def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool = True) -> dict[str, SiteData]:
+def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool = True) -> dict[str, SiteCounts]:
     """Load every site's records; with `verify`, decode every picture file.
 
     Raises:
@@ -88,7 +88,7 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
         pictures = tuple(p for d in splits.values() if d for p in d.pictures)
         train = splits["train"]
         positives = (train.targets == 1).sum(0) if train else np.zeros(len(job.classes), int)
-        found[name] = SiteData(counts["train"], counts["val"], counts["test"], positives, pictures)
+        found[name] = SiteCounts(counts["train"], counts["val"], counts["test"], positives, pictures)
     if job.federation.evaluate_every and not any(d.test for d in found.values()):
         raise ValueError(
             "no site holds test pictures: give one site a test split and evaluate = true, or the run could not be "
@@ -123,7 +123,7 @@ def check_model(job: JobConfig) -> ModelSize:
 
 
 @dataclass(frozen=True)
-class SitePrivacy:
+class SitePlan:
     """What a job does to one site's budget.
 
     Attributes:
@@ -142,7 +142,7 @@ class PrivacyPlan:
 
     steps: int
     epsilons: Epsilons
-    sites: dict[str, SitePrivacy]
+    sites: dict[str, SitePlan]
 
 
 def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSize) -> PrivacyPlan | None:
@@ -152,7 +152,7 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
         PrivacyRefused: a site would refuse the job, with the site's name.
         ValueError: a ledger cannot be read, or the accountants disagree.
     """
-    plans: dict[str, SitePrivacy] = {}
+    plans: dict[str, SitePlan] = {}
     for name, site in sites.items():
         try:
             check_site(job, site, has_kit=None)
@@ -164,7 +164,7 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
             raise PrivacyRefused(f"{name}: {error}") from None
         noise = job.privacy.noise_multiplier or 0.0
         batch = job.privacy.sample_rate * site.privacy.units
-        plans[name] = SitePrivacy(
+        plans[name] = SitePlan(
             projection, {choice: batch / (noise * sqrt(d)) for choice, d in size.released.items() if d}
         )
     if not job.privacy.private:
@@ -174,7 +174,7 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
 
 
 def prepare_features(
-    job: JobConfig, sites: Mapping[str, SiteConfig], data: Mapping[str, SiteData], on_progress: Progress
+    job: JobConfig, sites: Mapping[str, SiteConfig], data: Mapping[str, SiteCounts], on_progress: Progress
 ) -> None:
     """Compute the patch features that no cache holds yet, for all sites of this machine together."""
     total, done = sum(len(d.pictures) for d in data.values()), 0

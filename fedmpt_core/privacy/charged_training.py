@@ -21,7 +21,7 @@ from fedmpt_core.model.features.cache import PatchFeatures
 from fedmpt_core.privacy.accounting.epsilon import cross_checked
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps, steps_of
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
-from fedmpt_core.privacy.ledger.ledger import Entry, Head
+from fedmpt_core.privacy.ledger.ledger import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import GRID_BITS
@@ -32,7 +32,7 @@ from fedmpt_core.training.local import LocalUpdate, StepRecord
 FINGERPRINT_KEY = "fingerprint.key"
 
 
-class SiteBudget:
+class ChargedTraining:
     """The ledger and the mechanism of one job at one site."""
 
     def __init__(self, job: JobConfig, policy: SitePrivacyConfig, budget: Budget) -> None:
@@ -43,7 +43,7 @@ class SiteBudget:
         self._mechanism: dict[str, Any] = {}
 
     @staticmethod
-    def open(job: JobConfig, site: SiteConfig, name: str, run_id: str, kit: Path | None) -> "SiteBudget":
+    def open(job: JobConfig, site: SiteConfig, name: str, run_id: str, kit: Path | None) -> "ChargedTraining":
         """Open the site's ledger and check the whole job against it.
 
         Raises:
@@ -57,7 +57,7 @@ class SiteBudget:
         ledger = open_ledger(policy, name, kit)
         budget = Budget(job, site, ledger, run_id)
         cross_checked([steps_of(job, planned_steps(job))], job.privacy.delta)
-        return SiteBudget(job, policy, budget)
+        return ChargedTraining(job, policy, budget)
 
     @property
     def declared_units(self) -> int:
@@ -97,7 +97,7 @@ class SiteBudget:
         key = site_key(Path(self._policy.ledger) / FINGERPRINT_KEY)
         self._fingerprint = fingerprint(digests, key)
 
-    def check_head(self, head: Head) -> None:
+    def check_head(self, head: LedgerHead) -> None:
         """Raises PrivacyRefused when the ledger no longer holds an entry that the server has seen."""
         self._budget.check_head(head)
 

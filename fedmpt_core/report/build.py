@@ -7,7 +7,7 @@ from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.checklist import checklist_of
 from fedmpt_core.report.claim import claim_of
 from fedmpt_core.report.content import Report
-from fedmpt_core.report.model_card import card_of
+from fedmpt_core.report.model_card import model_card
 from fedmpt_core.report.notes import notes_of
 from fedmpt_core.report.sections import accountants_of, manifest_of, mechanism_of, sites_of, spans_of
 from fedmpt_core.report.strength import budgets_of, profiles_of
@@ -48,6 +48,6 @@ def build_report(run: Run, audit: Audit, made: str) -> Report:
         sites=sites_of(run),
         files=dict(run.manifest.files),
         checklist=checklist_of(run, audit, utility),
-        model_card=card_of(run, claim, utility),
+        model_card=model_card(run, claim, utility),
         notes=notes_of(run, audit, profiles, utility),
     )

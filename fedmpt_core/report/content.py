@@ -57,7 +57,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetLine:
     """A site's account of its data set.
 
     Attributes:
@@ -223,7 +223,7 @@ class Report:
     spending: dict[str, Spending]
     sums: Sums
     releases: dict[str, tuple[Release, ...]]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[BudgetLine, ...]
     profiles: tuple[Profile, ...]
     mechanism: tuple[Fact, ...]
     accountants: tuple[Fact, ...]

@@ -12,7 +12,7 @@ MOST_LABELS = 60
 TITLE = "# Model card: "
 
 
-def card_of(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, ...]:
+def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, ...]:
     """The sections of the card."""
     job = run.job
     labels = ", ".join(name(label) for label in job.classes[:MOST_LABELS])
@@ -89,7 +89,7 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def is_card(text: str) -> bool:
+def is_model_card(text: str) -> bool:
     """Whether a file that begins so is a model card of this program."""
     return text.startswith(TITLE)
 

@@ -21,7 +21,7 @@ from scipy.special import log_ndtr, ndtr
 
 from fedmpt_core.audit.spending import Spending
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon, privacy_profile, replace_one
-from fedmpt_core.report.content import Budget, Profile
+from fedmpt_core.report.content import BudgetLine, Profile
 
 TABLE = (0.0, 1.0, 3.0, 5.0, 8.0)  # always among the epsilons
 MOST_PROFILES = 4  # that a report draws; chosen
@@ -33,7 +33,7 @@ MOST_MU = 100.0
 Kind = tuple[float, float, int]  # sample rate, noise multiplier, steps
 
 
-def budgets_of(spending: Mapping[str, Spending]) -> tuple[Budget, ...]:
+def budgets_of(spending: Mapping[str, Spending]) -> tuple[BudgetLine, ...]:
     """Every site's account: what was spent before this run, what this run added, what is left."""
     found = []
     for site, spent in spending.items():
@@ -43,7 +43,7 @@ def budgets_of(spending: Mapping[str, Spending]) -> tuple[Budget, ...]:
             before = None
         added = None if before is None or not isfinite(spent.total) else max(0.0, spent.total - before)
         left = None if spent.cap is None or not isfinite(spent.total) else max(0.0, spent.cap - spent.total)
-        found.append(Budget(site, before, added, left))
+        found.append(BudgetLine(site, before, added, left))
     return tuple(found)
 
 

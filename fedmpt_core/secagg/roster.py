@@ -1,7 +1,7 @@
 """Whom a site trusts: the fingerprints of all members' keys, agreed on outside the network.
 
 Certificates alone are not enough: whoever holds the federation's root key can mint one for any name. So every site
-writes a card (`Card`) from its own start-up kit, the cards become one roster, people compare its digest by telephone.
+writes a `KeyCard` from its own start-up kit, the cards become one roster, people compare its digest by telephone.
 Files are JSON, read strictly: whatever is unknown, missing or there twice is refused.
 """
 
@@ -35,7 +35,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Card:
+class KeyCard:
     """What a site tells the others of itself.
 
     Attributes:
@@ -74,7 +74,7 @@ class Card:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     @staticmethod
-    def from_json(text: str) -> "Card":
+    def from_json(text: str) -> "KeyCard":
         """Read a card's file. Raises SecAggError(ROSTER) that names what is wrong."""
         remedy = "have the site write it again with `fedmpt roster show`"
         values = _parsed(text, ("name", "org", "spki_sha256", "root_sha256", "expires"), f"the card: {remedy}")
@@ -88,7 +88,7 @@ class Card:
         if expires is None or expires.isoformat() != values["expires"]:  # Python reads other forms too
             _refuse(f"the card's expires is {values['expires']!r}, it must be a date such as 2030-12-31: {remedy}")
         fingerprint, root = (_digest(values[key], f"the card's {key}") for key in ("spki_sha256", "root_sha256"))
-        return Card(values["name"], values["org"], fingerprint, root, expires)
+        return KeyCard(values["name"], values["org"], fingerprint, root, expires)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Roster:
         return json.dumps(values, indent=2, ensure_ascii=False)
 
     @staticmethod
-    def collected(cards: Iterable[tuple[str, Card]]) -> "Roster":
+    def collected(cards: Iterable[tuple[str, KeyCard]]) -> "Roster":
         """One roster of several sites' cards.
 
         Args:
@@ -158,7 +158,7 @@ class Roster:
         names: dict[str, str] = {}
         keys: dict[bytes, str] = {}
         members: dict[str, Member] = {}
-        first: tuple[str, Card] | None = None
+        first: tuple[str, KeyCard] | None = None
         for origin, card in cards:
             first = first or (origin, card)
             if card.root != first[1].root:

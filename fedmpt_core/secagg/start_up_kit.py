@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity, certificate_of, root_sha256
-from fedmpt_core.secagg.roster import Card, Roster
+from fedmpt_core.secagg.roster import KeyCard, Roster
 
 _CLIENT, _SERVER = "fed_client.json", "fed_server.json"
 
@@ -58,7 +58,7 @@ def load_root(folder: Path) -> bytes:
     return pem
 
 
-def card_of(folder: Path) -> Card:
+def key_card_of(folder: Path) -> KeyCard:
     """What a site's kit tells the others of it.
 
     Raises:
@@ -70,12 +70,12 @@ def card_of(folder: Path) -> Card:
         leaf = ChainCheck(root).certificate(name=identity.name, chain=identity.chain, now=int(time.time()))
         orgs = [str(a.value) for a in leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
         expires = min(leaf.not_valid_after_utc, certificate_of(root).not_valid_after_utc).date()
-        return Card(identity.name, ", ".join(orgs), identity.fingerprint, root_sha256(root), expires)
+        return KeyCard(identity.name, ", ".join(orgs), identity.fingerprint, root_sha256(root), expires)
     except SecAggError as error:
         raise SecAggError(error.code, _in(folder, error)) from None
 
 
-def check_kit(roster: Roster, card: Card) -> None:
+def check_kit(roster: Roster, card: KeyCard) -> None:
     """That a site's kit is the one in a roster. Raises SecAggError(ROSTER) that says how they differ."""
     if card.root != roster.root:
         _refuse(
@@ -102,10 +102,10 @@ def load_roster(path: Path) -> Roster:
         raise SecAggError(error.code, _in(path, error)) from None
 
 
-def load_card(path: Path) -> Card:
+def load_key_card(path: Path) -> KeyCard:
     """A site's card. Raises SecAggError(ROSTER) with the path."""
     try:
-        return Card.from_json(_text(path, "write it with `fedmpt roster show`"))
+        return KeyCard.from_json(_text(path, "write it with `fedmpt roster show`"))
     except SecAggError as error:
         raise SecAggError(error.code, _in(path, error)) from None
 
@@ -115,7 +115,7 @@ def write_roster(path: Path, roster: Roster) -> None:
     _write(path, roster.to_json())
 
 
-def write_card(path: Path, card: Card) -> None:
+def write_key_card(path: Path, card: KeyCard) -> None:
     """Replace a card's file as a whole, readable by all. Raises SecAggError(STORAGE), the old file stays."""
     _write(path, card.to_json())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedmpt_core.benchmark.inputs import load_setup
 from fedmpt_core.benchmark.plan import plan
 from fedmpt_core.benchmark.runs import run as run_case
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.shared_records import SharedRecords
 from tests.bench.measure import Row, in_own_process, peak_mib
 
 MANY, FEW, LABELS = 20, 2, 20
@@ -33,7 +33,7 @@ def federate(sites: int) -> dict[str, float]:
     training = dataclasses.replace(case.job.training, rounds=1, local_steps=1)
     case = dataclasses.replace(case, job=dataclasses.replace(case.job, training=training))
     with tempfile.TemporaryDirectory() as folder:
-        result = run_case(case, Workshop(Path(folder)))
+        result = run_case(case, SharedRecords(Path(folder)))
     return {"sites": result["sites"], "mib": peak_mib()}
 
 

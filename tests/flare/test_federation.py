@@ -29,7 +29,7 @@ from fedmpt_core.federation.server.checkpoint import load_checkpoint
 from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import history
-from fedmpt_core.privacy.ledger.ledger import Entries, Head
+from fedmpt_core.privacy.ledger.ledger import Entries, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_core.secagg.start_up_kit import load_roster, write_roster
 from fedmpt_flare import tasks
@@ -170,7 +170,7 @@ def check_heads(federation: Federation, outcome: Outcome, earlier: str = "") -> 
     seen = 0
     for done in outcome.record["rounds"]:
         for site, said in done["privacy"].items():
-            head = Head.from_dict(said["head"])
+            head = LedgerHead.from_dict(said["head"])
             entry = ledger(federation, site)[head.seq]
             assert (entry.hash, entry.sig, entry.kind, entry.job) == (head.hash, head.sig, "commit", entry.job)
             assert entry.job in (outcome.job_id, earlier)

@@ -57,9 +57,9 @@ def bench(
     from fedmpt_core.benchmark.folder import write_results, write_tuning
     from fedmpt_core.benchmark.inputs import METHODS, load_setup
     from fedmpt_core.benchmark.plan import plan
-    from fedmpt_core.benchmark.results_file import Book
+    from fedmpt_core.benchmark.results_file import ResultsFile
     from fedmpt_core.benchmark.runs import run_missing
-    from fedmpt_core.benchmark.shared_records import Workshop
+    from fedmpt_core.benchmark.shared_records import SharedRecords
     from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
 
     setup = load_setup(data)
@@ -72,8 +72,8 @@ def bench(
         tried = []
         planned = {name: plan(setup, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
     cases = [case for cases in planned.values() for case in cases]
-    with Book(out) as book, _progress(quiet=as_json) as (on_run, on_features):
-        run_missing(cases, book, Workshop(cache or default_cache(), on_features, threads=threads), on_run)
+    with ResultsFile(out) as book, _progress(quiet=as_json) as (on_run, on_features):
+        run_missing(cases, book, SharedRecords(cache or default_cache(), on_features, threads=threads), on_run)
         if tune:
             text = tuning_table(tried, book.results)
             write_tuning(out, methods_toml(setup, chosen(tried, book.results)), text)

@@ -51,14 +51,14 @@ def report(
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.report.build import build_report
     from fedmpt_core.report.html import is_report, render
-    from fedmpt_core.report.model_card import is_card, to_markdown
+    from fedmpt_core.report.model_card import is_model_card, to_markdown
     from fedmpt_core.secagg.start_up_kit import load_roster
 
     page = out or (None if as_json else folder / NAME)
     if page:
         _check_place(page, is_report)
     if model_card:
-        _check_place(model_card, is_card)
+        _check_place(model_card, is_model_card)
     anchors = Anchors(load_roster(roster) if roster else None)
     cards = [PolicyCard.load(path) for path in policies or []]
     run = load_run(folder, anchors)

@@ -14,7 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedmpt_core.secagg.roster import Roster
-from fedmpt_core.secagg.start_up_kit import card_of, check_kit, load_card, load_roster, write_card, write_roster
+from fedmpt_core.secagg.start_up_kit import (
+    check_kit,
+    key_card_of,
+    load_key_card,
+    load_roster,
+    write_key_card,
+    write_roster,
+)
 from fedmpt_flare.cli.screen import say
 
 roster = typer.Typer(help="Fingerprints of the members' keys, for secure aggregation.", no_args_is_help=True)
@@ -33,9 +40,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the fingerprint of a site's key. Run at the site."""
-    card = card_of(kit)
+    card = key_card_of(kit)
     if out:
-        write_card(out, card)
+        write_key_card(out, card)
     if as_json:
         typer.echo(json.dumps(card.to_dict()))
         return
@@ -59,7 +66,7 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """Join the cards of all sites into one roster."""
-    found = Roster.collected((str(path), load_card(path)) for path in cards)
+    found = Roster.collected((str(path), load_key_card(path)) for path in cards)
     write_roster(out, found)
     if as_json:
         typer.echo(json.dumps(_plain(found)))
@@ -76,7 +83,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check that a site's own kit is in a roster, under the right key and root. Run at the site."""
-    card, found = card_of(kit), load_roster(path)
+    card, found = key_card_of(kit), load_roster(path)
     check_kit(found, card)
     if as_json:
         typer.echo(json.dumps({"site": card.name, "expires": card.expires.isoformat(), **_plain(found)}))

@@ -13,7 +13,7 @@ from rich.table import Table
 from fedmpt_core.config.toml import load_site
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
-from fedmpt_core.secagg.start_up_kit import card_of
+from fedmpt_core.secagg.start_up_kit import key_card_of
 from fedmpt_flare.cli.screen import say
 from fedmpt_flare.site.check import check_site_folder
 from fedmpt_flare.workspace import SITE_FILE
@@ -52,7 +52,7 @@ def policy(
     out: Annotated[Path, typer.Option("--out", metavar="CARD.json", help="Card to write.")] = Path("policy.json"),
 ) -> None:
     """Write a card of the site's limits and of what is charged, for those who write jobs. It names no file."""
-    name = card_of(kit / "startup").name
+    name = key_card_of(kit / "startup").name
     settings = load_site(kit / "local" / SITE_FILE, name)
     entries = read_site_ledger(settings.privacy, kit / "startup") if settings.privacy else ()
     card = PolicyCard.of(name, settings, entries)

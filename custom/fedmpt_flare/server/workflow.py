@@ -32,7 +32,7 @@ from fedmpt_core.federation.server.averaging import apply, average
 from fedmpt_core.federation.server.checkpoint import Checkpoint, load_checkpoint
 from fedmpt_core.federation.server.participation import participants
 from fedmpt_core.model.vector import ParameterLayout
-from fedmpt_core.privacy.ledger.ledger import Head
+from fedmpt_core.privacy.ledger.ledger import LedgerHead
 from fedmpt_core.secagg.server import RoundLost
 from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import SecureRounds, Take
@@ -261,7 +261,7 @@ class FedMPTWorkflow(Controller):
         self._privacy[site] = {
             "epsilon": float(said["epsilon"]),
             "delta": float(said["delta"]),
-            "head": Head.from_dict(said["head"]).to_dict(),
+            "head": LedgerHead.from_dict(said["head"]).to_dict(),
         }
 
     def _evaluate(

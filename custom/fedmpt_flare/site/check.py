@@ -17,7 +17,7 @@ from nvflare.apis.fl_constant import WorkspaceConstants as Names
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import load_site
-from fedmpt_core.secagg.start_up_kit import card_of, check_kit, load_roster
+from fedmpt_core.secagg.start_up_kit import check_kit, key_card_of, load_roster
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 from fedmpt_flare.workspace import SITE_FILE, default_cache
 
@@ -34,7 +34,7 @@ class Wrong(ValueError):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check's outcome: `what` was looked at, whether it is fine, and what was seen or is to be done."""
 
     what: str
@@ -42,7 +42,7 @@ class Finding:
     text: str
 
 
-def check_site_folder(workspace: Path) -> Iterator[Finding]:
+def check_site_folder(workspace: Path) -> Iterator[CheckResult]:
     """Check a site's workspace, that is, its start-up kit with `startup` and `local`.
 
     Yields:
@@ -53,7 +53,7 @@ def check_site_folder(workspace: Path) -> Iterator[Finding]:
 
     def certificate() -> str:
         nonlocal name
-        card = card_of(kit)
+        card = key_card_of(kit)
         name = card.name
         return f"{card.name} of {card.org}, valid until {card.expires.isoformat()}"
 
@@ -71,11 +71,11 @@ def check_site_folder(workspace: Path) -> Iterator[Finding]:
         yield _try("device", lambda site=site: _device(site))
 
 
-def _try(what: str, check: Callable[[], str]) -> Finding:
+def _try(what: str, check: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(what, True, check())
+        return CheckResult(what, True, check())
     except (ValueError, OSError) as error:
-        return Finding(what, False, str(error))
+        return CheckResult(what, False, str(error))
 
 
 def _versions() -> str:
@@ -141,7 +141,7 @@ def _roster(site: SiteConfig, kit: Path) -> str:
             return "none: the site takes part in unmasked jobs only"
         raise Wrong("secagg.roster is empty: collect the roster of all sites' keys (`fedmpt roster`) and name it")
     roster = load_roster(Path(site.secagg.roster))
-    check_kit(roster, card_of(kit))
+    check_kit(roster, key_card_of(kit))
     return f"{len(roster.members)} members, digest {roster.digest().hex()[:16]}"
 
 

@@ -33,7 +33,7 @@ from fedmpt_core.federation.site.latch_file import latch_path, read_latch
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, history, project
-from fedmpt_core.privacy.ledger.ledger import Head
+from fedmpt_core.privacy.ledger.ledger import LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy, read_site_ledger
 from fedmpt_core.secagg.messages import kind_of
 from fedmpt_flare import tasks
@@ -52,7 +52,7 @@ FIGURES = ("mAP", "CF1", "CF1_macro", "OF1", "threshold", "threshold_from_val", 
 FIGURES += ("classes_without_positives", "gate_entropy")
 MAX_TEXT = 256  # chosen: characters of a name, a version, a device
 MAX_REASON = 2000  # chosen: characters of a refusal
-CLOSE = 1e-9  # the same accountant in another process
+SAME_EPSILON = 1e-9  # the same accountant in another process
 PROTOCOL_KINDS = {
     tasks.ADVERTISE: "ADV1",
     tasks.CONFIRM: "CFM1",
@@ -282,9 +282,9 @@ def _check_update(
         raise PrivacyRefused("its vector is not a release of this job in the site's ledger")
     own = (job_id, job.resume.job) if job.resume else (job_id,)
     spent = epsilon(history(entries, *own), job.privacy.delta)
-    heads = [Head(e.seq, e.hash, e.sig).to_dict() for e in entries]
+    heads = [LedgerHead(e.seq, e.hash, e.sig).to_dict() for e in entries]
     honest = said.keys() == {"epsilon", "delta", "head"} and said["delta"] == job.privacy.delta
-    if not honest or said["head"] not in heads or not math.isclose(said["epsilon"], spent, rel_tol=CLOSE):
+    if not honest or said["head"] not in heads or not math.isclose(said["epsilon"], spent, rel_tol=SAME_EPSILON):
         raise PrivacyRefused("what it says of the budget is not what the site's ledger says")
 
 

@@ -20,7 +20,7 @@ from nvflare.apis.signal import Signal
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
-from fedmpt_core.federation.site.masked_updates import SecureSite
+from fedmpt_core.federation.site.masked_updates import MaskedUpdates
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
@@ -48,7 +48,7 @@ class FedMPTExecutor(Executor):
         self._config: JobConfig | None = None
         self._trainer: Trainer | None = None
         self._prepared: tuple[dict[str, Any], bytes] | None = None
-        self._secure: SecureSite | None = None
+        self._secure: MaskedUpdates | None = None
         self._said: dict[str, Any] = {}  # fields of the update that the site may mask again
         self._run_id = ""
         self._last: dict[str, tuple[object, bytes, Shareable]] = {}
@@ -111,7 +111,7 @@ class FedMPTExecutor(Executor):
         fields, initial = self._ready(fl_ctx, abort)
         if self._config.secagg.masked and self._secure is None:
             try:
-                self._secure = SecureSite(
+                self._secure = MaskedUpdates(
                     self._config,
                     site_config(fl_ctx),
                     site_name(fl_ctx),
@@ -170,7 +170,7 @@ class FedMPTExecutor(Executor):
             return tasks.refusal(tasks.SITE_REFUSED, "this site keeps its ledger to itself (privacy.share_ledger)")
         return tasks.ledger_message(*ledger_copy(policy, kit))
 
-    def _masks(self) -> SecureSite:
+    def _masks(self) -> MaskedUpdates:
         if self._secure is None:
             raise SecAggError(Abort.CTX_MISMATCH, "this site has not joined the job, or the job has no masks")
         return self._secure

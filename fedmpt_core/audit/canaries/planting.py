@@ -111,7 +111,7 @@ class Canaries(ABC):
 
 
 @dataclass(frozen=True)
-class Scores:
+class CanaryScores:
     """Gradient canaries after some steps.
 
     Attributes:
@@ -172,7 +172,7 @@ class GradientCanaries(Canaries):
         ratios = [1 + 2.0**-GRID_BITS * sqrt(sizes[number]) for number in self._supports]
         std = (job.privacy.noise_multiplier or 0.0) * sqrt(len(sizes) * sum(r * r for r in ratios)) / len(ratios)
         zeros = np.zeros(count)
-        self.scores = Scores(zeros, zeros, zeros, 0, std)
+        self.scores = CanaryScores(zeros, zeros, zeros, 0, std)
 
     def _gradients(self, canaries: np.ndarray) -> Callable[[int, int], Mapping[str, Tensor]]:
         def rows(start: int, stop: int) -> Mapping[str, Tensor]:

@@ -23,9 +23,9 @@ from fedmpt_core.audit.canaries.bounds import Attack, Interval
 from fedmpt_core.audit.canaries.planting import (
     FEWEST,
     PICTURES,
+    CanaryScores,
     GradientCanaries,
     PictureCanaries,
-    Scores,
     public_generator,
 )
 from fedmpt_core.audit.finding import Finding, in_order, worst
@@ -39,7 +39,7 @@ from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
-from fedmpt_core.privacy.charged_training import SiteBudget, units_of
+from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, steps_of
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
 from fedmpt_core.privacy.mechanism.keystream import Keystream
@@ -137,7 +137,7 @@ def run_canaries(
     site = _with_ledger(site, name, out / run_id)
     if site.threads:
         torch.set_num_threads(site.threads)
-    budget = SiteBudget.open(job, site, name, run_id, kit)
+    budget = ChargedTraining.open(job, site, name, run_id, kit)
     device = pick_device(site.device)
     backbone = load_backbone(job.backbone).to(device)
     model = build_model(backbone, job.classes, job.model, job.seed).to(device)
@@ -206,7 +206,7 @@ def run_canaries(
     )
 
 
-def moments_of(scores: Scores, trained_on: np.ndarray, job: JobConfig) -> Moments:
+def moments_of(scores: CanaryScores, trained_on: np.ndarray, job: JobConfig) -> Moments:
     """Hold the moments of gradient canaries against the job's noise multiplier, sample rate and steps.
 
     At sample rate 1 the scores are normal with one spread, and the mu-test says all; below it the spread of the

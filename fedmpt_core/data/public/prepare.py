@@ -38,7 +38,7 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedManifest:
     """What a manifest holds.
 
     Attributes:
@@ -71,7 +71,7 @@ def prepare(
     options: PrepareOptions | None = None,
     *,
     on_progress: Progress | None = None,
-) -> Prepared:
+) -> PreparedManifest:
     """Write the manifest of a data set.
 
     Args:
@@ -110,7 +110,7 @@ def prepare(
 
     with replacing(record_path(out)) as record:
         write_manifest(kept(rows), out)
-        found = Prepared(
+        found = PreparedManifest(
             kind,
             classes_of(kind),
             {split: pictures[split] for split in SPLITS},

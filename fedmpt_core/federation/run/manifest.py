@@ -23,7 +23,7 @@ _PREFIX = b"\xffFEDMPT-MANIFEST/1\0"  # 0xff starts no text, so no signed text c
 _SECAGG = ("cohort", "threshold", "number", "attempt", "epoch", "transcript", "corrected")
 
 
-class ManifestError(ValueError):
+class RunManifestError(ValueError):
     """The manifest, or a file that it names, is missing or is not what was signed; the sentence says which."""
 
 
@@ -139,21 +139,23 @@ def read_manifest(folder: Path) -> RunManifest:
     """The manifest of a downloaded run, as it stands.
 
     Raises:
-        ManifestError: it is missing, is something else, or is of a later schema.
+        RunManifestError: it is missing, is something else, or is of a later schema.
     """
     path = folder / MANIFEST
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         schema = plain.get("schema") if isinstance(plain, dict) else None
         if schema != MANIFEST_SCHEMA:
-            raise ManifestError(f"{path}: schema={schema!r}: this release reads schema {MANIFEST_SCHEMA}")
+            raise RunManifestError(f"{path}: schema={schema!r}: this release reads schema {MANIFEST_SCHEMA}")
         return build(RunManifest, plain, str(path))
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file: the run has not ended yet, or this is no folder of a run") from None
-    except ManifestError:
+        raise RunManifestError(
+            f"{path}: no such file: the run has not ended yet, or this is no folder of a run"
+        ) from None
+    except RunManifestError:
         raise
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ManifestError(f"{path}: is not a run manifest: {error}") from None
+        raise RunManifestError(f"{path}: is not a run manifest: {error}") from None
 
 
 def check_manifest(found: RunManifest, folder: Path) -> None:
@@ -162,28 +164,30 @@ def check_manifest(found: RunManifest, folder: Path) -> None:
     Who the server is, its certificate's chain and the root's fingerprint, is left to whoever knows the federation.
 
     Raises:
-        ManifestError: the first problem.
+        RunManifestError: the first problem.
     """
     if found.signature:
         try:
             verify = verifier_of(found.server["certificate"].encode(), "the certificate in the manifest")
         except (SigningError, KeyError, AttributeError) as error:
-            raise ManifestError(f"{folder / MANIFEST}: the server's certificate cannot be used: {error}") from None
+            raise RunManifestError(f"{folder / MANIFEST}: the server's certificate cannot be used: {error}") from None
         if not verify(found.signed_text(), found.signature):
-            raise ManifestError(f"{folder / MANIFEST}: was changed after the server signed it")
+            raise RunManifestError(f"{folder / MANIFEST}: was changed after the server signed it")
     elif found.identities != "insecure":
-        raise ManifestError(f"{folder / MANIFEST}: carries no signature, and the run was no simulation")
+        raise RunManifestError(f"{folder / MANIFEST}: carries no signature, and the run was no simulation")
     if missing := [name for name in ("result.json",) if name not in found.files]:
-        raise ManifestError(f"{folder / MANIFEST}: does not name the digest of {missing[0]}")
+        raise RunManifestError(f"{folder / MANIFEST}: does not name the digest of {missing[0]}")
     for name, digest in found.files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ManifestError(f"{folder / MANIFEST}: names {name!r}, which is outside the run's folder")
+            raise RunManifestError(f"{folder / MANIFEST}: names {name!r}, which is outside the run's folder")
         try:
             same = file_digest(folder / name) == digest
         except OSError as error:
-            raise ManifestError(f"{folder / name}: cannot be read ({error.strerror}): download the run again") from None
+            raise RunManifestError(
+                f"{folder / name}: cannot be read ({error.strerror}): download the run again"
+            ) from None
         if not same:
-            raise ManifestError(f"{folder / name}: is not the file that the server signed")
+            raise RunManifestError(f"{folder / name}: is not the file that the server signed")
 
 
 def file_digest(path: Path) -> str:

@@ -22,7 +22,7 @@ from fedmpt_core.model.registry import build_model
 
 
 @dataclass(frozen=True)
-class Answer:
+class PictureLabels:
     """One picture's labels.
 
     Attributes:
@@ -85,21 +85,21 @@ class Predictor:
         conditions = model.conditions
         return Predictor(backbone, model, conditions, threshold)
 
-    def predict(self, path: Path) -> Answer:
+    def predict(self, path: Path) -> PictureLabels:
         """Labels of one picture.
 
         Raises:
             ValueError: the file is missing or cannot be decoded.
         """
         prediction = self._run(path)
-        return Answer(
+        return PictureLabels(
             str(path),
             self._model.classes,
             prediction.probabilities[0].double().numpy(),
             prediction.gate[0].double().numpy(),
         )
 
-    def explain(self, answer: Answer, folder: Path, *, top: int) -> Answer:
+    def explain(self, answer: PictureLabels, folder: Path, *, top: int) -> PictureLabels:
         """Write heat maps of the `top` labels, one row per label and one column per condition.
 
         Raises:

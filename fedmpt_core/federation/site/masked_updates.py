@@ -22,7 +22,7 @@ from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity
 from fedmpt_core.secagg.start_up_kit import load_identity, load_root, load_roster
 
-CLOSE = 1.000001  # the global parameters are float32
+FLOAT32_SLACK = 1.000001  # the global parameters are float32
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Pending:
     release: str
 
 
-class SecureSite:
+class MaskedUpdates:
     """One site in one masked job. Lives in the process that talks to the server, not in the one that trains."""
 
     def __init__(
@@ -169,7 +169,7 @@ class SecureSite:
         known_round, known = self._seen
         if round_number < known_round:
             raise SecAggError(Abort.CTX_MISMATCH, f"training round {round_number} came after round {known_round}")
-        allowed = (round_number - known_round) * self._job.secagg.value_range * CLOSE
+        allowed = (round_number - known_round) * self._job.secagg.value_range * FLOAT32_SLACK
         moved = float(np.abs(state.astype(np.float64) - known).max(initial=0.0))
         if moved > allowed:
             raise SecAggError(

@@ -31,8 +31,8 @@ from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
 from fedmpt_core.model.memory import DeviceFull
 from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.model.vector import ParameterLayout
-from fedmpt_core.privacy.charged_training import SiteBudget, units_of
-from fedmpt_core.privacy.ledger.ledger import Head
+from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
+from fedmpt_core.privacy.ledger.ledger import LedgerHead
 from fedmpt_core.training.evaluation import Split, evaluate
 from fedmpt_core.training.local import StepRecord, local_update
 
@@ -66,7 +66,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class SiteData:
+class SiteRecords:
     """A site's records with their patch features; never leaves the site.
 
     Attributes:
@@ -130,7 +130,7 @@ class SiteSession:
         """
         self.job, self.site, self.name = job, site, name
         check_site(job, site, has_kit=kit is not None)
-        self._budget = SiteBudget.open(job, site, name, run_id, kit) if job.privacy.private else None
+        self._budget = ChargedTraining.open(job, site, name, run_id, kit) if job.privacy.private else None
         if site.threads:
             torch.set_num_threads(site.threads)
         self.device = pick_device(site.device)
@@ -139,9 +139,9 @@ class SiteSession:
         self._judge = scoring_model(self.backbone, job, self.model).to(self.device)
         if self._budget:
             self._budget.test_mechanism(self.model)
-        self._data = SiteData()
+        self._data = SiteRecords()
 
-    def load(self, on_progress: Progress | None = None) -> SiteData:
+    def load(self, on_progress: Progress | None = None) -> SiteRecords:
         """Check the data and compute missing patch features.
 
         Args:
@@ -155,13 +155,13 @@ class SiteSession:
         train, val, test = found.values()
         units = None if train is None else units_of(train, self.job.privacy.unit, (val, test))
         features = {s: self._features(d, s, on_progress) for s, d in found.items() if d is not None}
-        return SiteData(
+        return SiteRecords(
             None if train is None or units is None else (features["train"], train.targets, units),
             None if val is None else Split(features["val"], val.targets),
             None if test is None else Split(features["test"], test.targets),
         )
 
-    def prepare(self, on_progress: Progress | None = None, *, data: SiteData | None = None) -> Prepared:
+    def prepare(self, on_progress: Progress | None = None, *, data: SiteRecords | None = None) -> Prepared:
         """Take the site's records and describe the model.
 
         Args:
@@ -203,7 +203,7 @@ class SiteSession:
             state: (d,) float32 global parameters.
             round_number: from 1.
             attempt: from 0.
-            known_head: the newest ledger entry of this site that the server has seen, as `Head.to_dict` gives it.
+            known_head: the newest ledger entry of this site that the server has seen, as `LedgerHead.to_dict` gives it.
             on_step: called after each step.
 
         Raises:
@@ -217,7 +217,7 @@ class SiteSession:
         if self._budget:
             budget = self._budget
             if known_head:
-                budget.check_head(Head.from_dict(known_head))
+                budget.check_head(LedgerHead.from_dict(known_head))
             reservation = budget.reserve(round_number, attempt)
             # one reservation pays for one release: a run that the device broke off is seen by nobody
             update = self._with_room(

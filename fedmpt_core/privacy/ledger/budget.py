@@ -14,7 +14,7 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.calibration import calibrate
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
-from fedmpt_core.privacy.ledger.ledger import Entry, Head, Ledger, LedgerError
+from fedmpt_core.privacy.ledger.ledger import Entry, Ledger, LedgerError, LedgerHead
 
 
 class PrivacyRefused(ValueError):
@@ -268,7 +268,7 @@ class Budget:
         """Note what the round released, by its SHA-256."""
         self._ledger.commit(reservation, release=release)
 
-    def check_head(self, head: Head) -> None:
+    def check_head(self, head: LedgerHead) -> None:
         """Raises PrivacyRefused when the ledger no longer holds an entry that the server has seen."""
         if not self._ledger.contains(head):
             raise PrivacyRefused(
@@ -280,6 +280,6 @@ class Budget:
         """Epsilon of the job so far at the job's delta."""
         return epsilon(history(self._ledger.entries(), *self._own), self._job.privacy.delta)
 
-    def head(self) -> Head:
+    def head(self) -> LedgerHead:
         """The ledger's newest entry."""
         return self._ledger.head()

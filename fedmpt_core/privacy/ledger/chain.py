@@ -57,7 +57,7 @@ class LedgerError(ValueError):
 
 
 @dataclass(frozen=True)
-class Head:
+class LedgerHead:
     """The newest entry in short; sent with every update, so that others notice when the ledger is cut later.
 
     Attributes:
@@ -75,11 +75,11 @@ class Head:
         return {"seq": self.seq, "hash": self.hash, "sig": self.sig}
 
     @staticmethod
-    def from_dict(plain: Mapping[str, Any]) -> "Head":
+    def from_dict(plain: Mapping[str, Any]) -> "LedgerHead":
         """What `to_dict` wrote. Raises LedgerError on a missing, additional or malformed field."""
         if set(plain) != {"seq", "hash", "sig"} or not all(_fits(name, value) for name, value in plain.items()):
             raise LedgerError("not a ledger head: it has the fields seq (a count), hash and sig (hex)")
-        return Head(plain["seq"], plain["hash"], plain["sig"])
+        return LedgerHead(plain["seq"], plain["hash"], plain["sig"])
 
 
 @dataclass(frozen=True)

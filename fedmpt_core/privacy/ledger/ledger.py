@@ -5,7 +5,7 @@ folder. Every line holds the SHA-256 of the line before it (a hash chain, Haber 
 signature. A `reserve` is on disk before the first private step of a round and counts in full for ever; the `commit`
 that follows names the bytes that were released. So a crash can charge too much, never too little.
 
-A file that was cut at a line's end is still a valid chain: whoever holds a later `Head` can tell, see `contains`.
+A file that was cut at a line's end is still a valid chain: whoever holds a later `LedgerHead` can tell, see `contains`.
 
 This module never writes an epsilon as truth, never edits a line, and starts no new ledger where one is missing. It
 needs the standard library, chain.py and ledger_file.py alone, so that an auditor can run it.
@@ -32,15 +32,25 @@ from fedmpt_core.privacy.ledger.chain import (
     Chain,
     Damage,
     Entry,
-    Head,
     LedgerError,
+    LedgerHead,
     Verifier,
     canonical,
     plain_details,
 )
 from fedmpt_core.privacy.ledger.file import disk, fetch, locked, sync_folder, write
 
-__all__ = ["LEDGER_SCHEMA", "Entries", "Entry", "Head", "Ledger", "LedgerError", "Signer", "Verifier", "read_ledger"]
+__all__ = [
+    "LEDGER_SCHEMA",
+    "Entries",
+    "Entry",
+    "Ledger",
+    "LedgerError",
+    "LedgerHead",
+    "Signer",
+    "Verifier",
+    "read_ledger",
+]
 
 LOCK_TIMEOUT = 30.0  # seconds
 Signer = Callable[[bytes], str]  # signature in hex; an attribute `key_spki`, where there is one, goes into the genesis
@@ -274,17 +284,17 @@ class Ledger:
         with self._writing() as file:
             self._append(file, {"kind": "close", "successor": successor})
 
-    def head(self) -> Head:
+    def head(self) -> LedgerHead:
         """The newest entry in short, whoever wrote it. Raises LedgerError as `reserve` does."""
         with self._writing():
             last = self._chain.entries[-1]
-        return Head(last.seq, last.hash, last.sig)
+        return LedgerHead(last.seq, last.hash, last.sig)
 
     def entries(self) -> Entries:
         """All entries, read and verified anew. Raises LedgerError as `read_ledger` does."""
         return read_ledger(self._path, self._verify, lock_timeout=self._lock_timeout)
 
-    def contains(self, head: Head) -> bool:
+    def contains(self, head: LedgerHead) -> bool:
         """Whether the file, read anew, has this entry: False means that it was cut, replaced or forked."""
         entries = self.entries()
         return 0 <= head.seq < len(entries) and entries[head.seq].hash == head.hash

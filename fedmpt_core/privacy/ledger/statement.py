@@ -41,7 +41,7 @@ class JobSpending:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SpendingPlan:
     """What a planned job would cost.
 
     Attributes:
@@ -126,7 +126,7 @@ def statement(entries: Entries, cap: float | None) -> Statement:
     )
 
 
-def plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> Plan:
+def plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> SpendingPlan:
     """What a job would cost the data set.
 
     Raises:
@@ -148,7 +148,7 @@ def plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> Plan:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return Plan(job.name, found.job, found.total, low)
+    return SpendingPlan(job.name, found.job, found.total, low)
 
 
 def _job(job: str, steps: Sequence[Steps], entries: Sequence[Entry], delta: float) -> JobSpending:

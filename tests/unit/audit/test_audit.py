@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import AGREEMENT, INDEPENDENT, REPORTED, SECOND, audit_run, compare
-from fedmpt_core.audit.run_evidence import Anchors, NoRun, load_run
+from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.federation.run.manifest import MANIFEST, read_manifest
 from fedmpt_core.secagg.start_up_kit import write_roster
@@ -37,7 +37,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def anchors(kits: Path) -> Anchors:
+def anchors(kits: Path) -> KnownKeys:
     return roster_of(kits)
 
 
@@ -46,11 +46,11 @@ def federation(tmp_path: Path, kits: Path) -> Federation:
     return Federation(tmp_path, kits)
 
 
-def codes(folder: Path, anchors: Anchors, severity: str = "fail", **options: Any) -> set[str]:
+def codes(folder: Path, anchors: KnownKeys, severity: str = "fail", **options: Any) -> set[str]:
     return {f.code for f in audit_run(load_run(folder, anchors), **options).findings if f.severity == severity}
 
 
-def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anchors: Anchors) -> None:
+def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anchors: KnownKeys) -> None:
     federation.run("earlier")
     folder = federation.run("run-1")
     found = audit_run(load_run(folder, anchors), independent=True, cards=[federation.card(SITES[0], 20.0)])
@@ -69,7 +69,7 @@ def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anch
 
 @pytest.mark.parametrize(("change", "code"), MANIPULATIONS.values(), ids=MANIPULATIONS)
 def test_a_manipulation_is_found_and_named(
-    federation: Federation, anchors: Anchors, change: Callable[[Path], Any], code: str
+    federation: Federation, anchors: KnownKeys, change: Callable[[Path], Any], code: str
 ) -> None:
     federation.run("earlier")
     folder = federation.run("run-1")
@@ -85,7 +85,7 @@ def test_a_manipulation_is_found_and_named(
 
 
 def test_a_manifest_signed_by_somebody_else_is_not_believed(
-    federation: Federation, anchors: Anchors, tmp_path: Path
+    federation: Federation, anchors: KnownKeys, tmp_path: Path
 ) -> None:
     folder = federation.run("run-1")
     other = tmp_path / "other"
@@ -100,13 +100,13 @@ def test_a_manifest_signed_by_somebody_else_is_not_believed(
 
 def test_without_a_roster_the_audit_says_what_it_could_not_check(federation: Federation) -> None:
     folder = federation.run("run-1")
-    assert codes(folder, Anchors()) == set()
-    assert codes(folder, Anchors(), "warning") == {"no-roster"}
+    assert codes(folder, KnownKeys()) == set()
+    assert codes(folder, KnownKeys(), "warning") == {"no-roster"}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_epsilon_that_the_ledger_does_not_bear_out_is_named(
-    federation: Federation, anchors: Anchors, monkeypatch: pytest.MonkeyPatch, number: int
+    federation: Federation, anchors: KnownKeys, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Also in a round whose epsilon is not worked out, as there are too many."""
     monkeypatch.setattr("fedmpt_core.audit.run_ledgers.MOST_POINTS", 2)
@@ -117,13 +117,13 @@ def test_an_epsilon_that_the_ledger_does_not_bear_out_is_named(
     assert codes(folder, anchors) == {"epsilon-differs"}
 
 
-def test_a_site_over_its_cap_is_named(federation: Federation, anchors: Anchors) -> None:
+def test_a_site_over_its_cap_is_named(federation: Federation, anchors: KnownKeys) -> None:
     folder = federation.run("run-1")
     assert codes(folder, anchors, cards=[federation.card(SITES[1], 1.0)]) == {"epsilon-above-the-cap"}
 
 
 def test_ledgers_that_do_not_continue_between_runs_are_named(
-    federation: Federation, anchors: Anchors, tmp_path: Path, kits: Path
+    federation: Federation, anchors: KnownKeys, tmp_path: Path, kits: Path
 ) -> None:
     first, second = federation.run("run-1"), federation.run("run-2")
     runs = [load_run(f, anchors) for f in (second, first)]
@@ -144,7 +144,7 @@ def test_ledgers_that_do_not_continue_between_runs_are_named(
     ids=["threshold", "no cohort", "too few", "a stranger"],
 )
 def test_sums_against_the_rules_are_named(
-    federation: Federation, anchors: Anchors, change: Callable[[dict[str, Any]], Any]
+    federation: Federation, anchors: KnownKeys, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     folder = federation.run("run-1")
     edit_record(folder, change)
@@ -168,7 +168,9 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("breaks", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_run_is_a_sentence(federation: Federation, anchors: Anchors, breaks: Callable[[Path], Any]) -> None:
+def test_what_is_no_run_is_a_sentence(
+    federation: Federation, anchors: KnownKeys, breaks: Callable[[Path], Any]
+) -> None:
     folder = federation.run("run-1")
     breaks(folder)
     with pytest.raises(NoRun, match="run-1"):
@@ -177,7 +179,7 @@ def test_what_is_no_run_is_a_sentence(federation: Federation, anchors: Anchors, 
     assert isinstance(done.exception, NoRun)
 
 
-def test_the_command_line_tells_scripts_and_people(federation: Federation, anchors: Anchors, tmp_path: Path) -> None:
+def test_the_command_line_tells_scripts_and_people(federation: Federation, anchors: KnownKeys, tmp_path: Path) -> None:
     folder = federation.run("run-1")
     assert anchors.roster
     write_roster(tmp_path / "roster.json", anchors.roster)

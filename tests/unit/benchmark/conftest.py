@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedmpt_core.benchmark import shared_records as workshop_module
-from fedmpt_core.benchmark.inputs import Setup, load_setup
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.inputs import BenchmarkInputs, load_setup
+from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.federation.site import session
 from tests.benchmarks import GRID, JOB, METHOD_FILE, SITES
 from tests.fakes import FakeBackbone
@@ -24,7 +24,7 @@ def fake_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
+def setup(tmp_path: Path) -> BenchmarkInputs:
     folder = tmp_path / "data"
     folder.mkdir()
     for name, text in (("job", JOB), ("site", SITES), ("methods", METHOD_FILE), ("grid", GRID)):
@@ -39,5 +39,5 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workshop(shared: Path) -> Workshop:
-    return Workshop(shared)
+def workshop(shared: Path) -> SharedRecords:
+    return SharedRecords(shared)

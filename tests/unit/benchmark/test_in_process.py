@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from fedmpt_core.benchmark.in_process import federate, open_sessions, train_rounds
-from fedmpt_core.benchmark.inputs import Setup
+from fedmpt_core.benchmark.inputs import BenchmarkInputs
 from fedmpt_core.benchmark.plan import plan
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.shared_records import SharedRecords
 
 
-def test_sharing_towers_and_records_changes_no_number(setup: Setup, workshop: Workshop, shared: Path) -> None:
+def test_sharing_towers_and_records_changes_no_number(
+    setup: BenchmarkInputs, workshop: SharedRecords, shared: Path
+) -> None:
     job = setup.job("fedmpt", 0)
     records = workshop.records(job, setup.sites)
     alone = list(federate(job, records.sites, str(shared)))
@@ -29,7 +31,7 @@ def test_sharing_towers_and_records_changes_no_number(setup: Setup, workshop: Wo
     assert {"mAP", "zero_shot"} <= set(alone[0][1])
 
 
-def test_a_share_of_the_sites_is_asked(setup: Setup, workshop: Workshop) -> None:
+def test_a_share_of_the_sites_is_asked(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     job = setup.job("linear", 0)
     records = workshop.records(job, setup.sites, 0.2)
     some = dataclasses.replace(job, federation=dataclasses.replace(job.federation, participation=0.5))
@@ -37,7 +39,7 @@ def test_a_share_of_the_sites_is_asked(setup: Setup, workshop: Workshop) -> None
         assert [r.steps for r in train_rounds(some, sessions)] == [0, 2, 2]  # two of four sites, one step each
 
 
-def test_records_are_shared_out_anew_by_their_labels(setup: Setup, workshop: Workshop) -> None:
+def test_records_are_shared_out_anew_by_their_labels(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     job = setup.job("linear", 0)
     plain = workshop.records(job, setup.sites)
     spread = workshop.records(job, setup.sites, 0.3)
@@ -53,13 +55,13 @@ def test_records_are_shared_out_anew_by_their_labels(setup: Setup, workshop: Wor
         assert policy is not None
         assert policy.units == len(data.train[1]) == len(data.train[0])
     assert np.array_equal(spread.exam.independent.targets, plain.exam.independent.targets)
-    again = Workshop(workshop._cache.folder).records(job, setup.sites, 0.3)
+    again = SharedRecords(workshop._cache.folder).records(job, setup.sites, 0.3)
     assert [d.train[0].digests() for d in again.data.values() if d.train] == [
         d.train[0].digests() for d in spread.data.values() if d.train
     ]
 
 
-def test_masks_drop_training_labels_alone(setup: Setup, workshop: Workshop) -> None:
+def test_masks_drop_training_labels_alone(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     case = next(c for c in plan(setup, "masks", ["linear"], [0]) if c.value == 0.5)
     plain, masked = workshop.records(case.job, setup.sites), workshop.records(case.job, case.sites)
     for name, data in plain.data.items():
@@ -72,7 +74,7 @@ def test_masks_drop_training_labels_alone(setup: Setup, workshop: Workshop) -> N
         assert np.array_equal(getattr(plain.exam, split).targets, getattr(masked.exam, split).targets)
 
 
-def test_features_taken_are_those_of_the_records(setup: Setup, workshop: Workshop) -> None:
+def test_features_taken_are_those_of_the_records(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     features = workshop.records(setup.job("linear", 0), setup.sites).exam.independent.features
     taken = features.take([3, 0, 3])
     assert torch.equal(taken.batch([0, 1, 2]), features.batch([3, 0, 3]))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedmpt_core.benchmark.inputs import EMBEDDED, METHODS, Setup, load_setup
+from fedmpt_core.benchmark.inputs import EMBEDDED, METHODS, BenchmarkInputs, load_setup
 from fedmpt_core.benchmark.plan import _content, plan
 from fedmpt_core.benchmark.published import reported_by_the_authors
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.benchmark.tables import markdown, rows_of
 from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
 from fedmpt_core.config.job import BackboneConfig
@@ -23,7 +23,7 @@ from tests.benchmarks import JOB, SITES, result
 from tests.fakes import FakeBackbone
 
 
-def test_every_method_gets_as_many_trials_and_validation_alone_decides(setup: Setup) -> None:
+def test_every_method_gets_as_many_trials_and_validation_alone_decides(setup: BenchmarkInputs) -> None:
     tried = trials(setup, ["coop", "linear"], [7, 8])
     assert [t.method for t in tried] == ["coop", "coop", "linear", "linear"]
     assert [c.job.seed for c in ordered(tried)] == [7] * 4 + [8] * 4
@@ -63,13 +63,13 @@ def test_every_method_gets_as_many_trials_and_validation_alone_decides(setup: Se
         ("site.toml", "[sites]", "no .sites.NAME. table"),
     ],
 )
-def test_a_wrong_folder_is_named(setup: Setup, file: str, text: str, says: str) -> None:
+def test_a_wrong_folder_is_named(setup: BenchmarkInputs, file: str, text: str, says: str) -> None:
     (setup.folder / file).write_text(text)
     with pytest.raises(ConfigError, match=says):
         load_setup(str(setup.folder))
 
 
-def test_a_folder_that_is_none_and_one_without_a_judge(setup: Setup, workshop: Workshop) -> None:
+def test_a_folder_that_is_none_and_one_without_a_judge(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     with pytest.raises(ConfigError, match=r"is not a folder: give one with job\.toml and site\.toml, or scenes"):
         load_setup(str(setup.folder / "nowhere"))
     blind = {
@@ -88,7 +88,9 @@ def test_the_embedded_folders_have_every_method(name: str) -> None:
     assert len(trials(embedded, METHODS, [0])) > 0
 
 
-def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(setup: Setup, tmp_path: Path) -> None:
+def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(
+    setup: BenchmarkInputs, tmp_path: Path
+) -> None:
     job = setup.job("fedmpt", 0)
     clip = dataclasses.replace(job, backbone=BackboneConfig("open_clip", "ViT-B-16", "openai"))
     voc = {n: dataclasses.replace(s, data=DataConfig("voc2007", path="/voc")) for n, s in setup.sites.items()}
@@ -123,7 +125,7 @@ def test_every_case_names_only_groups_that_it_trains(name: str, table: str) -> N
         assert len(rates) == 1 + any(n.startswith("gate.") for n in model.trainable_parameters())
 
 
-def test_a_run_is_another_one_when_a_manifest_changes(setup: Setup, tmp_path: Path) -> None:
+def test_a_run_is_another_one_when_a_manifest_changes(setup: BenchmarkInputs, tmp_path: Path) -> None:
     path, found = tmp_path / "m.csv", []
     site = dataclasses.replace(setup.sites["site-1"], data=DataConfig("manifest", path=str(path)))
     for label in ("cat", "dog", "cat"):
@@ -148,7 +150,7 @@ def test_a_benchmark_s_job_is_fedmpt_s_without_unseen_classes(job: str, says: st
         load_setup(str(tmp_path))
 
 
-def test_sites_that_drop_other_shares_are_refused(setup: Setup, workshop: Workshop) -> None:
+def test_sites_that_drop_other_shares_are_refused(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     name, site = next(iter(setup.sites.items()))
     dropping = dataclasses.replace(site, data=dataclasses.replace(site.data, drop_positives=0.5))
     with pytest.raises(ValueError, match="drop_positives differs between sites"):

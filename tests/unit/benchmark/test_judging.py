@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmpt_core.benchmark.inputs import Setup
+from fedmpt_core.benchmark.inputs import BenchmarkInputs
 from fedmpt_core.benchmark.judging import EQUAL_RECALL, judge
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.benchmark.spurious import false_activation, threshold_at_recall
 from fedmpt_core.data.scenes import SceneConfig, co_occurrence, scenes
 from fedmpt_core.model.registry import build_model
@@ -109,7 +109,7 @@ def test_correlated_scenes_have_the_sites_pairs_and_the_looks_of_test_scenes() -
     assert "site-2" in drawn["correlated"].pictures[0].name
 
 
-def test_figures_are_the_metrics_on_the_independent_records(setup: Setup, workshop: Workshop) -> None:
+def test_figures_are_the_metrics_on_the_independent_records(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     job = setup.job("coop", 0)
     exam = workshop.records(job, setup.sites).exam
     model = build_model(workshop.backbone(job.backbone), job.classes, job.model, 0)
@@ -136,7 +136,7 @@ def test_figures_are_the_metrics_on_the_independent_records(setup: Setup, worksh
     assert {tuple(p) for p in exam.pairs.tolist()} == {tuple(p) for p in wanted.tolist()}
 
 
-def test_thresholds_never_come_from_test_records(setup: Setup, workshop: Workshop) -> None:
+def test_thresholds_never_come_from_test_records(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     job = setup.job("coop", 0)
     exam = workshop.records(job, setup.sites).exam
     model = build_model(workshop.backbone(job.backbone), job.classes, job.model, 0)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from fedmpt_core.benchmark.folder import write_results
-from fedmpt_core.benchmark.inputs import METHODS, Setup
+from fedmpt_core.benchmark.inputs import METHODS, BenchmarkInputs
 from fedmpt_core.benchmark.plan import LADDER, TABLES, Case, plan
-from fedmpt_core.benchmark.results_file import KEYS, NAME, Book, BookError
+from fedmpt_core.benchmark.results_file import KEYS, NAME, BookError, ResultsFile
 from fedmpt_core.benchmark.runs import run, run_missing
-from fedmpt_core.benchmark.shared_records import Workshop
+from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.benchmark.tables import markdown, rows_of
 from fedmpt_core.data.scenes import CLASSES
 from fedmpt_core.model.registry import build_model
@@ -21,10 +21,12 @@ from tests.benchmarks import result
 from tests.fakes import FakeBackbone
 
 
-def test_a_broken_off_benchmark_goes_on_where_it_was(setup: Setup, workshop: Workshop, tmp_path: Path) -> None:
+def test_a_broken_off_benchmark_goes_on_where_it_was(
+    setup: BenchmarkInputs, workshop: SharedRecords, tmp_path: Path
+) -> None:
     cases = plan(setup, "methods", ["zero-shot", "linear", "coop"], [0, 1])
     whole = tmp_path / "whole"
-    with Book(whole) as book:
+    with ResultsFile(whole) as book:
         run_missing(cases, book, workshop)
     done: list[str] = []
 
@@ -38,42 +40,42 @@ def test_a_broken_off_benchmark_goes_on_where_it_was(setup: Setup, workshop: Wor
         return on_run
 
     broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt), Book(broken) as book:
+    with pytest.raises(KeyboardInterrupt), ResultsFile(broken) as book:
         run_missing(cases, book, workshop, stop_after(2))
     with (broken / NAME).open("a") as stream:
         stream.write('{"run": "half a li')
-    with Book(broken) as book:
+    with ResultsFile(broken) as book:
         assert len(book.results) == 2
         run_missing(cases, book, workshop, stop_after(100))
     assert len(done) == len(cases) == 6  # none of them twice
     tables = []
     for folder in (whole, broken):
-        with Book(folder) as book:
+        with ResultsFile(folder) as book:
             tables.append([book.results[c.identity()]["figures"] for c in cases])
     assert tables[0] == tables[1]
 
 
 def test_a_book_is_written_by_one_and_a_damaged_line_is_named(tmp_path: Path) -> None:
     whole = {**dict.fromkeys(KEYS, 1), "figures": {"mAP": 50.0}}
-    with Book(tmp_path) as book:
+    with ResultsFile(tmp_path) as book:
         book.add("a", whole)
-        with pytest.raises(BookError, match="another benchmark writes here"), Book(tmp_path):
+        with pytest.raises(BookError, match="another benchmark writes here"), ResultsFile(tmp_path):
             pass
-    with Book(tmp_path) as book:
+    with ResultsFile(tmp_path) as book:
         assert book.results == {"a": whole}
     with pytest.raises(BookError, match="closed"):
         book.add("b", {})
     line = json.dumps({"run": "a", **whole})
     for damaged in ("not json", '{"run": "b"}', "[]"):
         (tmp_path / NAME).write_text(f"{line}\n{damaged}\n")
-        with pytest.raises(BookError, match="line 2 is not a result"), Book(tmp_path):
+        with pytest.raises(BookError, match="line 2 is not a result"), ResultsFile(tmp_path):
             pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(BookError, match="cannot be written"), Book(tmp_path / "file"):
+    with pytest.raises(BookError, match="cannot be written"), ResultsFile(tmp_path / "file"):
         pass
 
 
-def test_a_run_says_what_it_cost(setup: Setup, workshop: Workshop) -> None:
+def test_a_run_says_what_it_cost(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     found = {c.method: run(c, workshop) for c in plan(setup, "methods", ["zero-shot", "coop", "linear"], [0])}
     assert (found["zero-shot"]["trained"], found["zero-shot"]["epsilon"]) == (0, None)
     for method in ("coop", "linear"):
@@ -88,7 +90,7 @@ def test_a_run_says_what_it_cost(setup: Setup, workshop: Workshop) -> None:
         json.dumps(result, allow_nan=False)
 
 
-def test_a_private_run_reports_what_it_spent(setup: Setup, workshop: Workshop) -> None:
+def test_a_private_run_reports_what_it_spent(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
     private = {"privacy": {"mechanism": "dp-sgd", "sample_rate": 0.5, "epsilon": 5.0}, "training": {"batch_size": None}}
     job = setup.job("linear", 0, private)
     assert job.privacy.noise_multiplier is not None
@@ -97,7 +99,7 @@ def test_a_private_run_reports_what_it_spent(setup: Setup, workshop: Workshop) -
     assert result["pictures_per_step"] == 7
 
 
-def test_the_same_run_of_two_tables_is_done_once(setup: Setup) -> None:
+def test_the_same_run_of_two_tables_is_done_once(setup: BenchmarkInputs) -> None:
     seeds = [0, 1]
     methods, ablation = plan(setup, "methods", METHODS, seeds), plan(setup, "ablation", METHODS, seeds)
     assert {c.row for c in ablation} == {*LADDER, "FedMPT, logits mixed"}
@@ -118,7 +120,7 @@ def test_the_same_run_of_two_tables_is_done_once(setup: Setup) -> None:
             plan(setup, table, names, seeds)
 
 
-def test_tables_hold_means_deviations_and_the_best_in_bold(setup: Setup, tmp_path: Path) -> None:
+def test_tables_hold_means_deviations_and_the_best_in_bold(setup: BenchmarkInputs, tmp_path: Path) -> None:
     cases = plan(setup, "methods", ["coop", "fedmpt"], [0, 1])
     results = {c.identity(): result(40 + 10 * c.job.seed + (c.method == "fedmpt"), 5.0) for c in cases}
     text = write_results(tmp_path, setup, {"methods": cases}, results)
@@ -147,7 +149,7 @@ def test_tables_hold_means_deviations_and_the_best_in_bold(setup: Setup, tmp_pat
 
 
 @pytest.mark.parametrize("table", ["heterogeneity", "ablation", "sensitivity"])
-def test_every_table_has_its_picture(setup: Setup, tmp_path: Path, table: str) -> None:
+def test_every_table_has_its_picture(setup: BenchmarkInputs, tmp_path: Path, table: str) -> None:
     cases = plan(setup, table, ["coop", "fedmpt"], [0])
     text = write_results(tmp_path, setup, {table: cases}, {c.identity(): result(40 + c.value, 5.0) for c in cases})
     assert (tmp_path / f"{table}.png").stat().st_size > 5000

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from independent import roster_digest
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
-from fedmpt_core.secagg.roster import ROSTER_VERSION, Card, Member, Roster
+from fedmpt_core.secagg.roster import ROSTER_VERSION, KeyCard, Member, Roster
 
 ROOT = bytes(range(32))
 
@@ -21,7 +21,7 @@ def member(number: int, org: str = "org") -> Member:
 
 
 ROSTER = Roster(ROOT, {f"site-{i}": member(i) for i in (1, 2, 3)})
-CARDS = [(f"{i}.json", Card(f"site-{i}", "org", member(i).fingerprint, ROOT, date(2030, 12, 31))) for i in (1, 2, 3)]
+CARDS = [(f"{i}.json", KeyCard(f"site-{i}", "org", member(i).fingerprint, ROOT, date(2030, 12, 31))) for i in (1, 2, 3)]
 
 names = st.lists(
     st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=40),
@@ -178,7 +178,7 @@ def test_a_simulation_s_roster_has_names_only_and_is_never_written_or_read() -> 
 
 def test_a_card_is_read_back() -> None:
     for _, card in CARDS:
-        assert Card.from_json(card.to_json()) == card
+        assert KeyCard.from_json(card.to_json()) == card
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ def test_a_card_is_read_back() -> None:
     ],
 )
 def test_an_odd_card_is_refused(change: dict[str, Any], says: str) -> None:
-    refused(says, Card.from_json, json.dumps(CARDS[0][1].to_dict() | change))
+    refused(says, KeyCard.from_json, json.dumps(CARDS[0][1].to_dict() | change))
 
 
 def test_a_roster_is_no_card_and_a_card_no_roster() -> None:
-    refused("'expires' is missing in the card: have the site write it again", Card.from_json, ROSTER.to_json())
+    refused("'expires' is missing in the card: have the site write it again", KeyCard.from_json, ROSTER.to_json())
     refused("'expires' is unknown in the roster: collect it again", Roster.from_json, CARDS[0][1].to_json())
 
 
@@ -211,7 +211,7 @@ def test_cards_become_a_roster_in_any_order() -> None:
     assert Roster.collected(CARDS) == Roster.collected(CARDS[::-1]) == ROSTER
 
 
-def fourth(**changes: Any) -> tuple[str, Card]:
+def fourth(**changes: Any) -> tuple[str, KeyCard]:
     return "4.json", replace(CARDS[0][1], **({"name": "site-4", "fingerprint": bytes(32)} | changes))
 
 
@@ -226,5 +226,5 @@ def fourth(**changes: Any) -> tuple[str, Card]:
         ([*CARDS, fourth(root=bytes(32))], "1.json and 4.json are of different federations"),
     ],
 )
-def test_cards_that_make_no_roster_are_refused(cards: list[tuple[str, Card]], says: str) -> None:
+def test_cards_that_make_no_roster_are_refused(cards: list[tuple[str, KeyCard]], says: str) -> None:
     refused(says, Roster.collected, cards)

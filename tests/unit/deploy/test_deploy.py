@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from fedmpt_core.config.toml import load_server, load_site
-from fedmpt_core.secagg.start_up_kit import card_of
+from fedmpt_core.secagg.start_up_kit import key_card_of
 from fedmpt_flare.site.gpus import Gpus
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
 from tests.federation import DEPLOY, HEAVY, REPOSITORY, STATE
@@ -44,7 +44,7 @@ def own(folder: str, pattern: str) -> list[Path]:
 
 def test_the_project_file_gives_a_kit_to_everybody(provisioned: Path) -> None:
     assert {p.name for p in provisioned.iterdir()} >= {SERVER, SITE, "hospital-b", "hospital-c", *PEOPLE}
-    card = card_of(provisioned / SITE / "startup")
+    card = key_card_of(provisioned / SITE / "startup")
     assert (card.name, card.org) == (SITE, "hospital_a")
     # as the runbook of upgrades says
     assert (card.expires - date.today()).days == 360

@@ -18,7 +18,7 @@ from fedmpt_core.privacy.ledger.budget import (
     project,
     resolved,
 )
-from fedmpt_core.privacy.ledger.ledger import Head, Ledger
+from fedmpt_core.privacy.ledger.ledger import Ledger, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, open_ledger, read_site_ledger
 from tests.settings import UNMASKED
 
@@ -199,7 +199,7 @@ def test_other_mechanisms_compose_in_one_ledger(policy: SitePrivacyConfig) -> No
 
 def test_a_cut_ledger_is_noticed_by_whoever_saw_a_later_head(policy: SitePrivacyConfig) -> None:
     found = spend(resolved(job()), policy, "job-1", 2)
-    head = Head.from_dict(found.head().to_dict())
+    head = LedgerHead.from_dict(found.head().to_dict())
     found.check_head(head)
     path = ledger_path(policy)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))

@@ -29,7 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
-from fedmpt_core.privacy.ledger.ledger import LEDGER_SCHEMA, Entry, Head, Ledger, LedgerError, read_ledger
+from fedmpt_core.privacy.ledger.ledger import LEDGER_SCHEMA, Entry, Ledger, LedgerError, LedgerHead, read_ledger
 
 ROOT = Path(__file__).parents[3]
 PLACE: dict[str, Any] = {"site": "hospital-a", "dataset": "chest", "delta": 1e-5}
@@ -154,7 +154,7 @@ def test_lines_are_what_the_format_says(path: Path) -> None:
         "groups": {"ctx": [12, "3.5"]},
     }
     assert (done["reservation"], done["release"]) == (first["hash"], digest("0"))
-    assert ledger.head() == Head(6, previous, KEY(PREFIX + bytes.fromhex(previous)))
+    assert ledger.head() == LedgerHead(6, previous, KEY(PREFIX + bytes.fromhex(previous)))
 
 
 def test_file_and_folder_are_the_owner_s_alone_and_nothing_else_is_left(path: Path) -> None:
@@ -374,17 +374,17 @@ def test_a_cut_tail_and_a_fork_are_valid_chains_that_lack_the_head(path: Path) -
     for _ in range(2):
         reserve(cut, 7)
     assert cut.entries()[head.seq].hash != head.hash and not cut.contains(head)
-    assert cut.contains(cut.head()) and not cut.contains(Head(-1, cut.head().hash, ""))
+    assert cut.contains(cut.head()) and not cut.contains(LedgerHead(-1, cut.head().hash, ""))
 
 
 def test_heads_travel_as_plain_fields(path: Path) -> None:
     head = filled(path).head()
-    assert Head.from_dict(json.loads(json.dumps(head.to_dict()))) == head
+    assert LedgerHead.from_dict(json.loads(json.dumps(head.to_dict()))) == head
     for change in ({"seq": "1"}, {"seq": -1}, {"seq": True}, {"hash": "x"}, {"sig": None}, {"more": 1}):
         with pytest.raises(LedgerError, match="not a ledger head"):
-            Head.from_dict({**head.to_dict(), **change})
+            LedgerHead.from_dict({**head.to_dict(), **change})
     with pytest.raises(LedgerError, match="not a ledger head"):
-        Head.from_dict({})
+        LedgerHead.from_dict({})
 
 
 # opening

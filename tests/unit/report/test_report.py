@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import Audit, audit_run
 from fedmpt_core.audit.finding import Finding
-from fedmpt_core.audit.run_evidence import Anchors, NoRun, Run, load_run
+from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, Run, load_run
 from fedmpt_core.audit.spending import Spending
 from fedmpt_core.config.job import PrivacyConfig
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
@@ -50,7 +50,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def anchors(kits: Path) -> Anchors:
+def anchors(kits: Path) -> KnownKeys:
     return roster_of(kits)
 
 
@@ -69,7 +69,7 @@ def folder(federation: Federation, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(federation: Federation, anchors: Anchors) -> Run:
+def run(federation: Federation, anchors: KnownKeys) -> Run:
     return load_run(federation.root / "run-1", anchors)
 
 
@@ -186,7 +186,7 @@ CONTRADICTED = ("edit a field", "cut the tail", "change sigma", "remove a site's
 
 @pytest.mark.parametrize("change", [MANIPULATIONS[name][0] for name in CONTRADICTED], ids=CONTRADICTED)
 def test_no_manipulated_run_s_report_says_that_all_is_well(
-    folder: Path, anchors: Anchors, change: Callable[[Path], Any]
+    folder: Path, anchors: KnownKeys, change: Callable[[Path], Any]
 ) -> None:
     change(folder)
     run = load_run(folder, anchors)
@@ -217,7 +217,7 @@ def test_what_kind_of_run_it_was_is_said_on_top(run: Run, federation: Federation
     assert simulated.claim.status == "rehearsal"
     failed = judged(run, record={"outcome": "failed: no site answered"})
     assert any("did not complete" in reason for reason in failed.claim.reasons)
-    unknown = load_run(federation.root / "run-1", Anchors())
+    unknown = load_run(federation.root / "run-1", KnownKeys())
     doubtful = build_report(unknown, audit_run(unknown), MADE)
     assert doubtful.claim.status == "judge"
     assert any("roster" in reason for reason in doubtful.claim.reasons)
@@ -441,7 +441,7 @@ def invoke(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def test_the_command_writes_the_report_and_the_card(folder: Path, anchors: Anchors, tmp_path: Path) -> None:
+def test_the_command_writes_the_report_and_the_card(folder: Path, anchors: KnownKeys, tmp_path: Path) -> None:
     assert anchors.roster
     write_roster(tmp_path / "roster.json", anchors.roster)
     options = ("--roster", tmp_path / "roster.json")
@@ -460,7 +460,7 @@ def test_the_command_writes_the_report_and_the_card(folder: Path, anchors: Ancho
 def test_json_is_all_that_is_printed_and_nothing_is_written(folder: Path) -> None:
     done = invoke(folder, "--json")
     said = json.loads(done.output)
-    run = load_run(folder, Anchors())
+    run = load_run(folder, KnownKeys())
     expected = json.loads(json.dumps(build_report(run, audit_run(run), said["made"]).to_dict()))
     assert said == expected
     assert not (folder / "report.html").exists()
@@ -505,7 +505,7 @@ def test_no_run_is_no_report(tmp_path: Path) -> None:
 
 
 def test_a_record_that_a_liar_signed_is_shown_for_what_it_is(
-    folder: Path, federation: Federation, anchors: Anchors
+    folder: Path, federation: Federation, anchors: KnownKeys
 ) -> None:
     """A server that claims less than the ledgers say."""
     edit_record(folder, lambda r: [row["privacy"][s].update(epsilon=0.1) for row in r["rounds"][1:] for s in SITES])

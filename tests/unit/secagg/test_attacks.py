@@ -27,7 +27,7 @@ from fedmpt_core.config.job import FederationConfig, JobConfig, ModelConfig, Tra
 from fedmpt_core.config.secagg import SecAggConfig, SiteSecAggConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.federation.site.admission import check_site
-from fedmpt_core.federation.site.masked_updates import SecureSite
+from fedmpt_core.federation.site.masked_updates import MaskedUpdates
 from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
@@ -451,7 +451,7 @@ class Sites:
         agreed = secure_terms(job, "run-1", LAYOUT, "0" * 64)
         self.server, self.encoding = SecAggServer(agreed.terms, ChainCheck(None)), agreed.encoding
         self.sites = {
-            name: SecureSite(
+            name: MaskedUpdates(
                 job,
                 SiteConfig(DataConfig("scenes"), POLICY, SiteSecAggConfig(state=str(folder / name))),
                 name,

@@ -29,12 +29,12 @@ from typer.testing import CliRunner, Result
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck, Session, SiteIdentity, Trust
-from fedmpt_core.secagg.roster import Card, Roster
+from fedmpt_core.secagg.roster import KeyCard, Roster
 from fedmpt_core.secagg.start_up_kit import (
-    card_of,
     check_kit,
-    load_card,
+    key_card_of,
     load_identity,
+    load_key_card,
     load_root,
     load_roster,
     write_roster,
@@ -127,7 +127,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
 
 @pytest.fixture(scope="session")
 def trust(kits: Kits) -> Trust:
-    cards = [(name, card_of(kits.startup(name))) for name in SITES]
+    cards = [(name, key_card_of(kits.startup(name))) for name in SITES]
     return Trust(Roster.collected(cards), load_root(kits.startup("site-2")))
 
 
@@ -216,7 +216,7 @@ def test_a_real_kit_s_files_are_found_under_other_names(kits: Kits, tmp_path: Pa
     copy = Path(shutil.copytree(kit, tmp_path / "startup"))
     renamed(copy, "fed_client.json", **{"client.key": "own.key", "client.crt": "own.crt", "rootCA.pem": "root.crt"})
     assert load_identity(copy) == load_identity(kit) and load_root(copy) == load_root(kit)
-    assert card_of(copy) == card_of(kit)
+    assert key_card_of(copy) == key_card_of(kit)
 
 
 def test_a_real_server_s_root_is_found_under_another_name(kits: Kits, tmp_path: Path) -> None:
@@ -267,14 +267,14 @@ def test_a_server_s_kit_is_no_site_s(kits: Kits) -> None:
 
 def test_a_person_s_kit_has_no_card(kits: Kits) -> None:
     with pytest.raises(SecAggError, match=r"is not a site's, its role is \['project_admin'\]"):
-        card_of(kits.startup(ADMIN))
+        key_card_of(kits.startup(ADMIN))
 
 
 def test_a_name_that_would_hide_itself_has_no_card(kits: Kits, copied: Path) -> None:
     for name, content in zip(("client.key", "client.crt"), minted(kits, "site-\u202e1"), strict=True):
         (copied / name).write_bytes(content)
     with pytest.raises(SecAggError, match=r"the name 'site-\\u202e1' must be of 1 to 256 printable bytes") as error:
-        card_of(copied)
+        key_card_of(copied)
     assert error.value.code is Abort.ROSTER and str(error.value).startswith(str(copied))
 
 
@@ -369,7 +369,7 @@ def test_what_a_site_signs_while_it_registers_is_no_session(kits: Kits, trust: T
 
 def test_a_card_says_what_the_certificate_says(kits: Kits) -> None:
     for folder in (kits.startup("site-1"), kits.distributed):
-        card, leaf = card_of(folder), x509.load_pem_x509_certificate((folder / "client.crt").read_bytes())
+        card, leaf = key_card_of(folder), x509.load_pem_x509_certificate((folder / "client.crt").read_bytes())
         spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         root = x509.load_pem_x509_certificate(load_root(folder))
         assert (card.name, card.org) == ("site-1", "site_1")
@@ -390,12 +390,12 @@ def test_a_card_ends_when_the_root_does(kits: Kits, copied: Path) -> None:
         root.subject, root.subject, root_key.public_key(), x509.random_serial_number(), begin, end, [*root.extensions]
     )
     (copied / "rootCA.pem").write_bytes(short.sign(root_key, SHA256()).public_bytes(Encoding.PEM))
-    assert card_of(copied).expires == end.date() < card_of(kits.startup("site-1")).expires
+    assert key_card_of(copied).expires == end.date() < key_card_of(kits.startup("site-1")).expires
 
 
 def test_a_kit_is_held_against_the_roster(kits: Kits, trust: Trust) -> None:
     for name in SITES:
-        check_kit(trust.roster, card_of(kits.startup(name)))
+        check_kit(trust.roster, key_card_of(kits.startup(name)))
     two = Roster(trust.roster.root, {n: m for n, m in trust.roster.members.items() if n != "site-3"})
     swapped = {**trust.roster.members, "site-1": two.members["site-2"], "site-2": two.members["site-1"]}
     cases = [
@@ -405,7 +405,7 @@ def test_a_kit_is_held_against_the_roster(kits: Kits, trust: Trust) -> None:
     ]
     for found, folder, says in cases:
         with pytest.raises(SecAggError, match=says) as error:
-            check_kit(found, card_of(folder))
+            check_kit(found, key_card_of(folder))
         assert error.value.code is Abort.ROSTER
 
 
@@ -479,11 +479,11 @@ def test_cards_travel_from_sites_to_a_roster_that_every_site_accepts(kits: Kits,
     for name, card in zip(SITES, cards, strict=True):
         shown = run("show", "--kit", kits.startup(name), "--out", card)
         assert shown.exit_code == 0 and f"Card of {name}" in shown.stdout and name.replace("-", "_") in shown.stdout
-        digits = load_card(card).fingerprint.hex()
+        digits = load_key_card(card).fingerprint.hex()
         rows = [digits[:32], digits[32:]]
         assert all(" ".join(row[i : i + 4] for i in range(0, 32, 4)) in shown.stdout for row in rows)
-        assert load_card(card).expires.isoformat() in shown.stdout
-        digits = load_card(card).root.hex()
+        assert load_key_card(card).expires.isoformat() in shown.stdout
+        digits = load_key_card(card).root.hex()
         rows = [digits[:32], digits[32:]]
         assert all(" ".join(row[i : i + 4] for i in range(0, 32, 4)) in shown.stdout for row in rows)
     path = tmp_path / "roster.json"
@@ -499,7 +499,7 @@ def test_cards_travel_from_sites_to_a_roster_that_every_site_accepts(kits: Kits,
         assert checked.exit_code == 0 and f"OK: {name} is in {path}" in checked.stdout and grouped in checked.stdout
         plain = printed("check", path, "--kit", kits.startup(name), "--json")
         assert (plain["site"], plain["digest"]) == (name, digest) and set(plain["members"]) == set(SITES)
-        assert plain["expires"] == card_of(kits.startup(name)).expires.isoformat()
+        assert plain["expires"] == key_card_of(kits.startup(name)).expires.isoformat()
     assert printed("collect", *cards, "--out", path, "--json")["digest"] == digest
     card = printed("show", "--kit", kits.startup("site-1"), "--json")
     assert card == json.loads(cards[0].read_text()) and card["name"] == "site-1"
@@ -523,7 +523,7 @@ def test_no_name_and_no_key_is_cut_off_on_a_narrow_screen(tmp_path: Path, monkey
     for i in range(3):
         cards.append(tmp_path / f"{i}.json")
         name, key = "s" * 60 + str(i), f"{i + 1:x}" * 64
-        cards[-1].write_text(Card(name, "o" * 64, bytes.fromhex(key), bytes(32), date(2030, 12, 31)).to_json())
+        cards[-1].write_text(KeyCard(name, "o" * 64, bytes.fromhex(key), bytes(32), date(2030, 12, 31)).to_json())
     done = run("collect", *cards, "--out", tmp_path / "roster.json")
     table = done.stdout[: done.stdout.index("Root certificate")]
     assert done.exit_code == 0 and "…" not in table

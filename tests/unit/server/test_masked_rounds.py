@@ -17,7 +17,7 @@ from fedmpt_core.config.job import FederationConfig, JobConfig, ResumeConfig, Tr
 from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.federation.server.checkpoint import load_checkpoint
-from fedmpt_core.federation.site.masked_updates import SecureSite
+from fedmpt_core.federation.site.masked_updates import MaskedUpdates
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity
@@ -65,7 +65,7 @@ class Site:
         self.name, self.step, self.trained, self.asked = name, step, 0, list[str]()
         self.faults: dict[tuple[str, int], Fault] = {}
         self._count: dict[str, int] = {}
-        self.secure = SecureSite(
+        self.secure = MaskedUpdates(
             job,
             site,
             name,

@@ -18,7 +18,7 @@ from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, resolved
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, open_ledger, read_site_ledger
 from fedmpt_core.secagg.roster import Member, Roster
-from fedmpt_core.secagg.start_up_kit import card_of, write_roster
+from fedmpt_core.secagg.start_up_kit import key_card_of, write_roster
 from fedmpt_flare.cli.main import app
 from fedmpt_flare.server.budget_command import _row, budget_of
 from fedmpt_flare.site import check as site_check
@@ -47,7 +47,7 @@ def site(tmp_path: Path, provisioned: Path) -> Path:
     overlay(kit, "site")
     edit(kit, "fedmpt_site.toml", lambda s: s.replace(STATE, str(tmp_path / "state")))
     edit(kit, "fedmpt_site.toml", lambda s: s.replace('source = "manifest"', 'source = "scenes"'))
-    cards = [card_of(provisioned / name / "startup") for name in (SITE, "hospital-b", "hospital-c")]
+    cards = [key_card_of(provisioned / name / "startup") for name in (SITE, "hospital-b", "hospital-c")]
     roster = Roster(cards[0].root, {c.name: Member(c.fingerprint, c.org) for c in cards})
     write_roster(kit / "local" / "secagg_roster.json", roster)
     policy = load_site(kit / "local" / "fedmpt_site.toml", SITE).privacy
