@@ -23,7 +23,7 @@ import psutil
 import pytest
 import yaml
 
-from fedmpt_core.audit.auditor import Anchors, audit_run
+from fedmpt_core.audit.auditor import KnownKeys, audit_run
 from fedmpt_core.audit.run_evidence import load_run
 from fedmpt_core.federation.run.manifest import check_manifest, read_manifest
 from fedmpt_core.federation.run.record import load_record
@@ -182,7 +182,7 @@ class Rehearsal:
 
 def check_manipulations(run: Path, root: Path) -> None:
     """What forgers do to a run that was really downloaded; a server that lies signs it all the same."""
-    anchors = Anchors(load_roster(root / "mail" / "secagg_roster.json"))
+    anchors = KnownKeys(load_roster(root / "mail" / "secagg_roster.json"))
 
     def failures(folder: Path) -> set[str]:
         return {f.code for f in audit_run(load_run(folder, anchors)).findings if f.severity == "fail"}

@@ -79,7 +79,7 @@ def audit(
     given = {"--sites": sites, "--site": site, "--kit": kit, "--out": out}
     if odd := [name for name, value in given.items() if value is not None]:
         raise ConfigError(f"{odd[0]}: goes with --canaries JOB.TOML")
-    from fedmpt_core.audit.auditor import Anchors, audit_run, compare
+    from fedmpt_core.audit.auditor import KnownKeys, audit_run, compare
     from fedmpt_core.audit.ledger_copy import LedgerReader
     from fedmpt_core.audit.run_evidence import load_run
     from fedmpt_core.audit.site_ledger import audit_ledger, is_ledger, load_ledger
@@ -87,7 +87,7 @@ def audit(
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.secagg.start_up_kit import load_roster
 
-    anchors, reader = Anchors(load_roster(roster) if roster else None), LedgerReader()
+    anchors, reader = KnownKeys(load_roster(roster) if roster else None), LedgerReader()
     cards = [PolicyCard.load(path) for path in policies or []]
     caps = {(card.site, card.privacy.dataset): card.privacy.epsilon for card in cards}
     own = [load_ledger(place, anchors, reader, certificate) for place in places if is_ledger(place)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmpt_core.audit.auditor import Anchors, audit_run, compare
+from fedmpt_core.audit.auditor import KnownKeys, audit_run, compare
 from fedmpt_core.audit.ledger_copy import LedgerReader
 from fedmpt_core.audit.run_evidence import NoRun, load_run
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
@@ -68,7 +68,7 @@ def put(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
 @given(data=st.data())
 def test_no_node_of_a_run_s_files_can_be_changed_unnoticed(
     honest: Path,
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     name: str,
     data: st.DataObject,
 ) -> None:
@@ -98,7 +98,7 @@ def test_no_node_of_a_run_s_files_can_be_changed_unnoticed(
 def test_a_simulation_s_hostile_files_are_findings_or_sentences(
     honest: Path,
     tmp_path: Path,
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     data: st.DataObject,
 ) -> None:
     """Nothing of a simulation is signed, so whoever changes a file can also change its digest: only no traceback."""
@@ -129,7 +129,7 @@ def test_a_simulation_s_hostile_files_are_findings_or_sentences(
 def test_no_file_outside_the_run_is_read(
     honest: Path,
     tmp_path: Path,
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     name: str,
     field: str,
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_hundred_thousand_entries_are_audited(tmp_path: Path) -> None:
     ]
     path = tmp_path / "images.ledger.jsonl"
     path.write_bytes(sealed("hospital-a", entries))
-    found = audit_ledger(load_ledger(path, Anchors(), LedgerReader()), {}, cap=1.0)
+    found = audit_ledger(load_ledger(path, KnownKeys(), LedgerReader()), {}, cap=1.0)
     assert found.statement
     assert sum(job.steps for job in found.statement.jobs) == 100_000
     assert [f.code for f in found.findings if f.severity == "fail"] == ["epsilon-above-the-cap"]

@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from fedmpt_core.audit.auditor import Anchors, compare
+from fedmpt_core.audit.auditor import KnownKeys, compare
 from fedmpt_core.audit.ledger_copy import LedgerReader
 from fedmpt_core.audit.run_evidence import NoRun
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
@@ -35,14 +35,14 @@ def exported(federation: Federation, tmp_path: Path) -> Path:  # noqa: F811
     return tmp_path / "export"
 
 
-def codes(place: Path, known: Anchors, severity: str = "fail", certificate: Path | None = None) -> set[str]:
+def codes(place: Path, known: KnownKeys, severity: str = "fail", certificate: Path | None = None) -> set[str]:
     found = audit_ledger(load_ledger(place, known, LedgerReader(), certificate), accountants_of(independent=True))
     return {f.code for f in found.findings if f.severity == severity}
 
 
 def test_an_export_passes_with_the_numbers_of_the_ledger(
     federation: Federation,  # noqa: F811
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     exported: Path,
 ) -> None:
     found = audit_ledger(load_ledger(exported, anchors, LedgerReader()), accountants_of(independent=True))
@@ -55,7 +55,7 @@ def test_an_export_passes_with_the_numbers_of_the_ledger(
     assert len(found.accountants) == 3
     assert max(found.accountants.values()) - min(found.accountants.values()) < 0.02
     assert json.loads((exported / "statement.json").read_text())["total"] == found.statement.total
-    assert codes(exported, Anchors(), "warning") == {"no-roster"}
+    assert codes(exported, KnownKeys(), "warning") == {"no-roster"}
 
 
 def rewrite(name: str, change: Callable[[str], str]) -> Callable[[Path], Any]:
@@ -76,7 +76,7 @@ def rewrite(name: str, change: Callable[[str], str]) -> Callable[[Path], Any]:
 )
 def test_a_changed_export_is_found(
     exported: Path,
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     change: Callable[[Path], Any],
     code: str,
 ) -> None:
@@ -88,13 +88,13 @@ def test_a_changed_export_is_found(
     "text",
     ["", "[]", "{}", '{"schema": 9}', "null", '{"ledger": "../x"}'],
 )
-def test_what_is_no_export_is_a_sentence(exported: Path, anchors: Anchors, text: str) -> None:  # noqa: F811
+def test_what_is_no_export_is_a_sentence(exported: Path, anchors: KnownKeys, text: str) -> None:  # noqa: F811
     (exported / EXPORT).write_text(text)
     with pytest.raises(NoRun, match="export"):
         load_ledger(exported, anchors, LedgerReader())
 
 
-def test_an_export_names_no_file_outside_its_folder(exported: Path, anchors: Anchors) -> None:  # noqa: F811
+def test_an_export_names_no_file_outside_its_folder(exported: Path, anchors: KnownKeys) -> None:  # noqa: F811
     values = json.loads((exported / EXPORT).read_text())
     (exported / EXPORT).write_text(json.dumps({**values, "root": "../../etc/passwd"}))
     with pytest.raises(NoRun, match="outside the export's folder"):
@@ -103,7 +103,7 @@ def test_an_export_names_no_file_outside_its_folder(exported: Path, anchors: Anc
 
 def test_a_bare_file_is_audited_with_the_site_s_certificate(
     federation: Federation,  # noqa: F811
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     exported: Path,
 ) -> None:
     path = ledger_path(federation.policy(SITE))
@@ -116,7 +116,7 @@ def test_a_bare_file_is_audited_with_the_site_s_certificate(
 
 def test_a_site_s_own_ledger_is_compared_with_what_it_handed_to_a_run(
     federation: Federation,  # noqa: F811
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     exported: Path,
 ) -> None:
     from fedmpt_core.audit.run_evidence import load_run
@@ -128,7 +128,7 @@ def test_a_site_s_own_ledger_is_compared_with_what_it_handed_to_a_run(
     assert [(f.code, f.where) for f in compare([run], [own])] == [("ledger-forked", SITE)]
 
 
-def test_a_key_that_served_two_jobs_is_named(federation: Federation, anchors: Anchors, exported: Path) -> None:  # noqa: F811
+def test_a_key_that_served_two_jobs_is_named(federation: Federation, anchors: KnownKeys, exported: Path) -> None:  # noqa: F811
     own = load_ledger(exported, anchors, LedgerReader())
     first = next(e for e in own.entries if e.kind == "reserve")
     own.entries = tuple(replace(e, job="another") if e.seq == first.seq else e for e in own.entries)
@@ -138,7 +138,7 @@ def test_a_key_that_served_two_jobs_is_named(federation: Federation, anchors: An
 
 def test_a_rotated_and_a_migrated_ledger_say_so(
     federation: Federation,  # noqa: F811
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     federation.run("run-1")
@@ -175,7 +175,7 @@ epsilon = 3.0
 
 def test_the_commands_show_plan_and_export(
     federation: Federation,  # noqa: F811
-    anchors: Anchors,  # noqa: F811
+    anchors: KnownKeys,  # noqa: F811
     site_file: Path,
     tmp_path: Path,
 ) -> None:
