@@ -9,8 +9,9 @@ from math import exp, isfinite
 
 from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.text import shown
 from fedmpt_core.report.content import Claim, Fact, Profile, Status
-from fedmpt_core.report.plain import count, moment, name, names, one_in, shown, small, up
+from fedmpt_core.report.plain import count, moment, name, names, one_in, small, up
 
 MOST_REASONS = 6  # of the audit's findings that are repeated at the top; the others are counted
 

@@ -1,6 +1,7 @@
 """The report as one HTML file: no script, no network, no font but the reader's own.
 
-Everything that comes from a run passes `plain.shown` and jinja2's escaping on its way out, whatever the template says.
+Everything that comes from a run passes `common.text.shown` and jinja2's escaping on its way out, whatever the
+template says.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedmpt_core.common.text import shown
 from fedmpt_core.report import charts, plain
 from fedmpt_core.report.checklist import ANSWERS
 from fedmpt_core.report.content import Report
@@ -67,7 +69,7 @@ def _environment() -> Environment:
 
 def _finalize(value: Any) -> Any:
     """Of every value on its way into the page: text is made harmless, marked-up text was made of harmless parts."""
-    return plain.shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _exact(value: float | None, text: str) -> Markup:
@@ -79,10 +81,10 @@ def _exact(value: float | None, text: str) -> Markup:
 
 def _rows(lines: tuple[charts.Line, ...]) -> tuple[tuple[int, tuple[float | None, ...]], ...]:
     """Epsilon by round of the lines drawn, thinned for a table."""
-    shown = [dict(line.points) for line in lines[: charts.MOST_LINES]]
-    numbers = sorted({r for points in shown for r in points if r})
+    drawn = [dict(line.points) for line in lines[: charts.MOST_LINES]]
+    numbers = sorted({r for points in drawn for r in points if r})
     kept = charts.thinned([(r, 0.0) for r in numbers], MOST_ROWS)
-    return tuple((int(r), tuple(points.get(r) for points in shown)) for r, _ in kept)
+    return tuple((int(r), tuple(points.get(r) for points in drawn)) for r, _ in kept)
 
 
 def _scale(report: Report) -> float:

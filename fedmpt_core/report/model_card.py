@@ -5,8 +5,9 @@ nothing here is a count or a figure of a training picture.
 """
 
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.text import shown
 from fedmpt_core.report.content import CardSection, Claim, Report, Utility
-from fedmpt_core.report.plain import count, markdown, moment, name, names, number, shown, signed
+from fedmpt_core.report.plain import count, markdown, moment, name, names, number, signed
 
 MOST_LABELS = 60
 TITLE = "# Model card: "

@@ -1,38 +1,18 @@
-"""Text from a run that may be hostile, made harmless to look at: a run's names are written by others.
+"""Names, figures and times of a run as people read them.
 
-HTML is escaped by jinja2 and Markdown by `markdown`; this is about what escaping leaves: control characters, marks that
-turn the reading direction, invisible characters, towers of accents, and names without an end.
+Text is made harmless by `common.text.shown`; HTML is escaped by jinja2, Markdown by `markdown`.
 """
 
 import re
-import unicodedata
 from datetime import UTC, datetime
 from math import ceil, floor, isfinite, log10
 from typing import Any
 
+from fedmpt_core.common.text import shown
+
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-MOST_NAME, MOST_TEXT = 80, 600  # characters that are shown; chosen
+MOST_NAME = 80  # characters that are shown; chosen
 _MARKS = re.compile(r"[\\`*_\[\]<>#|~&$@]|:(?=//)|(?<=www)\.")  # what marks up, and what becomes a link by itself
-
-
-def shown(text: Any, most: int = MOST_TEXT) -> str:
-    """Text as it may be shown.
-
-    Args:
-        text: anything; what is no string is written as one.
-        most: characters to keep; the last becomes an ellipsis where some are cut.
-
-    Guarantees: no control, format, surrogate, private or unassigned character (each becomes U+FFFD), no line break, no
-        more than three combining marks in a row, at most `most` characters.
-    """
-    kept: list[str] = []
-    marks = 0
-    for c in str(text)[: 4 * most]:
-        marks = marks + 1 if unicodedata.combining(c) else 0
-        if marks <= 3:
-            kept.append(c if c.isprintable() else " " if c.isspace() else "\ufffd")
-    cut = "".join(kept)
-    return cut if len(cut) <= most and len(str(text)) <= 4 * most else cut[: most - 1] + "…"
 
 
 def name(text: Any) -> str:

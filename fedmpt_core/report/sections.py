@@ -7,8 +7,9 @@ from typing import Any
 
 from fedmpt_core.audit.auditor import AGREEMENT, Audit
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.text import shown
 from fedmpt_core.report.content import Fact, RoundSpan, SiteFacts
-from fedmpt_core.report.plain import count, moment, name, names, number, shown, small
+from fedmpt_core.report.plain import count, moment, name, names, number, small
 
 ENGINES = {
     "feature_space": "noise goes on the gradients of the text features and the head; the text tower is passed once",

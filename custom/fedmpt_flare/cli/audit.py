@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from fedmpt_core.common.text import shown
 from fedmpt_core.config.toml import ConfigError
-from fedmpt_flare.cli.screen import say
+from fedmpt_flare.cli.screen import harmless, say
 
 SHOWN = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
 
@@ -116,7 +116,7 @@ def audit(
 
 
 def _show_run(one: Any) -> None:
-    say(f"Run {plain(one.run_id)} of job {plain(one.job)}")
+    say(f"Run {shown(one.run_id)} of job {shown(one.job)}")
     if one.spending:
         names = list(next(iter(one.spending.values())).accountants)
         short = [name.split(" (")[0] for name in names]
@@ -127,7 +127,7 @@ def _show_run(one: Any) -> None:
             numbers = [f"{spent.accountants[n]:.3f}" if n in spent.accountants else "–" for n in names]
             jobs = f"{spent.total:.3f} ({spent.jobs} job{'s' * (spent.jobs != 1)})"
             row = (site, spent.dataset, *numbers, jobs, cap, f"{spent.delta:g}", spent.unit)
-            table.add_row(*(shown(cell) for cell in row))
+            table.add_row(*(harmless(cell) for cell in row))
         Console(highlight=False).print(table)
     say(_sums(one.sums))
     alike: dict[tuple[Any, ...], list[str]] = {}
@@ -136,7 +136,9 @@ def _show_run(one: Any) -> None:
     table = Table("sites", "what left each", "protected by", title="What left the sites")
     for left, sites in alike.items():
         for number, release in enumerate(left):
-            table.add_row("" if number else shown(", ".join(sites)), shown(release.what), shown(release.protection))
+            table.add_row(
+                "" if number else harmless(", ".join(sites)), harmless(release.what), harmless(release.protection)
+            )
         table.add_section()
     Console(highlight=False).print(table)
     show_findings("Findings", one.findings)
@@ -156,9 +158,9 @@ def _sums(sums: Any) -> str:
 def _show_ledger(one: Any) -> None:
     account = one.statement
     if account is None:
-        say(f"Ledger {plain(one.place)}")
+        say(f"Ledger {shown(one.place)}")
     else:
-        say(f"Ledger {plain(one.place)}: {plain(account.site)}, data set '{plain(account.dataset)}'")
+        say(f"Ledger {shown(one.place)}: {shown(account.site)}, data set '{shown(account.dataset)}'")
         table = Table("accountant", "epsilon of all jobs", title=f"At delta {account.delta:g}, per {account.unit}")
         for name, value in one.accountants.items():
             table.add_row(name, f"{value:.3f}")
@@ -173,15 +175,7 @@ def show_findings(title: str, findings: Sequence[Any]) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{title}[/]")
     for f in findings:
-        console.print(f"  {SHOWN[f.severity]} [bold]{f.code}[/] at {shown(f.where)}", soft_wrap=True)
-        console.print(Padding(shown(f.text) + (f"\n[dim]do:[/] {shown(f.remedy)}" if f.remedy else ""), (0, 0, 0, 6)))
-
-
-def plain(text: str) -> str:
-    """Names come from the run, so they may hold anything: no control character reaches the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def shown(text: str) -> str:
-    """The same for a table, where markup would draw."""
-    return escape(plain(text))
+        console.print(f"  {SHOWN[f.severity]} [bold]{f.code}[/] at {harmless(f.where)}", soft_wrap=True)
+        console.print(
+            Padding(harmless(f.text) + (f"\n[dim]do:[/] {harmless(f.remedy)}" if f.remedy else ""), (0, 0, 0, 6))
+        )

@@ -10,8 +10,7 @@ from rich.table import Table
 
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.config.toml import ConfigError, load_job, load_site
-from fedmpt_flare.cli.audit import shown
-from fedmpt_flare.cli.screen import say
+from fedmpt_flare.cli.screen import harmless, say
 
 ledger = typer.Typer(help="A site's privacy ledgers: what was spent, by which job, what is left.", no_args_is_help=True)
 
@@ -150,7 +149,7 @@ def _show(account: Any) -> None:
     cap = f" of {account.cap:g}, {account.left:.3f} left" if account.cap is not None else ""
     state = f"; closed, goes on as '{account.successor}'" if account.successor else ""
     title = f"{account.dataset}: epsilon {account.total:.3f}{cap} (delta {account.delta:g}, per {account.unit}){state}"
-    table = Table("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone", title=shown(title))
+    table = Table("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone", title=harmless(title))
     table.title_justify = "left"
     for column in table.columns:
         column.overflow = "fold"
@@ -158,7 +157,7 @@ def _show(account: Any) -> None:
         mechanism = "; ".join(f"{count} steps, rate {q:g}, noise {noise:g}" for q, noise, count in job.mechanisms)
         counts = (str(n) if job.first else "–" for n in (job.rounds, job.attempts, job.released))
         first = job.first[:16].replace("T", " ") or "carried"
-        table.add_row(shown(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}")
+        table.add_row(harmless(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}")
     Console(highlight=False).print(table)
     if account.open:
         say(f"{account.open} attempts were charged and released nothing; they count all the same.")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedmpt_core.common.text import shown
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.site.admission import floors_of
 
@@ -29,6 +30,11 @@ def say(text: str) -> None:
 def fail(text: str) -> None:
     """One error, on standard error."""
     _err.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
+
+
+def harmless(text: Any) -> str:
+    """Text from strangers for a table or a console that reads markup."""
+    return escape(shown(text))
 
 
 @contextlib.contextmanager

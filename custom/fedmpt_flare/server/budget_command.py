@@ -20,6 +20,7 @@ from nvflare.private.fed.server.admin import new_message
 from nvflare.private.fed.server.cmd_utils import CommandUtil
 from nvflare.private.fed.server.server_cmd_modules import ServerCommandModules
 
+from fedmpt_core.common.text import shown
 from fedmpt_core.config.toml import load_site
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_flare.workspace import SITE_FILE
@@ -125,8 +126,7 @@ def _read(reply: Any) -> dict[str, Any]:
 
 def _row(site: str, said: dict[str, Any]) -> list[str]:
     def plain(value: Any, form: str = "") -> str:
-        text = format(value, form) if isinstance(value, int | float) else str(value)
-        return "".join(c for c in text if c.isprintable())[:80]
+        return shown(format(value, form) if isinstance(value, int | float) else value, 80)
 
     if "refused" in said:
         return [site, plain(said["refused"]), "", "", "", "", "", ""]

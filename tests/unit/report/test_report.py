@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import norm
 from typer.testing import CliRunner
 
@@ -349,15 +347,6 @@ def test_hostile_names_are_shown_and_do_nothing(run: Run) -> None:
     assert "<script" not in card.replace("\\<", "")
     assert "](" not in card.replace("\\]", "")
     assert all(c.isprintable() or c == "\n" for c in card)
-
-
-@given(st.text(max_size=400), st.integers(1, 80))
-def test_shown_text_is_printable_and_short(text: str, most: int) -> None:
-    found = plain.shown(text, most)
-    assert len(found) <= most
-    assert all(c.isprintable() for c in found)
-    if text.isprintable() and text.isascii() and len(text) <= most:
-        assert found == text
 
 
 def test_numbers_are_written_as_people_read_them() -> None:
