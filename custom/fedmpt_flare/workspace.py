@@ -69,11 +69,6 @@ def run_folder(fl_ctx: FLContext) -> Path:
     return Path(_workspace(fl_ctx).get_run_dir(fl_ctx.get_job_id()))
 
 
-def default_cache() -> Path:
-    """Where patch features go when the site names no folder."""
-    return Path.home() / ".cache" / "fedmpt" / "features"
-
-
 def _workspace(fl_ctx: FLContext) -> Any:
     engine: Any = fl_ctx.get_engine()
     return engine.get_workspace()

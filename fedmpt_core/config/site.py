@@ -5,6 +5,7 @@ Same strictness as `config`; reading and writing files is `config_file`.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from fedmpt_core.config.checks import STRICT, check_range
@@ -164,6 +165,16 @@ class SiteConfig:
         check_range(self, "threads", 0, 1024)
         if self.device not in ("auto", "cpu", "mps") and not self.device.startswith("cuda"):
             raise ValueError(f"device={self.device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the patch-feature cache."""
+        return Path(self.cache_dir) if self.cache_dir else default_cache()
+
+
+def default_cache() -> Path:
+    """Where patch features go when the site names no folder."""
+    return Path.home() / ".cache" / "fedmpt" / "features"
 
 
 @dataclass(frozen=True)

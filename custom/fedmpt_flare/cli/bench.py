@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fedmpt_core.config.site import default_cache
 from fedmpt_flare.cli.screen import say
-from fedmpt_flare.workspace import default_cache
 
 
 def bench(

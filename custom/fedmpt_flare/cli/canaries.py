@@ -1,6 +1,5 @@
 """`fedmpt audit --canaries JOB.TOML`: the empirical run at one site, and what a person sees of it."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,6 @@ from fedmpt_core.config.toml import ConfigError, load_job, load_site, load_sites
 from fedmpt_core.privacy.ledger.budget import resolved
 from fedmpt_flare.cli.audit import show_findings
 from fedmpt_flare.cli.screen import say
-from fedmpt_flare.workspace import default_cache
 
 RESULT = "canaries.json"
 
@@ -82,8 +80,7 @@ def _site(path: Path, name: str | None) -> tuple[str, SiteConfig]:
         name = name or next(iter(load_sites(path)))
     except ConfigError as error:
         raise ConfigError(f"{error}; for a real site's own file say which with --site NAME") from None
-    settings = load_site(path, name)
-    return name, dataclasses.replace(settings, cache_dir=settings.cache_dir or str(default_cache()))
+    return name, load_site(path, name)
 
 
 def _show(report: Any, target: Path) -> None:

@@ -24,7 +24,6 @@ from fedmpt_flare.cli.prepare import partition, prepare
 from fedmpt_flare.cli.report import report
 from fedmpt_flare.cli.roster import roster
 from fedmpt_flare.cli.site import site
-from fedmpt_flare.workspace import default_cache
 
 app = typer.Typer(
     help="Federated multi-label prompt tuning of vision-language models on NVIDIA FLARE.",
@@ -237,8 +236,7 @@ def _load(
             f"{sites or job.parent / 'site.toml'}: names {len(found)} sites, "
             f"the job needs min_sites={config.federation.min_sites}"
         )
-    cached = {n: dataclasses.replace(s, cache_dir=s.cache_dir or str(default_cache())) for n, s in found.items()}
-    return config, cached
+    return config, found
 
 
 def _resumed(config: JobConfig, folder: Path) -> JobConfig:

@@ -1,7 +1,6 @@
 """`fedmpt prepare` and `fedmpt partition`: public data sets to manifests, one data set divided over simulated sites."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from fedmpt_core.config.toml import ConfigError, load_job, load_sites
 from fedmpt_flare.cli.screen import say
-from fedmpt_flare.workspace import default_cache
 
 Kind = Literal["voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet"]
 Division = Literal["labels", "features", "dirichlet", "uniform"]
@@ -114,7 +112,6 @@ def partition(
     file = sites or job.parent / "site.toml"
     found = load_sites(file)
     site = next(iter(found.values()))
-    site = dataclasses.replace(site, cache_dir=site.cache_dir or str(default_cache()))
     divided = kind or site.data.partition
     if alpha is not None and divided != "dirichlet":
         raise ConfigError(f"--alpha {alpha:g}: '{divided}' has none: leave it out, or add --kind dirichlet")

@@ -19,7 +19,7 @@ from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import load_site
 from fedmpt_core.secagg.start_up_kit import check_kit, key_card_of, load_roster
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST
-from fedmpt_flare.workspace import SITE_FILE, default_cache
+from fedmpt_flare.workspace import SITE_FILE
 
 FLARE = "2.9."  # what this release was built for and tested on
 GUARD, GATE = "fedmpt_flare.site.egress_guard.EgressGuard", "fedmpt_flare.site.egress_guard.BudgetGate"
@@ -172,8 +172,7 @@ def _pictures(site: SiteConfig) -> str:
 
 
 def _disk(site: SiteConfig) -> str:
-    cache = Path(site.cache_dir) if site.cache_dir else default_cache()
-    places = {"cache_dir": cache} | ({"privacy.ledger": Path(site.privacy.ledger)} if site.privacy else {})
+    places = {"cache_dir": site.cache} | ({"privacy.ledger": Path(site.privacy.ledger)} if site.privacy else {})
     told = []
     for name, place in places.items():
         existing = next(p for p in (place, *place.parents) if p.exists())

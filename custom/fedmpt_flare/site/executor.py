@@ -26,7 +26,7 @@ from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
 from fedmpt_flare.site.trainer import Trainer, TrainerError
-from fedmpt_flare.workspace import default_cache, run_folder, run_id, site_config, site_name, start_up_kit
+from fedmpt_flare.workspace import run_folder, run_id, site_config, site_name, start_up_kit
 
 TRAINER_LOG = "trainer.log"
 
@@ -197,13 +197,13 @@ class FedMPTExecutor(Executor):
         if self._prepared is None:
             if self._config is None:
                 raise TrainerError("this site has not joined the job", expected=True)
-            site, kit = site_config(fl_ctx), start_up_kit(fl_ctx)
+            kit = start_up_kit(fl_ctx)
             self._prepared = self._ask(
                 "prepare",
                 b"",
                 abort,
                 job=self._config.to_dict(),
-                site={**asdict(site), "cache_dir": site.cache_dir or str(default_cache())},
+                site=asdict(site_config(fl_ctx)),
                 name=site_name(fl_ctx),
                 run_id=self._run_id,
                 kit=str(kit or ""),

@@ -299,7 +299,7 @@ class SiteSession:
 
 def open_cache(site: SiteConfig) -> FeatureCache:
     """The site's patch-feature cache."""
-    return FeatureCache(Path(site.cache_dir), max_bytes=int(site.cache_max_gib * 2**30))
+    return FeatureCache(site.cache, max_bytes=int(site.cache_max_gib * 2**30))
 
 
 def _stable_number(name: str) -> int:

@@ -187,7 +187,8 @@ def test_paths_of_a_site_start_at_its_file(tmp_path: Path) -> None:
     text = 'cache_dir = "cache"\n[data]\npath = "pictures/manifest.csv"\n'
     site = load_site(write(tmp_path, "fedmpt_site.toml", text), "hospital-a")
     assert site.data.path == str(tmp_path / "pictures" / "manifest.csv")
-    assert site.cache_dir == str(tmp_path / "cache")
+    assert site.cache == tmp_path / "cache"
+    assert dataclasses.replace(site, cache_dir="").cache == Path.home() / ".cache" / "fedmpt" / "features"
 
 
 @pytest.mark.parametrize(
