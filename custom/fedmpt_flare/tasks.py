@@ -44,6 +44,9 @@ WEIGHT = "weight"
 PRIVACY = "privacy"  # of a `train` reply: epsilon and delta of the job so far, head of the site's ledger
 HEADS = "heads"  # of a `train` task: by site, the head that the server saw last
 
+# Topic of what an administrator asks of a site outside all jobs (`privacy_budget`).
+BUDGET_TOPIC = "fedmpt.privacy_budget"
+
 # A reply code outside FLARE's own set drops this site from the phase and leaves the job running (FLARE aborts the
 # whole job on UNSAFE_JOB, TASK_UNKNOWN and RUN_MISMATCH only).
 SITE_REFUSED = "FEDMPT_SITE_REFUSED"

@@ -20,8 +20,8 @@ from fedmpt_core.privacy.ledger.site_ledger import create_ledger, open_ledger, r
 from fedmpt_core.secagg.roster import Member, Roster
 from fedmpt_core.secagg.start_up_kit import key_card_of, write_roster
 from fedmpt_flare.cli.main import app
-from fedmpt_flare.server.budget_command import _row, budget_of
 from fedmpt_flare.site import check as site_check
+from fedmpt_flare.site.budget_report import budget_of
 from fedmpt_flare.site.check import check_site_folder
 from tests.federation import STATE
 from tests.kits import write_kit
@@ -339,14 +339,8 @@ def test_what_is_no_card_is_a_sentence(tmp_path: Path, text: str) -> None:
 
 def test_a_site_says_of_its_budget_what_its_file_allows(site: Path) -> None:
     spend(site, "earlier")
-    said = budget_of(site, SITE)
-    assert (said["dataset"], said["cap"], said["entries"]) == ("images", 8.0, 2)
-    assert 0 < said["epsilon"] < 8
+    budget = budget_of(site, SITE)
+    assert (budget["dataset"], budget["cap"], budget["entries"]) == ("images", 8.0, 2)
+    assert 0 < budget["epsilon"] < 8
     edit(site, "fedmpt_site.toml", lambda s: s.replace("show_budget = true ", "show_budget = false "))
     assert budget_of(site, SITE) == {"refused": "this site does not show its budget (privacy.show_budget)"}
-
-
-def test_what_a_site_says_cannot_draw_on_the_terminal() -> None:
-    row = _row("site-1", {"dataset": "\x1b[31mred\n", "epsilon": "many", "cap": 8.0, "head": "x" * 99})
-    assert row == ["site-1", "[31mred", "many", "8", "None", "None", "None", "x" * 16]
-    assert _row("site-1", {"refused": "no\x07"})[1] == "no"
