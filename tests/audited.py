@@ -16,8 +16,8 @@ from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.config.toml import job_from_dict
-from fedmpt_core.federation.run.manifest import MANIFEST, RunManifest, file_digest, read_manifest, round_facts
-from fedmpt_core.federation.run.record import RunRecord
+from fedmpt_core.federation.run.manifest import RunManifest, file_digest, read_manifest, round_facts
+from fedmpt_core.federation.run.record import MANIFEST, RunRecord
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import Budget, resolved

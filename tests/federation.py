@@ -25,11 +25,11 @@ import yaml
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import without_none
+from fedmpt_core.federation.run.record import EVENTS
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger
 from fedmpt_core.secagg.identity import root_sha256
 from fedmpt_core.secagg.roster import Member, Roster
 from fedmpt_core.secagg.start_up_kit import load_identity, load_root, write_roster
-from fedmpt_flare.server.run_folder import EVENTS
 from fedmpt_flare.workspace import SITE_FILE
 
 REPOSITORY = Path(__file__).parents[1]

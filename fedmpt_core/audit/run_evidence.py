@@ -15,14 +15,12 @@ from fedmpt_core.common.signing import KeyVerifier, SigningError
 from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
-from fedmpt_core.federation.run.manifest import MANIFEST, RunManifest, RunManifestError, check_manifest, read_manifest
-from fedmpt_core.federation.run.record import load_record
+from fedmpt_core.federation.run.manifest import RunManifest, RunManifestError, check_manifest, read_manifest
+from fedmpt_core.federation.run.record import MANIFEST, RESULT, load_record
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.identity import root_sha256
 from fedmpt_core.secagg.roster import Roster
-
-RESULT = "result.json"
 
 
 class NoRun(ValueError):

@@ -110,7 +110,7 @@ def simulate(
         raise ConfigError(f"--out {folder}: is not a folder")
     from fedmpt_core.federation import preflight
     from fedmpt_core.federation.run.curves import draw_curves
-    from fedmpt_core.federation.run.record import load_record
+    from fedmpt_core.federation.run.record import CURVES, TIMING, load_record
     from fedmpt_core.federation.run.tracking import write_tensorboard
     from fedmpt_flare.job.simulation import Simulation
 
@@ -130,10 +130,10 @@ def simulate(
         for event in run.run():
             follow(event)
     seconds = {"preparing": round(prepared - began, 1), **run.seconds}
-    (folder / "timing.json").write_text(json.dumps(seconds) + "\n")
+    (folder / TIMING).write_text(json.dumps(seconds) + "\n")
     record = load_record(folder)
     if any("mAP" in row for row in record["rounds"]):  # a job may ask for no figures
-        draw_curves(record, folder / "curves.png")
+        draw_curves(record, folder / CURVES)
     if tensorboard:
         write_tensorboard(record, tensorboard)
     if as_json:
@@ -240,8 +240,8 @@ def _load(
 
 
 def _resumed(config: JobConfig, folder: Path) -> JobConfig:
+    from fedmpt_core.federation.run.record import CHECKPOINTS
     from fedmpt_core.federation.server.checkpoint import newest_checkpoint
-    from fedmpt_flare.job.simulation import CHECKPOINTS
 
     kept = newest_checkpoint(folder / CHECKPOINTS)
     continued = dataclasses.replace(config, resume=kept.resuming())

@@ -11,8 +11,6 @@ import typer
 
 from fedmpt_flare.cli.screen import say
 
-NAME = "report.html"
-
 
 class NotWritten(ValueError):
     """The report cannot be written where it was asked for."""
@@ -48,13 +46,14 @@ def report(
     """
     from fedmpt_core.audit.auditor import KnownKeys, audit_run
     from fedmpt_core.audit.run_evidence import load_run
+    from fedmpt_core.federation.run.record import REPORT
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.report.build import build_report
     from fedmpt_core.report.html import is_report, render
     from fedmpt_core.report.model_card import is_model_card, to_markdown
     from fedmpt_core.secagg.start_up_kit import load_roster
 
-    page = out or (None if as_json else folder / NAME)
+    page = out or (None if as_json else folder / REPORT)
     if page:
         _check_place(page, is_report)
     if model_card:

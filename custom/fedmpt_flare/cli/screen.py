@@ -133,6 +133,8 @@ class RunView:
 
     def show_end(self, record: Mapping[str, Any], folder: Path, seconds: Mapping[str, float]) -> None:
         """Where it began, where it ended, and what it left."""
+        from fedmpt_core.federation.run import record as run
+
         rows = [r for r in record["rounds"] if "mAP" in r]
         stand_in = ", not CLIP" if record["is_stand_in"] else ""
         lines: list[RenderableType] = [Text(f"Backbone: {record['backbone']}{stand_in}")]
@@ -149,19 +151,8 @@ class RunView:
             lines.append(_spent(record))
         lines.append(_protection(record))
         lines.append(Text("Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()), style="dim"))
-        names = [
-            n
-            for n in (
-                "result.json",
-                "model.safetensors",
-                "curves.png",
-                "timing.json",
-                "fedmpt.log",
-                "ledgers",
-                "checkpoints",
-            )
-            if (folder / n).exists()
-        ]
+        left = (run.RESULT, run.MODEL, run.CURVES, run.TIMING, run.LOG, run.LEDGERS, run.CHECKPOINTS)
+        names = [name for name in left if (folder / name).exists()]
         lines.append(Text(f"Wrote {', '.join(names)} to {folder}"))
         self._console.print(Group(*lines), soft_wrap=True)
 

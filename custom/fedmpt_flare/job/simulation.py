@@ -20,14 +20,20 @@ import tomli_w
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import job_from_dict, site_from_dict, without_none
-from fedmpt_core.federation.run.manifest import MANIFEST
+from fedmpt_core.federation.run.record import (
+    CHECKPOINTS,
+    EVENTS,
+    LEDGER_COPIES,
+    LEDGERS,
+    LOG,
+    MANIFEST,
+    MODEL,
+    RESULT,
+)
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
-from fedmpt_flare.server.run_folder import EVENTS, MODEL, PRIVACY, RESULT
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
 from fedmpt_flare.workspace import RUN_FILE, SERVER_FILE, SIMULATED_JOB, SITE_FILE
 
-LOG = "fedmpt.log"
-LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"
 _POLL_SECONDS = 0.1
 
 
@@ -64,7 +70,7 @@ class Simulation:
         if self._job.resume is None:
             for name in (RESULT, MODEL, MANIFEST):
                 (self._out / name).unlink(missing_ok=True)
-            for name in (LEDGERS, CHECKPOINTS, PRIVACY):
+            for name in (LEDGERS, CHECKPOINTS, LEDGER_COPIES):
                 shutil.rmtree(self._out / name, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
         try:
@@ -120,8 +126,8 @@ class Simulation:
         for name in (RESULT, MODEL, MANIFEST):
             if run and (run / name).exists():
                 shutil.copy(run / name, self._out / name)
-        if run and (run / PRIVACY).exists():
-            shutil.copytree(run / PRIVACY, self._out / PRIVACY, dirs_exist_ok=True)
+        if run and (run / LEDGER_COPIES).exists():
+            shutil.copytree(run / LEDGER_COPIES, self._out / LEDGER_COPIES, dirs_exist_ok=True)
         for trainer_log in sorted(workspace.glob("**/trainer.log")):
             with self.log.open("ab") as log:
                 log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())

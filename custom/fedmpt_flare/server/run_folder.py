@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.release import package_versions
-from fedmpt_core.federation.run.manifest import MANIFEST, RunManifest
-from fedmpt_core.federation.run.record import RunRecord, save_model
+from fedmpt_core.federation.run.manifest import RunManifest
+from fedmpt_core.federation.run.record import (
+    EVENTS,
+    LEDGER_COPIES,
+    MANIFEST,
+    MODEL,
+    RESULT,
+    RunRecord,
+    save_model,
+)
 from fedmpt_core.model.vector import ParameterLayout
-
-RESULT = "result.json"
-MODEL = "model.safetensors"
-EVENTS = "events.jsonl"
-PRIVACY = "privacy"  # folder of the ledgers' copies
+from fedmpt_core.privacy.ledger.site_ledger import SUFFIX
 
 
 class RunFolder:
@@ -39,11 +43,11 @@ class RunFolder:
 
     def write_ledger(self, site: str, ledger: bytes, certificate: bytes) -> dict[str, str]:
         """Keep a site's ledger; returns the files for the manifest."""
-        (self._path / PRIVACY).mkdir(exist_ok=True)
-        files = {"file": f"{PRIVACY}/{site}.ledger.jsonl"}
+        (self._path / LEDGER_COPIES).mkdir(exist_ok=True)
+        files = {"file": f"{LEDGER_COPIES}/{site}{SUFFIX}"}
         self._replace(files["file"], ledger)
         if certificate:
-            files["certificate"] = f"{PRIVACY}/{site}.crt"
+            files["certificate"] = f"{LEDGER_COPIES}/{site}.crt"
             self._replace(files["certificate"], certificate)
         return files
 
@@ -51,8 +55,9 @@ class RunFolder:
         """Replace `manifest.json`, signed with the server's kit. Raises SigningError."""
         copies = [name for kept in ledgers.values() for key, name in kept.items() if key != "kept"]
         files = [name for name in (RESULT, MODEL, *copies) if (self._path / name).exists()]
-        found = RunManifest.of(record, self._path, versions=package_versions(), ledgers=ledgers, files=files, kit=kit)
-        self._replace(MANIFEST, found.to_json().encode())
+        versions = package_versions()
+        manifest = RunManifest.of(record, self._path, versions=versions, ledgers=ledgers, files=files, kit=kit)
+        self._replace(MANIFEST, manifest.to_json().encode())
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to `events.jsonl`."""

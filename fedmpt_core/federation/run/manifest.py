@@ -15,9 +15,8 @@ from typing import Any
 from fedmpt_core.common.signing import SigningError, load_signer, verifier_of
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.toml import build
-from fedmpt_core.federation.run.record import RunRecord
+from fedmpt_core.federation.run.record import MANIFEST, RESULT, RunRecord
 
-MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
 _PREFIX = b"\xffFEDMPT-MANIFEST/1\0"  # 0xff starts no text, so no signed text can pass for a manifest
 _SECAGG = ("cohort", "threshold", "number", "attempt", "epoch", "transcript", "corrected")
@@ -175,8 +174,8 @@ def check_manifest(found: RunManifest, folder: Path) -> None:
             raise RunManifestError(f"{folder / MANIFEST}: was changed after the server signed it")
     elif found.identities != "insecure":
         raise RunManifestError(f"{folder / MANIFEST}: carries no signature, and the run was no simulation")
-    if missing := [name for name in ("result.json",) if name not in found.files]:
-        raise RunManifestError(f"{folder / MANIFEST}: does not name the digest of {missing[0]}")
+    if RESULT not in found.files:
+        raise RunManifestError(f"{folder / MANIFEST}: does not name the digest of {RESULT}")
     for name, digest in found.files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise RunManifestError(f"{folder / MANIFEST}: names {name!r}, which is outside the run's folder")

@@ -1,6 +1,7 @@
 """What a run leaves: its record (`result.json`) and its model (`model.safetensors`). numpy only, no torch.
 
-The record stores what happened; figures are those the sites reported. Round 0 is the model before any training.
+The record stores what happened; figures are those the sites reported. Round 0 is the model before any training. What
+else lies in a run's folder is named here too, whoever writes it.
 """
 
 import json
@@ -19,6 +20,11 @@ from safetensors.numpy import load_file, save
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import job_from_dict
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
+
+RESULT, MODEL, MANIFEST, EVENTS = "result.json", "model.safetensors", "manifest.json", "events.jsonl"
+LEDGER_COPIES = "privacy"  # folder of what the sites gave of their ledgers
+LOG, TIMING, CURVES, REPORT = "fedmpt.log", "timing.json", "curves.png", "report.html"
+LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"  # folders of a simulation, which is its own sites and server
 
 RESULT_SCHEMA = 1
 
@@ -155,8 +161,8 @@ def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
     Raises:
         ValueError: a file is missing, damaged or of a later schema.
     """
-    job = job_from_dict(load_record(folder)["config"], str(folder / "result.json"))
-    path = folder / "model.safetensors"
+    job = job_from_dict(load_record(folder)["config"], str(folder / RESULT))
+    path = folder / MODEL
     try:
         from safetensors import safe_open
 
@@ -171,7 +177,7 @@ def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
 
 def load_record(folder: Path) -> dict[str, Any]:
     """The plain values of `result.json`. Raises ValueError when missing, damaged or of a later schema."""
-    path = folder / "result.json"
+    path = folder / RESULT
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

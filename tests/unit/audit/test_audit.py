@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from fedmpt_core.audit.auditor import AGREEMENT, INDEPENDENT, REPORTED, SECOND, audit_run, compare
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
 from fedmpt_core.common.signing import load_signer
-from fedmpt_core.federation.run.manifest import MANIFEST, read_manifest
+from fedmpt_core.federation.run.manifest import read_manifest
+from fedmpt_core.federation.run.record import MANIFEST
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
 from tests.audited import (

@@ -11,14 +11,13 @@ import pytest
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.run.manifest import (
-    MANIFEST,
     RunManifest,
     RunManifestError,
     check_manifest,
     file_digest,
     read_manifest,
 )
-from fedmpt_core.federation.run.record import RunRecord
+from fedmpt_core.federation.run.record import MANIFEST, RunRecord
 from tests.kits import write_kit
 
 JOB = JobConfig("audited", ("cat", "dog"))
