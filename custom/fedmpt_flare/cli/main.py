@@ -199,7 +199,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Label pictures with a finished run's model."""
-    from fedmpt_core.federation.run.prediction import Predictor
+    from fedmpt_core.federation.prediction import Predictor
 
     predictor = Predictor.load(run)
     answers = [predictor.predict(path) for path in images]

@@ -1,5 +1,6 @@
 """TensorBoard reads back what the record holds."""
 
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -30,7 +31,16 @@ def test_scalars_come_back(tmp_path: Path) -> None:
     assert found.Scalars("gate/1")[1].value == pytest.approx(0.8)
 
 
+def test_it_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from fedmpt_core.federation.run.tracking import write_tensorboard;"
+        f"write_tensorboard({{'rounds': []}}, {str(tmp_path)!r}); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
     with pytest.raises(ValueError, match=r"pip install 'fedmpt\[tracking\]'"):
         write_tensorboard(RECORD, tmp_path)
