@@ -17,13 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.provenance import check_provenance
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 SCHEMA_VERSION = 2
 _LEXICON = "lexicon.json"  # lies in the same folder and is no list
@@ -74,27 +71,23 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".json") for name in found))
 
 
-def load_conditions(name_or_path: str | os.PathLike[str], backbone: "Backbone | None" = None) -> ConditionSet:
+def load_conditions(name_or_path: str | os.PathLike[str]) -> ConditionSet:
     """A condition list by the name of a preset, or from a file.
 
     Args:
         name_or_path: a preset's name, or a path (a `Path`, or a string that ends in `.json` or holds a
             separator).
-        backbone: if given, every condition must have word pieces in its vocabulary.
 
     Returns:
         The checked list.
 
     Raises:
         ValueError: unknown preset, missing or damaged file, later schema, empty list, empty or double
-            condition, provenance of another form, wrong digest, or a condition that the backbone cannot tokenise.
+            condition, provenance of another form, or wrong digest.
     """
     content = read_content(name_or_path)
-    if backbone is not None:
-        for condition in content["conditions"]:
-            backbone.tokenize(condition)
-    found = tuple(content["conditions"]), content["digest"], tuple(content.get("classes") or ())
-    return ConditionSet(content["name"], *found)
+    classes = tuple(content.get("classes") or ())
+    return ConditionSet(content["name"], tuple(content["conditions"]), content["digest"], classes)
 
 
 def read_content(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fedmpt_core.data.pictures import Dataset
-from fedmpt_core.model.features.cache import PatchFeatures
 
 STARTS = 10
 """Runs of k-means, of which the best is kept (chosen)."""
@@ -72,7 +71,7 @@ def by_features(dataset: Dataset, vectors: np.ndarray, sites: int, seed: int) ->
 
     Args:
         dataset: R records.
-        vectors: (R, D) finite, what each record looks like, for example `mean_features`; only their direction counts.
+        vectors: (R, D) finite, what each record looks like; only their direction counts.
         sites: as in `by_labels`.
         seed: as in `by_labels`.
 
@@ -89,12 +88,6 @@ def by_features(dataset: Dataset, vectors: np.ndarray, sites: int, seed: int) ->
     units = _units(dataset, sites, seed)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return _clusters(_means(vectors / np.maximum(lengths, 1e-12), units), units, sites, seed)
-
-
-def mean_features(features: PatchFeatures, batch_size: int = 256) -> np.ndarray:
-    """(R, D) float32 means over the patches of R records."""
-    rows = [features.batch(range(i, min(i + batch_size, len(features)))) for i in range(0, len(features), batch_size)]
-    return np.concatenate([batch.mean(1).numpy() for batch in rows])
 
 
 def dirichlet(dataset: Dataset, sites: int, seed: int, alpha: float) -> Parts:

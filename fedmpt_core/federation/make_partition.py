@@ -5,6 +5,8 @@ For simulation only: it needs all records of a data set in one place.
 
 from collections.abc import Callable
 
+import numpy as np
+
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data import partition
@@ -14,6 +16,7 @@ from fedmpt_core.data.source import NoData, whole_split
 from fedmpt_core.federation.site.session import open_cache
 from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.model.device import pick_device
+from fedmpt_core.model.features.cache import PatchFeatures
 
 
 def divide(
@@ -56,5 +59,11 @@ def divide(
         case "features":
             backbone = load_backbone(job.backbone).to(pick_device(site.device))
             features = open_cache(site).features(dataset.pictures, backbone, on_progress=on_progress)
-            parts = partition.by_features(dataset, partition.mean_features(features), sites, job.seed)
+            parts = partition.by_features(dataset, mean_features(features), sites, job.seed)
             return Partition(kind, job.seed, parts, backbone=backbone.digest()), dataset
+
+
+def mean_features(features: PatchFeatures, batch_size: int = 256) -> np.ndarray:
+    """(R, D) float32 means over the patches of R records."""
+    rows = [features.batch(range(i, min(i + batch_size, len(features)))) for i in range(0, len(features), batch_size)]
+    return np.concatenate([batch.mean(1).numpy() for batch in rows])

@@ -46,7 +46,8 @@ def test_a_good_model_gives_a_list_that_a_job_can_name(tmp_path: Path) -> None:
     model, seen = Scripted(sensible), []
     content = run(tmp_path, model, on_progress=lambda *told: seen.append(told))
     write_list(content, tmp_path / "mine.json")
-    found = load_conditions(tmp_path / "mine.json", BACKBONE)
+    found = load_conditions(tmp_path / "mine.json")
+    assert all(BACKBONE.tokenize(words) for words in found.conditions)
     assert len(found.conditions) == 3
     assert set(found.conditions) <= set(WORDS)
     assert found.classes == CLASSES

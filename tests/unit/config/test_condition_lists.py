@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from fedmpt_core.config.condition_lists import content_digest, load_conditions, preset_names
-from tests.fakes import FakeBackbone
 
 LISTS = {
     "released-5": ("color", "background", "scene type", "spatial layout", "pose"),
@@ -102,16 +101,3 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="cannot be read as text"):
         load_conditions(tmp_path / "mine.json")
-
-
-def test_a_condition_that_the_towers_cannot_read(tmp_path: Path) -> None:
-    load_conditions("released-5", FakeBackbone())
-
-    class Deaf(FakeBackbone):
-        def tokenize(self, words: str) -> list[int]:
-            if words == "time of day":
-                raise ValueError(f"{words!r} has no word piece")
-            return super().tokenize(words)
-
-    with pytest.raises(ValueError, match="'time of day' has no word piece"):
-        load_conditions(write(tmp_path, a_list()), Deaf())

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from fedmpt_core.data.partition import by_features, by_labels, dirichlet, mean_features, sites_for, uniform
+from fedmpt_core.data.partition import by_features, by_labels, dirichlet, sites_for, uniform
 from fedmpt_core.data.pictures import Dataset, FilePicture
 
 
@@ -159,22 +158,6 @@ def test_records_that_look_alike_go_together_whatever_the_length_of_their_vector
     vectors[0, 0] = np.nan
     with pytest.raises(ValueError, match="finite"):
         by_features(dataset(random_targets(120, 4)), vectors, 3, 0)
-
-
-def test_a_record_s_vector_is_the_mean_of_its_patches() -> None:
-    class Held:
-        def __init__(self, values: torch.Tensor) -> None:
-            self.values = values
-
-        def __len__(self) -> int:
-            return len(self.values)
-
-        def batch(self, rows: range) -> torch.Tensor:
-            return self.values[list(rows)]
-
-    values = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
-    found = mean_features(Held(values), batch_size=3)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, values.mean(1).numpy(), rtol=1e-6)
 
 
 def skew(parts: tuple[np.ndarray, ...], targets: np.ndarray) -> float:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from fedmpt_core.config.job import JobConfig, ModelConfig
+from fedmpt_core.federation import prediction as module
 from fedmpt_core.federation.prediction import Predictor
-from fedmpt_core.federation.run import prediction as module
 from fedmpt_core.federation.run.record import RunRecord, save_model
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 from tests.fakes import FakeBackbone

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from fedmpt_core.config.job import JobConfig, LossConfig, ModelConfig, PrivacyConfig, TrainingConfig
+from fedmpt_core.federation import prediction as predictor
 from fedmpt_core.federation import preflight
-from fedmpt_core.federation.run import prediction as predictor
 from fedmpt_core.federation.run.record import RunRecord, save_model
 from fedmpt_core.federation.server.checkpoint import Checkpoint, load_checkpoint
 from fedmpt_core.model.base import TunedModel
