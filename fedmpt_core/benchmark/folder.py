@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| `runs.jsonl` | one line per finished run, with all its figures (`book`) |
+| `runs.jsonl` | one line per finished run, with all its figures (`results_file.py`) |
 | `results.json`, `results.csv`, `results.md` | the tables: for programs, one line per run, for people |
 | `TABLE.png` | the table as a picture |
 | `methods.toml`, `tuning.md` | chosen settings and all trials, after tuning |

@@ -53,8 +53,8 @@ def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
         workshop: towers and records.
 
     Returns:
-        Plain values: `method`, `seed`, `figures` (as `exam.judge`), `trained` (numbers), `bytes_per_round` (one site's
-        update), `epsilon` (the most that a site has spent, 0 for zero-shot; None without differential privacy),
+        Plain values: `method`, `seed`, `figures` (as `judging.judge`), `trained` (numbers), `bytes_per_round` (one
+        site's update), `epsilon` (the most that a site has spent, 0 for zero-shot; None without differential privacy),
         `cpu_ms_per_step`, `pictures_per_step` (expected), `cpu_ms_zero_shot` (the zero-shot prompt on as many
         pictures), `sites`, `backbone`, `is_stand_in`, `job` (digest), `code`, `seconds`.
     """

@@ -1,1 +1,1 @@
-"""Abstract conditions: fixed words for why labels occur together. `presets` reads the versioned lists."""
+"""Finding abstract conditions, fixed words for why labels occur together. Offline: class names in, a list out."""

@@ -1,1 +1,1 @@
-"""Where records come from: manifests, data sets, embedded scenes, partitions and the patch-feature cache."""
+"""Where records come from: manifests, public data sets, embedded scenes, partitions. Pictures and labels, no tower."""

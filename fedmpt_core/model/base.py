@@ -4,7 +4,8 @@
     head(text, patches)         Prediction of records one by one; its parameters have any other name
 
 Whatever keeps to this trains under DP-SGD and secure aggregation as it stands: the gradients of single records are
-taken through the head by vmap and through the text tower by one vector-Jacobian product (`privacy.gradients`).
+taken through the head by vmap and through the text tower by one vector-Jacobian product
+(`privacy/mechanism/gradients.py`).
 
 A method must never compute a statistic over a batch, hold the backbone in its state, or train it.
 """

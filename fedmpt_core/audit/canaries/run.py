@@ -1,7 +1,7 @@
 """The empirical privacy run: a site's whole training with canaries planted in it, attacked, and judged.
 
 The training is that of a job, through the parts that a job uses (`private_update`), in this process, the site's own
-updates applied round by round; `planting` has the canaries and the attacks, `estimators` what they prove.
+updates applied round by round; `planting` has the canaries and the attacks, `bounds` what they prove.
 
 It is a private computation: every round is charged to the site's ledger before it trains. Its figures have no noise, so
 they stay at the site; nothing is released, so no round is committed. It must never train on records without a ledger

@@ -49,7 +49,7 @@ def coco_rows(
         splits: which of `train`, `val`, `test` to read; a file that none of them needs may be missing.
         val_share: share of the official train list that becomes `val`, (0, 1).
         seed: which pictures become `val`.
-        left_out: as in `folder.present`.
+        left_out: as in `folder_checks.present`.
         on_progress: called with (bytes done, bytes in all) for each annotation file.
 
     Yields:

@@ -66,7 +66,7 @@ def mlrsnet_rows(
         test_split: `random` or `scenes`, see above.
         val_share: share of the training half that becomes `val`, (0, 1).
         seed: which pictures become `val`, and, in the `random` split, `test`.
-        left_out: as in `folder.present`.
+        left_out: as in `folder_checks.present`.
         on_progress: called with (categories done, categories in all).
 
     Returns:

@@ -80,7 +80,7 @@ def multiscene_rows(
         splits: which of `train`, `val`, `test` to read; a list that none of them needs may be missing.
         val_share: share of `Tra.csv` that becomes `val`, (0, 1).
         seed: which pictures become `val`.
-        left_out: as in `folder.present`.
+        left_out: as in `folder_checks.present`.
         on_progress: called with (lists done, lists in all).
 
     Returns:

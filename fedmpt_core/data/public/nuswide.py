@@ -51,7 +51,7 @@ def nuswide_rows(
         splits: which of `train`, `val`, `test` to read; files that none of them needs may be missing.
         val_share: share of the official train list that becomes `val`, (0, 1).
         seed: which pictures become `val`.
-        left_out: as in `folder.present`.
+        left_out: as in `folder_checks.present`.
         on_progress: called with (concepts done, concepts in all) for each list.
 
     Returns:

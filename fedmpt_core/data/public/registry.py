@@ -71,7 +71,7 @@ def folder_rows(
         folder: where it was unpacked.
         splits: which of `train`, `val`, `test`.
         options: how it is split.
-        left_out: as in `folder.present`.
+        left_out: as in `folder_checks.present`.
         on_progress: called with (done, total) while annotations are read.
 
     Returns:

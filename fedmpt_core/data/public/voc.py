@@ -72,7 +72,7 @@ def voc_rows(
         val_share: None for the standard `train` and `val`; otherwise the share of `trainval` that becomes
             `val`, in (0, 1), rounded, at least one picture.
         seed: which pictures become `val`; used with `val_share` only.
-        left_out: as in `folder.present`.
+        left_out: as in `folder_checks.present`.
         on_progress: called with (annotations done, annotations in all).
 
     Returns:

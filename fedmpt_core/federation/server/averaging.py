@@ -1,7 +1,7 @@
 """Federated averaging (McMahan et al. 2017): the server's arithmetic on updates.
 
-An update is `local parameters - global parameters` as a flat vector (`layout`). numpy only; updates are summed in
-float64 in the order of the sites' names, so the result does not depend on who answered first.
+An update is `local parameters - global parameters` as a flat vector (`model/vector.py`). numpy only; updates are summed
+in float64 in the order of the sites' names, so the result does not depend on who answered first.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A baseline: words for the text tower and a head, put together so that it trains wherever FedMPT does (`tuned`).
+"""A baseline: words for the text tower and a head, together a `TunedModel`, so that it trains wherever FedMPT does.
 
 `words` has every parameter that the text features depend on, `head` all others; both are trained whole.
 """

@@ -1,5 +1,4 @@
-"""One site's work in one round under differential privacy: `training.local_update` with DP-SGD steps (Abadi et al.
-2016).
+"""One site's work in one round under differential privacy: `local_update` with DP-SGD steps (Abadi et al. 2016).
 
 Every number of the update that depends on a record has gone through the noise of `PrivateOptimizer`: the optimizer's
 state starts anew in every round, and learning rate, number of steps and divisor are public. Must never: look at a
