@@ -22,7 +22,7 @@ from fedmpt_flare.tasks import CLASS_ALLOW_LIST
 from fedmpt_flare.workspace import SITE_FILE
 
 FLARE = "2.9."  # what this release was built for and tested on
-GUARD, GATE = "fedmpt_flare.site.egress_guard.EgressGuard", "fedmpt_flare.site.egress_guard.BudgetGate"
+GUARD, GATE = "fedmpt_flare.site.egress_guard.EgressGuard", "fedmpt_flare.site.budget_gate.BudgetGate"
 LOG_STREAMER = "nvflare.app_common.logging.site_log_streamer.SiteLogStreamer"
 # keys of a resources file that must be as deploy/site/local has them
 GUARDED = {"app_validator", "class_allow_list", "class_list_enforcement_mode", "allow_log_streaming"}

@@ -91,7 +91,7 @@ def test_our_resources_differ_from_flare_s_where_they_must_and_nowhere_else(
     dropped = {c["id"] for c in theirs["components"]} - {c["id"] for c in ours["components"]}
     if who == "site":
         assert (theirs.pop("allow_log_streaming"), ours.pop("allow_log_streaming")) == (True, False)
-        assert ours.pop("app_validator") == {"path": "fedmpt_flare.site.egress_guard.BudgetGate"}
+        assert ours.pop("app_validator") == {"path": "fedmpt_flare.site.budget_gate.BudgetGate"}
         assert dropped == {"site_log_streamer"}
     else:
         assert ours["servers"][0].pop("heart_beat_timeout") == 60

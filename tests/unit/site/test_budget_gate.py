@@ -1,0 +1,163 @@
+"""The gate without FLARE's processes: what is agreed passes, and whatever else a job holds is refused."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import tomli_w
+
+from fedmpt_core.common.release import RELEASE
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.secagg import SecAggConfig
+from fedmpt_core.config.toml import without_none
+from fedmpt_flare.site.budget_gate import BudgetGate
+from fedmpt_flare.workspace import SITE_FILE
+from tests.guarded_site import BROKEN, JOB, MASKED_JOB, PRIVACY, SPENT, Site
+from tests.settings import UNMASKED, UNPROTECTED
+
+
+def test_an_agreed_job_may_be_deployed_and_nothing_is_charged(gate: BudgetGate, site: Site) -> None:
+    before = site.ledger.read_bytes()
+    assert gate.validate(str(site.app)) == ("", {})
+    assert site.ledger.read_bytes() == before
+
+
+def _executor(plain: dict[str, Any]) -> dict[str, Any]:
+    return plain["executors"][0]["executor"]
+
+
+MORE_THAN_OURS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "component": lambda p: p["components"].append({"id": "x", "path": "nvflare.widgets.widget.Widget"}),
+    "result filter": lambda p: p["task_result_filters"].append({"tasks": ["train"], "filters": []}),
+    "data filter": lambda p: p["task_data_filters"].append({"tasks": ["train"], "filters": []}),
+    "variable": lambda p: p.update(noise=0.1),
+    "parameterized item": lambda p: p.update({"@executors": []}),
+    "second executor": lambda p: p["executors"].append(p["executors"][0]),
+    "no executor": lambda p: p.update(executors=[]),
+    "executors no list": lambda p: p.update(executors={"a": 1}),
+    "other class": lambda p: _executor(p).update(path="nvflare.app_common.executors.statistics.Statistics"),
+    "class by name": lambda p: _executor(p).update(name="FedMPTExecutor"),
+    "further argument": lambda p: _executor(p)["args"].update(site="x"),
+    "no job": lambda p: _executor(p)["args"].pop("job"),
+    "further task": lambda p: p["executors"][0]["tasks"].append("dump"),
+    "all tasks": lambda p: p["executors"][0].update(tasks=["*"]),
+    "job no table": lambda p: _executor(p)["args"].update(job="x"),
+    "unknown key in the job": lambda p: _executor(p)["args"]["job"].update(path="/etc/passwd"),
+    "no noise": lambda p: _executor(p)["args"]["job"]["privacy"].update(noise_multiplier=0.0),
+    "noise as text": lambda p: _executor(p)["args"]["job"]["privacy"].update(noise_multiplier="{noise}"),
+    "not a table": lambda p: p.clear(),
+}
+
+
+@pytest.mark.parametrize("change", MORE_THAN_OURS.values(), ids=MORE_THAN_OURS)
+def test_a_job_that_is_not_ours_alone_is_refused(
+    gate: BudgetGate, site: Site, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    site.edit(change)
+    sentence, properties = gate.validate(str(site.app))
+    assert sentence.startswith("the job")
+    assert "secret" not in sentence
+    assert properties == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["custom/code.py", "config/config_fed_client.conf", "config/log_config.json", "sub/config_fed_client.json"]
+)
+def test_a_job_that_brings_further_files_is_refused(gate: BudgetGate, site: Site, name: str) -> None:
+    (site.app / name).parent.mkdir(exist_ok=True)
+    (site.app / name).write_text("{}")
+    assert "carries files beside its two configurations" in gate.validate(str(site.app))[0]
+
+
+def test_a_link_to_a_folder_is_a_further_file(gate: BudgetGate, site: Site) -> None:
+    (site.app / "custom").symlink_to(site.root)
+    assert "carries files beside its two configurations" in gate.validate(str(site.app))[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "job", "sentence"),
+    [
+        ({"epsilon": 3.7}, JOB, "would reach epsilon 3.738 (delta 1e-05); 0.000 is spent and the cap is 3.7"),
+        ({"min_noise_multiplier": 2.0}, JOB, "privacy.noise_multiplier=1.5 is below this site's least of 2.0"),
+        ({}, replace(JOB, privacy=replace(PRIVACY, noise_multiplier=None)), "the job gives no noise multiplier"),
+        ({}, replace(JOB, privacy=replace(PRIVACY, epsilon=3.0)), "declares epsilon=3 and plans 3.738"),
+        ({}, replace(JOB, privacy=UNPROTECTED), "without differential privacy, which this site does not allow"),
+        ({"min_sites": 3}, JOB, "federation.min_sites=2 of the job is below this site's min_sites=3"),
+    ],
+    ids=["cap", "noise", "no noise", "declares less", "unprotected", "few sites"],
+)
+def test_a_job_beyond_the_policy_is_refused_with_its_numbers(
+    gate: BudgetGate, site: Site, policy: dict[str, Any], job: JobConfig, sentence: str
+) -> None:
+    site.settle(**policy)
+    site.deploy(job)
+    assert sentence in gate.validate(str(site.app))[0]
+
+
+def test_what_other_jobs_spent_counts(gate: BudgetGate, site: Site) -> None:
+    site.settle(epsilon=4.0)
+    assert gate.validate(str(site.app)) == ("", {})
+    site.release(job_id="another", job=replace(JOB, training=replace(JOB.training, rounds=1)))
+    sentence = gate.validate(str(site.app))[0]
+    assert f"{SPENT:.3f} is spent and the cap is 4" in sentence
+
+
+@pytest.mark.parametrize(
+    ("release", "sentence"),
+    [("0.0.1", "exported with fedmpt 0.0.1"), ("x" * 999, "with fedmpt another release"), (None, "another release")],
+)
+def test_a_job_of_another_release_is_refused(gate: BudgetGate, site: Site, release: Any, sentence: str) -> None:
+    site.edit(lambda p: _executor(p)["args"].update(release=release))
+    said = gate.validate(str(site.app))[0]
+    assert sentence in said
+    assert f"this site runs {RELEASE}: all must run the same release" in said
+
+
+def test_an_unprotected_job_may_be_deployed_where_the_site_allows_it(gate: BudgetGate, site: Site) -> None:
+    site.settle(allow_unprotected=True)
+    site.deploy(replace(JOB, privacy=UNPROTECTED))
+    assert gate.validate(str(site.app)) == ("", {})
+
+
+def test_a_site_without_a_policy_takes_no_job(gate: BudgetGate, site: Site) -> None:
+    site.settings = replace(site.settings, privacy=None)
+    (site.root / "local" / SITE_FILE).write_text(tomli_w.dumps(without_none(asdict(site.settings))))
+    assert "no privacy policy" in gate.validate(str(site.app))[0]
+
+
+@pytest.mark.parametrize(("breaks", "kind"), BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_checked_is_refused_without_a_path(
+    gate: BudgetGate, site: Site, breaks: Callable[[Site], Any], kind: str
+) -> None:
+    breaks(site)
+    expected = f"this site cannot check the job against its privacy policy ({kind})"
+    assert gate.validate(str(site.app)) == (expected, {})
+
+
+@pytest.mark.parametrize(
+    ("site_says", "job_says", "expected"),
+    [
+        ({}, {"secagg": UNMASKED}, "shows this site's updates to the server"),
+        ({"min_cohort": 4}, {}, "min_sites=3 and secagg.colluders=1 of the job are below this site's min_cohort=4"),
+        ({"colluders": 2}, {}, "below this site's min_cohort=3 and colluders=2"),
+        ({"roster": ""}, {}, "no roster"),
+        ({}, {"secagg": SecAggConfig(insecure_identities=True)}, "is for simulations"),
+        (
+            {},
+            {"secagg": SecAggConfig(metrics=("loss",)), "privacy": UNPROTECTED},
+            "sums figures of training that this site does not give: loss",
+        ),
+    ],
+)
+def test_a_job_below_the_site_s_floors_is_deployed_nowhere(
+    gate: BudgetGate, masked: Site, site_says: dict[str, Any], job_says: dict[str, Any], expected: str
+) -> None:
+    masked.settings = replace(masked.settings, secagg=replace(masked.settings.secagg, **site_says))
+    masked.settle(allow_unprotected=True)
+    masked.deploy(replace(MASKED_JOB, **job_says))
+    assert expected in gate.validate(str(masked.app))[0]
+
+
+def test_a_masked_job_within_the_floors_is_deployed(gate: BudgetGate, masked: Site) -> None:
+    assert gate.validate(str(masked.app)) == ("", {})
