@@ -1,7 +1,8 @@
 """A finished run's model, put to use: labels of pictures, and where in the picture each was found.
 
 The explanation of a label is the transport plan itself: per condition, the share of the label's mass that each patch
-received (columns of `C * plan` sum to one), drawn over the picture as the towers saw it, with the gate's weight.
+received (columns of `C * plan` sum to one), drawn over the part of the picture that the towers saw, with the gate's
+weight.
 """
 
 from dataclasses import dataclass, replace
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from PIL.Image import Image
 
 from fedmpt_core.data.pictures import FilePicture
 from fedmpt_core.federation.run.record import load_model, load_record
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.load import load_backbone
-from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.base import Prediction, TunedModel
 from fedmpt_core.model.registry import build_model
+
+SIDE = 448  # most pixels of a drawn picture's side
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,19 @@ class Predictor:
             self._text = model.text_features()
 
     @staticmethod
-    def load(folder: Path) -> "Predictor":
+    def load(folder: Path, *, backbone: Backbone | None = None) -> "Predictor":
         """From what a run left.
+
+        Args:
+            folder: the run's.
+            backbone: the job's frozen towers, on the CPU, where they are loaded already.
 
         Raises:
             ValueError: the folder is not a run's, or the towers cannot be built.
         """
         job, layout, state = load_model(folder)
         record = load_record(folder)
-        backbone = load_backbone(job.backbone)
+        backbone = backbone or load_backbone(job.backbone)
         model = build_model(backbone, job.classes, job.model, job.seed)
         if model.layout() != layout:
             raise ValueError(f"{folder}: the model's layout is not that of its own job: the folder mixes two runs")
@@ -91,7 +98,7 @@ class Predictor:
         Raises:
             ValueError: the file is missing or cannot be decoded.
         """
-        prediction = self._run(path)
+        prediction = self._run(FilePicture(str(path)).load())
         return PictureLabels(
             str(path),
             self._model.classes,
@@ -100,54 +107,61 @@ class Predictor:
         )
 
     def explain(self, answer: PictureLabels, folder: Path, *, top: int) -> PictureLabels:
-        """Write heat maps of the `top` labels, one row per label and one column per condition.
+        """Write `figure` into a folder.
+
+        Raises:
+            ValueError: as `figure`.
+        """
+        target = folder / f"{Path(answer.picture).stem}.explained.png"
+        self.figure(answer, top=top).savefig(target, dpi=110, metadata={"Software": None})
+        return replace(answer, explanation=str(target))
+
+    def figure(self, answer: PictureLabels, *, top: int) -> Figure:
+        """Heat maps of the `top` labels over what the towers saw: a row per label, the picture and a column per
+        condition.
 
         Raises:
             ValueError: the model has no transport, so there is no plan to show.
         """
         path = Path(answer.picture)
-        prediction = self._run(path)
+        image = FilePicture(str(path)).load()
+        prediction = self._run(image)
         if prediction.plan is None:
             raise ValueError(
                 "this model works without 'transport', so there is no plan to draw: only model.method = 'fedmpt' with "
                 "'transport' in model.components has one"
             )
-        weights = prediction.plan[0] * len(answer.classes)  # (N,P,C)
-        picture = self._seen(path)
+        shares = prediction.plan[0] * len(answer.classes)  # (N,P,C)
+        heat = shares.mT.unflatten(-1, self._backbone.grid).numpy()  # (N,C,rows,columns)
+        picture = self._backbone.seen(image)
+        picture.thumbnail((SIDE, SIDE))
+        frame = (0, picture.width, picture.height, 0)
         rows = answer.ranked(top)
-        figure = Figure(figsize=(2.2 * (len(self.conditions) + 1), 2.3 * len(rows) + 0.6), layout="constrained")
+        tall = 1.85 * min(picture.height / picture.width, 2) + 0.45  # inches, for a panel and its title
+        figure = Figure(figsize=(2.2 * (len(self.conditions) + 1), tall * len(rows) + 0.6), layout="constrained")
         axes = figure.subplots(len(rows), len(self.conditions) + 1, squeeze=False)
-        for row, (label, probability) in enumerate(rows):
-            axes[row][0].imshow(picture)
-            axes[row][0].set_title(f"{label} {probability:.2f}", fontsize=9, fontweight="bold")
-            column = answer.classes.index(label)
-            peak = float(weights[:, :, column].max())
-            for n, condition in enumerate(self.conditions):
-                heat = _enlarge(weights[n, :, column].reshape(self._backbone.grid), picture.shape[0])
-                axes[row][n + 1].imshow(picture)
-                axes[row][n + 1].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=max(peak, 1e-12))
-                own = float(prediction.condition_probabilities[0, n, column])
-                axes[row][n + 1].set_title(f"{condition}\ngate {answer.gate[n]:.2f}, p {own:.2f}", fontsize=8)
         for axis in axes.flat:
+            axis.imshow(picture, extent=frame)
             axis.set_axis_off()
+        for (label, probability), (first, *others) in zip(rows, axes, strict=True):
+            first.set_title(f"{label} {probability:.2f}", fontsize=9, fontweight="bold")
+            column = answer.classes.index(label)
+            peak = max(float(heat[:, column].max()), 1e-12)
+            for n, (condition, axis) in enumerate(zip(self.conditions, others, strict=True)):
+                axis.imshow(
+                    heat[n, column],
+                    extent=frame,
+                    interpolation="bilinear",
+                    cmap="inferno",
+                    alpha=0.6,
+                    vmin=0,
+                    vmax=peak,
+                )
+                own = float(prediction.condition_probabilities[0, n, column])
+                axis.set_title(f"{condition}\ngate {answer.gate[n]:.2f}, p {own:.2f}", fontsize=8)
         figure.suptitle(f"{path.name}: where each label was found", fontsize=9)
-        target = folder / f"{path.stem}.explained.png"
-        figure.savefig(target, dpi=110, metadata={"Software": None})
-        return replace(answer, explanation=str(target))
+        return figure
 
-    def _run(self, path: Path) -> Any:
-        image = self._backbone.preprocess(FilePicture(str(path)).load())
+    def _run(self, image: Image) -> Prediction:
         with torch.no_grad():
-            return self._model(self._backbone.patches(image[None]), self._text)
-
-    def _seen(self, path: Path) -> np.ndarray:
-        """(S,S,3) uint8: the part of the picture that the towers were given."""
-        image = FilePicture(str(path)).load()
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return np.asarray(image.crop((left, top, left + side, top + side)).resize((224, 224)))
-
-
-def _enlarge(heat: Tensor, side: int) -> np.ndarray:
-    big = torch.nn.functional.interpolate(heat[None, None].float(), size=(side, side), mode="bilinear")
-    return big[0, 0].numpy()
+            return self._model(self._backbone.patches(self._backbone.preprocess(image)[None]), self._text)

@@ -55,6 +55,14 @@ class Backbone(abc.ABC):
         """One RGB picture of any size -> (3,H,W) float32, H = W = `image_size`."""
 
     @abc.abstractmethod
+    def seen(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """What `preprocess` shows the towers of one RGB picture, in the picture's own pixels and proportions.
+
+        The grid of patches spans it from edge to edge: what is cut away is missing, padding is part of it, and what the
+        towers see squashed stays as it was.
+        """
+
+    @abc.abstractmethod
     def patches(self, images: Tensor) -> Tensor:
         """Patch features of preprocessed pictures.
 
@@ -99,3 +107,10 @@ class Backbone(abc.ABC):
     @abc.abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device; returns the same backbone."""
+
+
+def centre_square(image: PIL.Image.Image, side: int, fill: int = 0) -> PIL.Image.Image:
+    """The square of `side` pixels around a picture's centre; beyond the picture it is the grey `fill`."""
+    square = PIL.Image.new("RGB", (side, side), (fill, fill, fill))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.model.backbone.base import Backbone, centre_square
 
 STRIDE = 32  # of the classifier's last feature map, pixels
 TOP = 10  # things per position that enter the sum (chosen)
@@ -101,6 +101,10 @@ class EmbeddedBackbone(Backbone):
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         pixels = torch.from_numpy(np.array(image.crop((left, top, left + side, top + side)).convert("RGB")))
         return pixels.permute(2, 0, 1).contiguous().float().sub_(127).div_(128)
+
+    def seen(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """The centre square."""
+        return centre_square(image, min(image.size))
 
     @torch.no_grad()
     def patches(self, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.model.backbone.base import Backbone, centre_square
 from fedmpt_core.model.backbone.files import (
     CONFIG_FILE,
     fetch,
@@ -157,6 +157,15 @@ class OpenClipBackbone(Backbone):
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """See `Backbone`; open_clip's own transform for inference."""
         return self._transform(image)
+
+    def seen(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """See `Backbone`; the whole picture, its centre square, or the square that it is padded to."""
+        match self._preprocessing["resize_mode"]:
+            case "squash":
+                return image
+            case "longest":
+                return centre_square(image, max(image.size), self._preprocessing["fill_color"])
+        return centre_square(image, min(image.size))
 
     @torch.no_grad()
     def patches(self, images: Tensor) -> Tensor:

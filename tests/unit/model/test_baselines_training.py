@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from fedmpt_core.config.job import JobConfig, LossConfig, ModelConfig, PrivacyConfig, TrainingConfig
-from fedmpt_core.federation import prediction as predictor
 from fedmpt_core.federation import preflight
+from fedmpt_core.federation.prediction import Predictor
 from fedmpt_core.federation.run.record import RunRecord, save_model
 from fedmpt_core.federation.server.checkpoint import Checkpoint, load_checkpoint
 from fedmpt_core.model.base import TunedModel
@@ -164,8 +164,7 @@ def test_group_rates_are_factors_on_the_step_of_their_group() -> None:
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (predictor, preflight):
-        monkeypatch.setattr(module, "load_backbone", lambda _: FakeBackbone())
+    monkeypatch.setattr(preflight, "load_backbone", lambda _: FakeBackbone())
     agreed = job(method)
     size = preflight.check_model(agreed)
     assert size.floats == SIZES[method]
@@ -187,7 +186,7 @@ def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path, monkey
     (tmp_path / "model.safetensors").write_bytes(save_model(model.layout(), state))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    ready = predictor.Predictor.load(tmp_path)
+    ready = Predictor.load(tmp_path, backbone=FakeBackbone())
     answer = ready.predict(tmp_path / "picture.png")
     model.load_vector(state)
     backbone = FakeBackbone()

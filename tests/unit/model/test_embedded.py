@@ -94,6 +94,7 @@ def test_pictures_of_any_shape_become_their_centre_square(backbone: EmbeddedBack
     seen = backbone.preprocess(wide)
     assert seen.shape == (3, 128, 128)
     assert torch.equal(seen[2, 5:-5, 5:-5], torch.full((118, 118), 1.0))
+    assert np.array_equal(backbone.seen(wide), wide.crop((100, 0, 300, 200)))
 
 
 def test_words_become_tokens_and_nonsense_is_refused(backbone: EmbeddedBackbone) -> None:

@@ -227,6 +227,28 @@ def test_a_picture_is_resized_cropped_and_normalised_as_open_clip_does(tiny):
     torch.testing.assert_close(flat[:, 16, 16], (torch.tensor([255, 0, 128]) / 255 - mean) / std)
 
 
+@pytest.mark.parametrize(
+    ("preprocess", "size"),
+    [
+        ({"resize_mode": "squash"}, (90, 50)),
+        ({"resize_mode": "shortest"}, (50, 50)),
+        ({"resize_mode": "longest", "fill_color": 200}, (90, 90)),
+        ({}, (50, 50)),
+    ],
+)
+def test_what_the_towers_see_of_a_picture_is_told(tmp_path, preprocess, size):
+    loaded = OpenClipBackbone.load(save_config(tmp_path / "m", preprocess=preprocess), "random:1")
+    slope = np.indices((50, 90)).transpose(1, 2, 0) * (5, 2.8)
+    upright = Image.fromarray(np.dstack([slope, np.full((50, 90), 60)]).astype(np.uint8))
+    for picture, expected in ((upright, size), (upright.transpose(Image.Transpose.TRANSPOSE), size[::-1])):
+        seen = loaded.seen(picture)
+        assert seen.size == expected
+        # both end in the same square, but for a pixel of rounding at its edges
+        again, once = loaded.preprocess(seen)[:, 1:-1, 1:-1], loaded.preprocess(picture)[:, 1:-1, 1:-1]
+        assert (again - once).abs().mean() < 0.1
+        assert (again - once.flip(-1)).abs().mean() > 0.2 < (again - once.flip(-2)).abs().mean()
+
+
 def test_the_preprocessing_digest_follows_every_parameter(tmp_path, tiny):
     choices = [
         {},
