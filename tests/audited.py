@@ -28,7 +28,7 @@ from fedmpt_core.secagg.roster import Member, Roster
 from fedmpt_core.secagg.start_up_kit import key_card_of
 from tests.federation import DEPLOY
 from tests.kits import write_kit
-from tests.unit.deploy.test_deploy import flare
+from tests.provisioning import flare
 
 SITES, SERVER = ("hospital-a", "hospital-b", "hospital-c"), "fl.example.org"
 JOB = resolved(
@@ -55,8 +55,9 @@ def provision(root: Path, sites: Sequence[str] = SITES) -> Path:
 
 def roster_of(kits: Path, sites: Sequence[str] = SITES) -> KnownKeys:
     """What an auditor knows who was given the roster."""
-    cards = [key_card_of(kits / site / "startup") for site in sites]
-    return KnownKeys(Roster(cards[0].root, {c.name: Member(c.fingerprint, c.org) for c in cards}))
+    key_cards = [key_card_of(kits / site / "startup") for site in sites]
+    members = {card.name: Member(card.fingerprint, card.org) for card in key_cards}
+    return KnownKeys(Roster(key_cards[0].root, members))
 
 
 class Federation:
@@ -126,7 +127,7 @@ class Federation:
         """A server that lies signs what was changed."""
         resign(folder, self.kit(SERVER), **changes)
 
-    def card(self, site: str, cap: float) -> PolicyCard:
+    def policy_card(self, site: str, cap: float) -> PolicyCard:
         changed = replace(self.sites[site], privacy=replace(self.policy(site), epsilon=cap))
         return PolicyCard.of(site, changed, open_ledger(self.policy(site), site, self.kit(site)).entries())
 

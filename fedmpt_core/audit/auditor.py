@@ -1,18 +1,18 @@
 """One audit: a run or several of one federation, and everything that is to be said of them."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from fedmpt_core.audit.disclosure import Release, Sums, check_aggregation, releases, sums_of
+from fedmpt_core.audit.disclosure import Disclosure, Sums, check_aggregation, disclosures, sums_of
 from fedmpt_core.audit.finding import Finding, in_order, worst
 from fedmpt_core.audit.mechanism import check_mechanism
-from fedmpt_core.audit.run_evidence import KnownKeys, Run, load_run
+from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_ledgers import check_ledgers, reused_keys
 from fedmpt_core.audit.site_ledger import OwnLedger
-from fedmpt_core.audit.spending import AGREEMENT, INDEPENDENT, REPORTED, SECOND, Spending, accountants_of
+from fedmpt_core.audit.spending import Spending, further_accountants
 from fedmpt_core.config.checks import json_value
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.chain import Entry
@@ -39,7 +39,7 @@ class Audit:
     findings: list[Finding]
     spending: dict[str, Spending]
     sums: Sums
-    releases: dict[str, list[Release]]
+    releases: dict[str, list[Disclosure]]
 
     @property
     def passed(self) -> bool:
@@ -51,29 +51,21 @@ class Audit:
         return json_value({**asdict(self), "passed": self.passed, "schema": AUDIT_SCHEMA})
 
 
-def audit(folder: Path, anchors: KnownKeys, *, independent: bool = False, cards: Sequence[PolicyCard] = ()) -> Audit:
-    """Audit one run.
+def audit_run(
+    run: Run, *, independent: bool = False, policy_cards: Sequence[PolicyCard] = (), self_test: bool = False
+) -> Audit:
+    """Audit one run; its findings are added to the run's own.
 
     Args:
-        folder: of the run.
-        anchors: what the auditor knows of the federation.
+        run: as loaded.
         independent: also recompute epsilon with an accountant that shares no code with the others.
-        cards: policy cards of sites, for their caps.
-
-    Raises:
-        NoRun: the folder holds no run.
+        policy_cards: of sites, for their caps.
+        self_test: also test the mechanism of this installation.
     """
-    return audit_run(load_run(folder, anchors), independent=independent, cards=cards)
-
-
-def audit_run(
-    run: Run, *, independent: bool = False, cards: Sequence[PolicyCard] = (), self_test: bool = False
-) -> Audit:
-    """The same of a run that was loaded; `self_test` also tests the mechanism of this installation."""
-    caps = {card.site: card.privacy.epsilon for card in cards}
-    spending = check_ledgers(run, accountants_of(independent=independent), caps)
+    caps = {card.site: card.privacy.epsilon for card in policy_cards}
+    spending = check_ledgers(run, further_accountants(independent=independent), caps)
     check_aggregation(run)
-    left = releases(run)
+    left = disclosures(run)
     if self_test:
         run.findings += check_mechanism(run)
     sums = sums_of(run, spending)
@@ -85,39 +77,25 @@ def compare(runs: Sequence[Run], ledgers: Sequence[OwnLedger] = ()) -> list[Find
 
     Of a site's ledgers of one data set the shorter must begin the longer; no two sites or jobs may use one noise key.
     """
-    copies: dict[tuple[str, str], list[tuple[str, Sequence[Entry]]]] = {}
+    copies: dict[tuple[str, str], list[tuple[str, Sequence[Entry]]]] = defaultdict(list)
     for run in runs:
         for site, entries in run.ledgers.items():
-            copies.setdefault((site, entries[0].dataset), []).append((f"the run {run.manifest.run_id}", entries))
+            copies[site, entries[0].dataset].append((f"the run {run.manifest.run_id}", entries))
     for own in ledgers:
         if own.entries:
-            key = own.entries[0].site, own.entries[0].dataset
-            copies.setdefault(key, []).append((str(own.place), own.entries))
-    found: list[Finding] = []
-    for (site, _), some in sorted(copies.items()):
-        some.sort(key=lambda copy: len(copy[1]))
-        for (one, a), (other, b) in combinations(some, 2):
-            if b[len(a) - 1] != a[-1]:  # each holds the hash of all before it
+            copies[own.entries[0].site, own.entries[0].dataset].append((str(own.place), own.entries))
+    findings: list[Finding] = []
+    longest: dict[str, Sequence[Entry]] = {}
+    for (site, dataset), ledgers_of_site in sorted(copies.items()):
+        ledgers_of_site.sort(key=lambda copy: len(copy[1]))
+        for (one, short), (other, long) in combinations(ledgers_of_site, 2):
+            if long[len(short) - 1] != short[-1]:  # each holds the hash of all before it
                 text = f"its ledgers in {one} and in {other} do not continue each other"
                 remedy = "the ledger was rewritten between them: ask the site"
-                found.append(Finding("ledger-forked", "fail", site, text, remedy))
+                findings.append(Finding("ledger-forked", "fail", site, text, remedy))
+        longest[f"{site} ({dataset})"] = ledgers_of_site[-1][1]
     if len({run.manifest.root for run in runs}) > 1:
         text = "the runs are of federations with different root certificates"
-        found.append(Finding("another-federation", "fail", "runs", text, "audit the runs of one federation together"))
-    longest: Mapping[str, Sequence[Entry]] = {
-        f"{site} ({dataset})": some[-1][1] for (site, dataset), some in copies.items()
-    }
-    return in_order(found + reused_keys(longest))
-
-
-__all__ = [
-    "AGREEMENT",
-    "INDEPENDENT",
-    "REPORTED",
-    "SECOND",
-    "Audit",
-    "KnownKeys",
-    "audit",
-    "audit_run",
-    "compare",
-]
+        remedy = "audit the runs of one federation together"
+        findings.append(Finding("another-federation", "fail", "runs", text, remedy))
+    return in_order(findings + reused_keys(longest))

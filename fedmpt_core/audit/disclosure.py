@@ -14,7 +14,7 @@ from fedmpt_core.secagg.errors import SecAggError
 
 
 @dataclass(frozen=True)
-class Release:
+class Disclosure:
     """One kind of thing that left a site.
 
     Attributes:
@@ -75,7 +75,7 @@ def sums_of(run: Run, spending: Mapping[str, Spending]) -> Sums:
         colluders=secagg.colluders if secagg.masked else 0,
         hidden_among=max(0, min(sizes, default=0) - secagg.colluders) if secagg.masked else min(1, len(sizes)),
         attempts=max(0, tried - opened),
-        without_masks={site: found.job for site, found in spending.items()},
+        without_masks={site: spent.job for site, spent in spending.items()},
     )
 
 
@@ -108,33 +108,33 @@ def check_aggregation(run: Run) -> None:
         transcripts.add(transcript)
 
 
-def releases(run: Run) -> dict[str, list[Release]]:
+def disclosures(run: Run) -> dict[str, list[Disclosure]]:
     """By site, everything that left it in this run; adds findings for what nothing protects."""
-    found = {}
+    by_site = {}
     private, masked = run.job.privacy.private, run.job.secagg.masked
-    for site, said in sorted((run.record["sites"] or {}).items()):
+    for site, joined in sorted((run.record["sites"] or {}).items()):
         noise = f"differential privacy per {run.job.privacy.unit}" if private else "nothing"
         mask = "seen by the server in sums only" if masked else "seen by the server"
         took_part = sum(site in row["sites"] for row in run.rounds)
         listed = [
-            Release("its presence, device, package versions, timing", "depends on no record", True),
-            Release(f"{took_part} updates, {mask}", noise, private),
+            Disclosure("its presence, device, package versions, timing", "depends on no record", True),
+            Disclosure(f"{took_part} updates, {mask}", noise, private),
         ]
         if private:
-            listed.append(Release("epsilon, delta and head of the ledger", "follow from the job alone", True))
+            listed.append(Disclosure("epsilon, delta and head of the ledger", "follow from the job alone", True))
             if site in run.ledgers:
-                listed.append(Release("a copy of the ledger", "mechanisms and digests, nothing of a record", True))
-        if said.get("evaluates") and run.job.federation.evaluate_every:
-            listed.append(Release("exact figures of its val and test pictures", "nothing", False))
+                listed.append(Disclosure("a copy of the ledger", "mechanisms and digests, nothing of a record", True))
+        if joined.get("evaluates") and run.job.federation.evaluate_every:
+            listed.append(Disclosure("exact figures of its val and test pictures", "nothing", False))
             text = "it gave exact figures of its val and test pictures, which no privacy claim covers"
             run.say("figures-unprotected", site, text, "make sure that these pictures need no protection", "warning")
         if run.job.secagg.metrics:
-            listed.append(Release("its training loss, in sums", "nothing but the sum", False))
+            listed.append(Disclosure("its training loss, in sums", "nothing but the sum", False))
         if not private:
             text = "its updates are not differentially private"
             run.say("updates-unprotected", site, text, "treat the updates and the model as the data itself")
-        found[site] = listed
-    return found
+        by_site[site] = listed
+    return by_site
 
 
 def _check_numbers(run: Run) -> None:

@@ -34,10 +34,10 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Severity:
     """The worst severity; `note` when there is none."""
-    found = {f.severity for f in findings}
-    if "fail" in found:
+    severities = {f.severity for f in findings}
+    if "fail" in severities:
         return "fail"
-    return "warning" if "warning" in found else "note"
+    return "warning" if "warning" in severities else "note"
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -1,9 +1,7 @@
 """Copies of sites' ledgers, verified: chain, signatures, and whose the key is."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from fedmpt_core.common.signing import KeyVerifier, SigningError, verifier_of
 from fedmpt_core.privacy.ledger.chain import Chain, Entry, LedgerError, Verifier
@@ -50,13 +48,13 @@ class LedgerReader:
 
 
 def key_of_site(
-    site: str, said: Mapping[str, Any], folder: Path, *, root: bytes, when: datetime, roster: Roster | None
+    site: str, certificate: str | None, folder: Path, *, root: bytes, when: datetime, roster: Roster | None
 ) -> KeyVerifier:
     """The verifier of a site's certificate, after checking whose it is.
 
     Args:
         site: its name.
-        said: `certificate`, the file's name in `folder`.
+        certificate: the file's name in `folder`; None when there is none.
         folder: where the copy lies.
         root: the federation's root certificate, PEM.
         when: the time at which the certificate had to be valid.
@@ -65,9 +63,9 @@ def key_of_site(
     Raises:
         SigningError: there is none, or the roster has another key; SecAggError: it does not follow from the root.
     """
-    if "certificate" not in said:
+    if certificate is None:
         raise SigningError(f"there is no certificate of {site} beside its ledger, and the run was no simulation")
-    pem = inside(folder, str(said["certificate"])).read_bytes()
+    pem = inside(folder, certificate).read_bytes()
     ChainCheck(root).certificate(name=site, chain=pem, now=int(when.timestamp()))
     verify = verifier_of(pem, f"the certificate of {site}")
     if roster is not None:
@@ -91,5 +89,5 @@ def inside(folder: Path, name: str) -> Path:
 
 def time_of(text: str) -> datetime:
     """A time in ISO 8601; UTC where it names no zone. Raises ValueError."""
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -68,12 +68,12 @@ class Run:
         self.findings.append(Finding(code, severity, where, text, remedy))
 
 
-def load_run(folder: Path, anchors: KnownKeys, reader: LedgerReader | None = None) -> Run:
+def load_run(folder: Path, keys: KnownKeys, reader: LedgerReader | None = None) -> Run:
     """Read a run.
 
     Args:
         folder: what `nvflare job download` or `fedmpt simulate` wrote, or its `workspace`.
-        anchors: what the auditor knows.
+        keys: what the auditor knows.
         reader: shared by several runs, so that no line of a ledger is verified twice.
 
     Raises:
@@ -90,9 +90,9 @@ def load_run(folder: Path, anchors: KnownKeys, reader: LedgerReader | None = Non
     except (RunManifestError, ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
     run = Run(place, record, job, manifest)
-    _check_files(run, anchors)
+    _check_files(run, keys)
     for site in sorted(record["sites"] or {}):
-        _read_ledger(run, site, anchors, reader)
+        _read_ledger(run, site, keys, reader)
     return run
 
 
@@ -102,7 +102,7 @@ class _Head(TypedDict):
     sig: str
 
 
-class _Said(TypedDict):
+class _Charged(TypedDict):
     epsilon: float
     delta: float
     head: _Head
@@ -117,7 +117,7 @@ class _Sum(TypedDict, total=False):
 class _Round(TypedDict):
     round: int
     sites: list[str]
-    privacy: dict[str, _Said]
+    privacy: dict[str, _Charged]
     secagg: _Sum
 
 
@@ -154,14 +154,14 @@ def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
         raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
 
 
-def _check_files(run: Run, anchors: KnownKeys) -> None:
+def _check_files(run: Run, keys: KnownKeys) -> None:
     manifest = run.manifest
     try:
         check_manifest(manifest, run.folder)
     except RunManifestError as error:
         run.say("file-changed", MANIFEST, str(error), "download the run again; if it repeats, ask who changed it")
     if manifest.signature:
-        _check_server(run, anchors)
+        _check_server(run, keys)
     same = ("run_id", "outcome", "started", "ended", "aggregation", "identities", "resumed", "config_digest")
     differ = [name for name in same if getattr(manifest, name) != run.record.get(name)]
     if differ:
@@ -173,12 +173,12 @@ def _check_files(run: Run, anchors: KnownKeys) -> None:
         run.say("config-changed", RESULT, text, "compare the job with the one that the sites approved")
 
 
-def _check_server(run: Run, anchors: KnownKeys) -> None:
+def _check_server(run: Run, keys: KnownKeys) -> None:
     try:
         root = run.manifest.root.encode()
         leaf = x509.load_pem_x509_certificate(run.manifest.server["certificate"].encode())
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(root))
-        known = anchors.roster is None or root_sha256(root) == anchors.roster.root
+        known = keys.roster is None or root_sha256(root) == keys.roster.root
     except Exception as error:
         text = f"the server's certificate does not follow from the root in the manifest ({type(error).__name__})"
         run.say("manifest-signed-by-another", MANIFEST, text, "nobody knows who signed this run: do not rely on it")
@@ -186,23 +186,23 @@ def _check_server(run: Run, anchors: KnownKeys) -> None:
     if not known:
         text = "the manifest was signed in a federation with another root certificate than the roster's"
         run.say("manifest-signed-by-another", MANIFEST, text, "somebody else signed this run: do not rely on it")
-    elif anchors.roster is None:
+    elif keys.roster is None:
         text = "whose certificates these are was not checked: no roster was given"
         run.say("no-roster", MANIFEST, text, "give --roster with the file that the sites agreed on", "warning")
 
 
-def _read_ledger(run: Run, site: str, anchors: KnownKeys, reader: LedgerReader) -> None:
-    said = run.manifest.sites.get(site, {}).get("ledger")
-    if not isinstance(said, dict) or "file" not in said:
-        kept = said.get("kept") if isinstance(said, dict) else "the manifest does not name it"
+def _read_ledger(run: Run, site: str, keys: KnownKeys, reader: LedgerReader) -> None:
+    copy = run.manifest.sites.get(site, {}).get("ledger")
+    if not isinstance(copy, dict) or "file" not in copy:
+        kept = copy.get("kept") if isinstance(copy, dict) else "the manifest does not name it"
         if run.job.privacy.private:
             text = f"there is no copy of its ledger: {kept}"
             run.say("ledger-missing", site, text, "ask the site for its ledger, and audit it beside this run", "fail")
         return
     try:
-        entries, torn = reader.read(inside(run.folder, said["file"]), _verifier(run, site, said, anchors))
+        entries, torn = reader.read(inside(run.folder, copy["file"]), _verifier(run, site, copy, keys))
     except OSError as error:
-        text = f"the copy of its ledger, {said['file']}, cannot be read ({error.strerror})"
+        text = f"the copy of its ledger, {copy['file']}, cannot be read ({error.strerror})"
         run.say("ledger-missing", site, text, "download the run again, or ask the site for its ledger")
         return
     except (LedgerError, SigningError, SecAggError, ValueError) as error:
@@ -217,9 +217,9 @@ def _read_ledger(run: Run, site: str, anchors: KnownKeys, reader: LedgerReader) 
     run.ledgers[site] = entries
 
 
-def _verifier(run: Run, site: str, said: Mapping[str, Any], anchors: KnownKeys) -> KeyVerifier | None:
+def _verifier(run: Run, site: str, copy: Mapping[str, Any], keys: KnownKeys) -> KeyVerifier | None:
     """Of the site's certificate; None for the unsigned ledger of a simulation."""
-    if run.manifest.identities == "insecure" and "certificate" not in said:
+    if run.manifest.identities == "insecure" and "certificate" not in copy:
         return None
     root, when = run.manifest.root.encode(), time_of(run.manifest.ended)
-    return key_of_site(site, said, run.folder, root=root, when=when, roster=anchors.roster)
+    return key_of_site(site, copy.get("certificate"), run.folder, root=root, when=when, roster=keys.roster)

@@ -7,12 +7,13 @@ from math import isclose
 
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.run_evidence import Run
-from fedmpt_core.audit.spending import MOST_POINTS, Accountant, Spending, merged, recompute, spent
+from fedmpt_core.audit.spending import Accountant, Spending, merged, recompute, spent
 from fedmpt_core.privacy.accounting.epsilon import Steps
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, plain_details
 
 SAME_EPSILON = 1e-6  # the same accountant on the same entries
+MOST_ROUNDS = 64  # of a site whose epsilon is worked out; chosen, as many points as a chart shows
 GRID = 1e-3  # what more steps may lower epsilon by, twice the freedom of its accountant's grid
 
 
@@ -29,20 +30,20 @@ def check_ledgers(
     Returns:
         By site, what it spent.
     """
-    found: dict[str, Spending] = {}
+    spending: dict[str, Spending] = {}
     if not run.job.privacy.private:
-        return found
+        return spending
     for site, entries in run.ledgers.items():
         try:
-            found[site] = _spending(run, site, entries, accountants, (caps or {}).get(site))
+            spending[site] = _spending(run, site, entries, accountants, (caps or {}).get(site))
         except LedgerError as error:
             run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
             continue
         _check_heads(run, site, entries)
         _check_mechanism(run, site, entries)
         _check_rounds(run, site, entries)
-    run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in found})
-    return found
+    run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in spending})
+    return spending
 
 
 def own_jobs(run: Run) -> tuple[str, ...]:
@@ -60,10 +61,10 @@ def reused_keys(ledgers: Mapping[str, Sequence[Entry]]) -> list[Finding]:
                 users[str(entry.details["rng_key_id"])].add((site, entry.job))
     remedy = "noise under a key that is used twice cancels out: treat these updates as unprotected"
     return [
-        Finding("noise-key-reused", "fail", site, f"the noise key {key[:16]} serves {len(found)} sites or jobs", remedy)
-        for key, found in users.items()
-        for site in sorted({s for s, _ in found})
-        if len(found) > 1
+        Finding("noise-key-reused", "fail", site, f"the noise key {key[:16]} serves {len(jobs)} sites or jobs", remedy)
+        for key, jobs in users.items()
+        for site in sorted({s for s, _ in jobs})
+        if len(jobs) > 1
     ]
 
 
@@ -156,7 +157,7 @@ def _spending(
         text = f"all jobs on '{genesis.dataset}' spent epsilon {total:.3f}, its cap is {cap:g}"
         run.say("epsilon-above-the-cap", site, text, "the site's policy was not kept: find out how")
     by_round = _by_round(run, entries, delta)
-    _check_said(run, site, by_round)
+    _check_epsilons(run, site, by_round)
     kinds = Counter(entry.kind for entry in entries)
     return Spending(
         dataset=genesis.dataset,
@@ -175,23 +176,23 @@ def _spending(
     )
 
 
-def _check_said(run: Run, site: str, by_round: Mapping[int, float]) -> None:
+def _check_epsilons(run: Run, site: str, by_round: Mapping[int, float]) -> None:
     """What the record says of each round against the ledger; one that was thinned out is bounded by its neighbours."""
     known = sorted(by_round)
     for row in run.rounds:
-        said, number = row["privacy"].get(site), row["round"]
-        if not said:
+        stated, number = row["privacy"].get(site), row["round"]
+        if not stated:
             continue
         if number in by_round:
-            fine, here = isclose(said["epsilon"], by_round[number], rel_tol=SAME_EPSILON), by_round[number]
+            fine, here = isclose(stated["epsilon"], by_round[number], rel_tol=SAME_EPSILON), by_round[number]
         else:
             place = bisect(known, number)
             if not 0 < place < len(known):
                 continue  # no release of that round: `_check_rounds` says so
             low, here = by_round[known[place - 1]], by_round[known[place]]
-            fine = low - GRID <= said["epsilon"] <= here + GRID
+            fine = low - GRID <= stated["epsilon"] <= here + GRID
         if not fine:
-            text = f"after round {number} the record says epsilon {said['epsilon']:.4f}, its ledger {here:.4f}"
+            text = f"after round {number} the record says epsilon {stated['epsilon']:.4f}, its ledger {here:.4f}"
             run.say("epsilon-differs", site, text, "the record or the ledger was changed")
             return
 
@@ -199,10 +200,10 @@ def _check_said(run: Run, site: str, by_round: Mapping[int, float]) -> None:
 def _by_round(run: Run, entries: Sequence[Entry], delta: float) -> dict[int, float]:
     """Epsilon of the job at each release: what was charged until the commit, open reservations included."""
     jobs, numbers = own_jobs(run), sorted({e.round for e in entries if e.kind == "commit" and e.job in own_jobs(run)})
-    stride = -(-len(numbers) // MOST_POINTS) or 1
+    stride = -(-len(numbers) // MOST_ROUNDS) or 1
     wanted = {*numbers[::stride], *numbers[-1:]}
     sums: dict[tuple[float, float], int] = {}
-    found: dict[int, float] = {}
+    epsilons: dict[int, float] = {}
     for entry in entries:
         if entry.job not in jobs:
             continue
@@ -210,8 +211,8 @@ def _by_round(run: Run, entries: Sequence[Entry], delta: float) -> dict[int, flo
             kind = charge.steps.sample_rate, charge.steps.noise_multiplier
             sums[kind] = sums.get(kind, 0) + charge.steps.count
         if entry.kind == "commit" and entry.round in wanted:
-            found[entry.round] = spent([Steps(*kind, count) for kind, count in sums.items()], delta, "")[0]
-    return found
+            epsilons[entry.round] = spent([Steps(*kind, count) for kind, count in sums.items()], delta, "")[0]
+    return epsilons
 
 
 def _few(numbers: Sequence[int]) -> str:

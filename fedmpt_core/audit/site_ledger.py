@@ -74,55 +74,55 @@ def is_ledger(place: Path) -> bool:
     return place.is_file() or (place / EXPORT).exists()
 
 
-def load_ledger(place: Path, anchors: KnownKeys, reader: LedgerReader, certificate: Path | None = None) -> OwnLedger:
+def load_ledger(place: Path, keys: KnownKeys, reader: LedgerReader, certificate: Path | None = None) -> OwnLedger:
     """Read a ledger without believing it.
 
     Args:
         place: an export's folder, or a file `*.ledger.jsonl`.
-        anchors: what the auditor knows.
+        keys: what the auditor knows.
         reader: shared with the runs that are audited beside it.
         certificate: of the site (PEM), for a bare file.
 
     Raises:
         NoRun: there is nothing to audit.
     """
-    found = OwnLedger(place)
+    ledger = OwnLedger(place)
     try:
         if not (place / EXPORT).exists():
-            verify = _pinned(verifier(certificate), anchors, certificate) if certificate else None
-            _read(found, place, verify, reader)
-            return found
-        found.export = read_export(place)
+            verify = _pinned(verifier(certificate), keys, certificate) if certificate else None
+            _read(ledger, place, verify, reader)
+            return ledger
+        ledger.export = read_export(place)
     except (ExportError, SigningError) as error:
         raise NoRun(str(error)) from None
-    said = found.export
+    export = ledger.export
     try:
-        check_export(said, place)
+        check_export(export, place)
     except ExportError as error:
-        found.findings.append(Finding("file-changed", "fail", EXPORT, str(error), "ask the site for another export"))
+        ledger.findings.append(Finding("file-changed", "fail", EXPORT, str(error), "ask the site for another export"))
     try:
-        verify = None if not said.certificate else _of_export(said, place, anchors, found)
+        verify = None if not export.certificate else _of_export(export, place, keys, ledger)
     except (SigningError, SecAggError, OSError, ValueError, TypeError) as error:
-        found.findings.append(Finding("ledger-damaged", "fail", str(said.site), str(error), ASK))
-        return found
-    _read(found, place / said.ledger, verify, reader)
-    return found
+        ledger.findings.append(Finding("ledger-damaged", "fail", str(export.site), str(error), ASK))
+        return ledger
+    _read(ledger, place / export.ledger, verify, reader)
+    return ledger
 
 
-def audit_ledger(found: OwnLedger, accountants: Mapping[str, Accountant], cap: float | None = None) -> LedgerAudit:
+def audit_ledger(ledger: OwnLedger, accountants: Mapping[str, Accountant], cap: float | None = None) -> LedgerAudit:
     """Audit one ledger.
 
     Args:
-        found: as loaded.
+        ledger: as loaded.
         accountants: further ones to ask, by name.
         cap: of the site's policy card; else what the export states.
     """
-    findings, entries = list(found.findings), found.entries
+    findings, entries = list(ledger.findings), ledger.entries
     account, by_accountant = None, {}
     if entries:
         site = entries[0].site
-        if cap is None and found.export:
-            cap = found.export.cap
+        if cap is None and ledger.export:
+            cap = ledger.export.cap
         try:
             account = statement(Entries(entries), cap)
             steps = [c.steps for c in charges(entries)]
@@ -130,72 +130,72 @@ def audit_ledger(found: OwnLedger, accountants: Mapping[str, Accountant], cap: f
             findings += [*more, *reused_keys({site: entries}), *_notes(entries, account)]
         except (LedgerError, ValueError) as error:
             findings.append(Finding("ledger-damaged", "fail", site, str(error), ASK))
-    return LedgerAudit(str(found.place), in_order(findings), account, by_accountant)
+    return LedgerAudit(str(ledger.place), in_order(findings), account, by_accountant)
 
 
-def _read(found: OwnLedger, path: Path, verify: Verifier | None, reader: LedgerReader) -> None:
+def _read(ledger: OwnLedger, path: Path, verify: Verifier | None, reader: LedgerReader) -> None:
     try:
-        found.entries, torn = reader.read(path, verify)
+        ledger.entries, torn = reader.read(path, verify)
     except OSError as error:
         text = f"{path.name} cannot be read ({error.strerror})"
-        found.findings.append(Finding("ledger-missing", "fail", path.name, text, ASK))
+        ledger.findings.append(Finding("ledger-missing", "fail", path.name, text, ASK))
         return
     except LedgerError as error:
-        found.findings.append(Finding("ledger-damaged", "fail", path.name, str(error), ASK))
+        ledger.findings.append(Finding("ledger-damaged", "fail", path.name, str(error), ASK))
         return
-    site = found.entries[0].site
+    site = ledger.entries[0].site
     if torn:
         text = "its last line is torn: its writer died before the line was a promise"
-        found.findings.append(Finding("ledger-torn", "warning", site, text, "nothing, if the site is running"))
+        ledger.findings.append(Finding("ledger-torn", "warning", site, text, "nothing, if the site is running"))
     if verify is None:
-        signed = bool(found.entries[0].sig)
+        signed = bool(ledger.entries[0].sig)
         text = "its signatures were not checked: no certificate was given" if signed else "it is unsigned"
         remedy = "give --certificate with the site's client.crt" if signed else "only simulations leave such ledgers"
-        found.findings.append(Finding("ledger-not-verified", "warning", site, text, remedy))
+        ledger.findings.append(Finding("ledger-not-verified", "warning", site, text, remedy))
 
 
-def _pinned(verify: Any, anchors: KnownKeys, certificate: Path) -> Any:
-    if anchors.roster and verify.key_spki not in {m.fingerprint.hex() for m in anchors.roster.members.values()}:
+def _pinned(verify: Any, keys: KnownKeys, certificate: Path) -> Any:
+    if keys.roster and verify.key_spki not in {m.fingerprint.hex() for m in keys.roster.members.values()}:
         raise SigningError(f"{certificate} is of a key that is not in the roster")
     return verify
 
 
-def _of_export(said: LedgerExport, folder: Path, anchors: KnownKeys, found: OwnLedger) -> Verifier:
-    root = (folder / said.root).read_bytes()
-    if anchors.roster is not None and root_sha256(root) != anchors.roster.root:
+def _of_export(export: LedgerExport, folder: Path, keys: KnownKeys, ledger: OwnLedger) -> Verifier:
+    root = (folder / export.root).read_bytes()
+    if keys.roster is not None and root_sha256(root) != keys.roster.root:
         raise SigningError("the export is of a federation with another root certificate than the roster's")
-    if anchors.roster is None:
+    if keys.roster is None:
         text = "whose certificate this is was not checked: no roster was given"
         remedy = "give --roster with the file that the sites agreed on"
-        found.findings.append(Finding("no-roster", "warning", said.site, text, remedy))
-    names = {"certificate": said.certificate}
-    return key_of_site(said.site, names, folder, root=root, when=time_of(said.made), roster=anchors.roster)
+        ledger.findings.append(Finding("no-roster", "warning", export.site, text, remedy))
+    when = time_of(export.made)
+    return key_of_site(export.site, export.certificate, folder, root=root, when=when, roster=keys.roster)
 
 
 def _notes(entries: Sequence[Entry], account: Statement) -> list[Finding]:
-    site, found = account.site, []
+    site, findings = account.site, []
     if account.cap is not None and account.total > account.cap * (1 + SAME_EPSILON):
         text = f"all jobs on '{account.dataset}' spent epsilon {account.total:.3f}, its cap is {account.cap:g}"
         remedy = "the site's policy was not kept: find out how"
-        found.append(Finding("epsilon-above-the-cap", "fail", site, text, remedy))
+        findings.append(Finding("epsilon-above-the-cap", "fail", site, text, remedy))
     tried = Counter((e.job, e.round, e.attempt) for e in entries if e.kind == "reserve")
     if again := sum(count - 1 for count in tried.values()):
         text = f"{again} attempts are charged again under the same number: their trainer was restarted"
-        found.append(Finding("round-charged-again", "note", site, text))
+        findings.append(Finding("round-charged-again", "note", site, text))
     if account.open:
         text = f"{account.open} reservations released nothing; they are charged all the same"
-        found.append(Finding("retries-charged", "note", site, text))
+        findings.append(Finding("retries-charged", "note", site, text))
     if account.rotations:
-        found.append(Finding("key-rotated", "note", site, f"its key changed {account.rotations} times"))
+        findings.append(Finding("key-rotated", "note", site, f"its key changed {account.rotations} times"))
     if account.successor:
-        found.append(Finding("ledger-closed", "note", site, f"it is closed and goes on as '{account.successor}'"))
+        findings.append(Finding("ledger-closed", "note", site, f"it is closed and goes on as '{account.successor}'"))
     carried = entries[0].details.get("carried", ())
     if isinstance(carried, Sequence) and carried:
         names = sorted({json.dumps(str(c.get("dataset"))) for c in carried if isinstance(c, Mapping)})
         text = f"it carries what was spent on {', '.join(names)}"
-        found.append(Finding("ledger-continues", "note", site, text, "audit those ledgers too"))
+        findings.append(Finding("ledger-continues", "note", site, text, "audit those ledgers too"))
     unmasked = sum(e.kind == "reserve" and e.details.get("aggregation") == "unmasked" for e in entries)
     if unmasked:
         text = f"{unmasked} rounds were charged without secure aggregation: the server saw the updates themselves"
-        found.append(Finding("unmasked", "note", site, text))
-    return found
+        findings.append(Finding("unmasked", "note", site, text))
+    return findings

@@ -7,12 +7,10 @@ from importlib.util import find_spec
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.privacy.accounting import epsilon as accounting
 from fedmpt_core.privacy.accounting import independent
-from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps
+from fedmpt_core.privacy.accounting.epsilon import AGREEMENT, AccountingError, Steps
 
-AGREEMENT = accounting.AGREEMENT
 REPORTED, SECOND = "PLD (dp-accounting)", "PRV (Opacus)"
 INDEPENDENT = "FFT (this program's own)"
-MOST_POINTS = 64  # rounds of a curve that are worked out; chosen, as many as a chart shows
 
 Accountant = Callable[[Sequence[Steps], float], float]
 
@@ -50,10 +48,10 @@ class Spending:
     charged_before: tuple[tuple[float, float, int], ...] = ()
 
 
-def accountants_of(*, independent: bool) -> dict[str, Accountant]:
+def further_accountants(*, independent: bool) -> dict[str, Accountant]:
     """The accountants beside the reported one: Opacus' where it is installed, else or when asked for our own."""
-    found: dict[str, Accountant] = {SECOND: accounting.prv} if find_spec("opacus") else {}
-    return found | ({INDEPENDENT: _third} if independent or not found else {})
+    installed: dict[str, Accountant] = {SECOND: accounting.prv} if find_spec("opacus") else {}
+    return installed | ({INDEPENDENT: _independent} if independent or not installed else {})
 
 
 def recompute(
@@ -61,19 +59,19 @@ def recompute(
 ) -> tuple[dict[str, float], list[Finding]]:
     """Epsilon of a history by every accountant, and what is wrong between them."""
     reported, findings = spent(history, delta, where)
-    found = {REPORTED: reported}
+    epsilons = {REPORTED: reported}
     for name, accountant in accountants.items():
         try:
-            found[name] = accountant(history, delta)
+            epsilons[name] = accountant(history, delta)
         except AccountingError as error:
             text = f"{name} cannot answer: {error}"
             findings.append(Finding("accountant-silent", "warning", where, text, "add --independent"))
             continue
-        if not abs(found[name] - reported) <= AGREEMENT:
-            text = f"{name} finds epsilon {found[name]:.3f}, {REPORTED} {reported:.3f}: more than {AGREEMENT} apart"
+        if not abs(epsilons[name] - reported) <= AGREEMENT:
+            text = f"{name} finds epsilon {epsilons[name]:.3f}, {REPORTED} {reported:.3f}: more than {AGREEMENT} apart"
             remedy = "do not rely on either before somebody has explained it"
             findings.append(Finding("accountants-disagree", "fail", where, text, remedy))
-    return found, findings
+    return epsilons, findings
 
 
 def spent(history: Sequence[Steps], delta: float, where: str) -> tuple[float, list[Finding]]:
@@ -93,5 +91,5 @@ def merged(history: Sequence[Steps]) -> tuple[tuple[float, float, int], ...]:
     return tuple((*kind, count) for kind, count in sums.items())
 
 
-def _third(history: Sequence[Steps], delta: float) -> float:
+def _independent(history: Sequence[Steps], delta: float) -> float:
     return independent.epsilon([(s.sample_rate, s.noise_multiplier, s.count) for s in history], delta)

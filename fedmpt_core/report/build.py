@@ -10,7 +10,7 @@ from fedmpt_core.report.content import Report
 from fedmpt_core.report.model_card import model_card
 from fedmpt_core.report.notes import notes_of
 from fedmpt_core.report.sections import accountants_of, manifest_of, mechanism_of, sites_of, spans_of
-from fedmpt_core.report.strength import budgets_of, profiles_of
+from fedmpt_core.report.strength import accounts_of, profiles_of
 from fedmpt_core.report.utility import gate_of, utility_of
 
 
@@ -37,7 +37,7 @@ def build_report(run: Run, audit: Audit, made: str) -> Report:
         spending=dict(audit.spending),
         sums=audit.sums,
         releases={site: tuple(left) for site, left in audit.releases.items()},
-        budgets=budgets_of(audit.spending),
+        budgets=accounts_of(audit.spending),
         profiles=profiles,
         mechanism=mechanism_of(run, audit),
         accountants=accountants_of(audit),

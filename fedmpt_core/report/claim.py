@@ -45,11 +45,11 @@ def claim_of(run: Run, audit: Audit, profiles: Sequence[Profile]) -> Claim:
 
 
 def _verdict(run: Run, audit: Audit) -> tuple[Status, str, tuple[str, ...]]:
-    said = {level: [f for f in audit.findings if f.severity == level] for level in ("fail", "warning")}
     bare = not run.job.privacy.private
+    findings = [f for f in audit.findings if not (bare and f.code == "updates-unprotected")]
     lines = {
-        level: [f"{name(f.where)}: {shown(f.text)}" for f in found if not (bare and f.code == "updates-unprotected")]
-        for level, found in said.items()
+        level: [f"{name(f.where)}: {shown(f.text)}" for f in findings if f.severity == level]
+        for level in ("fail", "warning")
     }
     more = _cut(lines["fail"] or lines["warning"])
     kind = _kind(run)
@@ -78,16 +78,16 @@ def _cut(lines: Sequence[str]) -> list[str]:
 
 def _kind(run: Run) -> tuple[str, ...]:
     """What kind of run it was, where that weakens what it says."""
-    found = []
+    weaknesses = []
     if run.manifest.identities == "insecure":
-        found.append(
+        weaknesses.append(
             "Identities were made up and ledgers carry no signature: whoever had this folder could have written it."
         )
     if not run.job.secagg.masked:
-        found.append("No secure aggregation: the server saw every site's updates one by one.")
+        weaknesses.append("No secure aggregation: the server saw every site's updates one by one.")
     if run.record["outcome"] != "completed":
-        found.append(f"The run did not complete: {shown(run.record['outcome'], 200)}. What it spent is spent.")
-    return tuple(found)
+        weaknesses.append(f"The run did not complete: {shown(run.record['outcome'], 200)}. What it spent is spent.")
+    return tuple(weaknesses)
 
 
 def _who(run: Run, audit: Audit) -> tuple[str, str]:
@@ -130,12 +130,12 @@ def _strength(total: float, delta: float, unit: str, guess: float | None) -> tup
 
 def _tier(total: float) -> str:
     """The tiers of Ponomareva et al. 2023, section 5.2 ("How to DP-fy ML")."""
-    said = "By the tiers that are customary in machine learning (Ponomareva et al. 2023), this is"
+    tier = "By the tiers that are customary in machine learning (Ponomareva et al. 2023), this is"
     if total <= 1:
-        return f"{said} strong protection (epsilon up to 1)."
+        return f"{tier} strong protection (epsilon up to 1)."
     if total <= 10:
-        return f"{said} reasonable protection (above 1, up to 10): what many deployments settle for, and not strong."
-    return f"{said} weak protection (above 10): the number alone promises little, and other safeguards must carry it."
+        return f"{tier} reasonable protection (above 1, up to 10): what many deployments settle for, and not strong."
+    return f"{tier} weak protection (above 10): the number alone promises little, and other safeguards must carry it."
 
 
 def _duration(run: Run, audit: Audit) -> tuple[str, str]:
@@ -150,7 +150,7 @@ def _duration(run: Run, audit: Audit) -> tuple[str, str]:
 
 def _not_covered(run: Run) -> tuple[str, ...]:
     sites = run.record["sites"] or {}
-    telling = sorted(site for site, said in sites.items() if said.get("evaluates"))
+    telling = sorted(site for site, joined in sites.items() if joined.get("evaluates"))
     gave = any("mAP" in row or "zero_shot" in row for row in run.record["rounds"])
     figures = f"given by {names(telling or ['a site'])} in this run" if gave else "none are in this run's record"
     return (

@@ -7,7 +7,7 @@ report works out itself stands beside them, under names of its own.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fedmpt_core.audit.disclosure import Release, Sums
+from fedmpt_core.audit.disclosure import Disclosure, Sums
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.spending import Spending
 from fedmpt_core.config.checks import json_value
@@ -57,7 +57,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class BudgetLine:
+class SiteAccount:
     """A site's account of its data set.
 
     Attributes:
@@ -191,7 +191,7 @@ class CheckItem:
 
 
 @dataclass(frozen=True)
-class CardSection:
+class ModelCardSection:
     """A section of the model card: paragraphs, then a list."""
 
     heading: str
@@ -222,8 +222,8 @@ class Report:
     findings: tuple[Finding, ...]
     spending: dict[str, Spending]
     sums: Sums
-    releases: dict[str, tuple[Release, ...]]
-    budgets: tuple[BudgetLine, ...]
+    releases: dict[str, tuple[Disclosure, ...]]
+    budgets: tuple[SiteAccount, ...]
     profiles: tuple[Profile, ...]
     mechanism: tuple[Fact, ...]
     accountants: tuple[Fact, ...]
@@ -234,7 +234,7 @@ class Report:
     sites: tuple[SiteFacts, ...]
     files: dict[str, str]
     checklist: tuple[CheckItem, ...]
-    model_card: tuple[CardSection, ...]
+    model_card: tuple[ModelCardSection, ...]
     notes: dict[str, tuple[str, ...]]
     schema: int = REPORT_SCHEMA
 

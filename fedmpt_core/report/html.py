@@ -53,7 +53,7 @@ def is_report(text: str) -> bool:
 
 def _environment() -> Environment:
     here = FileSystemLoader(Path(__file__).parent)
-    found = Environment(
+    environment = Environment(
         loader=here,
         autoescape=True,
         undefined=StrictUndefined,
@@ -62,9 +62,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     for name in ("name", "names", "up", "number", "signed", "small", "count", "moment"):
-        found.filters[name] = getattr(plain, name)
-    found.filters["exact"] = _exact
-    return found
+        environment.filters[name] = getattr(plain, name)
+    environment.filters["exact"] = _exact
+    return environment
 
 
 def _finalize(value: Any) -> Any:
@@ -94,10 +94,10 @@ def _scale(report: Report) -> float:
     return cap if cap >= spent > 0 else charts.round_above(spent)
 
 
-def _groups(found: Mapping[str, T]) -> list[tuple[list[str], T]]:
+def _groups(by_site: Mapping[str, T]) -> list[tuple[list[str], T]]:
     """Sites with equal values together, in the order of the first."""
     groups: list[tuple[list[str], T]] = []
-    for site, value in found.items():
+    for site, value in by_site.items():
         same = next((sites for sites, known in groups if known == value), None)
         if same is None:
             groups.append(([site], value))

@@ -6,14 +6,14 @@ nothing here is a count or a figure of a training picture.
 
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.common.text import shown
-from fedmpt_core.report.content import CardSection, Claim, Report, Utility
+from fedmpt_core.report.content import Claim, ModelCardSection, Report, Utility
 from fedmpt_core.report.plain import count, markdown, moment, name, names, number, signed
 
 MOST_LABELS = 60
 TITLE = "# Model card: "
 
 
-def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, ...]:
+def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSection, ...]:
     """The sections of the card."""
     job = run.job
     labels = ", ".join(name(label) for label in job.classes[:MOST_LABELS])
@@ -26,7 +26,7 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, .
         else ()
     )
     return (
-        CardSection(
+        ModelCardSection(
             "Model",
             (
                 f"{job.name}: says which of {count(len(job.classes), 'label')} a picture shows. A vision-language "
@@ -36,14 +36,14 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, .
                 *stand_in,
             ),
         ),
-        CardSection(
+        ModelCardSection(
             "Intended use",
             (
                 "Suggesting labels for pictures of the kind that the sites trained on, to people who check them.",
                 f"The labels are {labels}{f' and {rest} more' if rest > 0 else ''}.",
             ),
         ),
-        CardSection(
+        ModelCardSection(
             "Not for",
             ("The model must not be used",),
             (
@@ -53,7 +53,7 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, .
                 "to find out whether somebody's picture was used, or who is in one.",
             ),
         ),
-        CardSection(
+        ModelCardSection(
             "Training data",
             (
                 f"Pictures of {count(len(sites), 'site')} ({names(sites)}), each with several labels, under conditions "
@@ -61,13 +61,13 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[CardSection, .
                 "not part of this card; ask the sites.",
             ),
         ),
-        CardSection("Figures", *_figures(utility)),
-        CardSection(
+        ModelCardSection("Figures", *_figures(utility)),
+        ModelCardSection(
             "Privacy",
             (claim.headline, *(f"{fact.name}: {fact.value}" for fact in claim.facts), "Not covered:"),
             claim.not_covered,
         ),
-        CardSection(
+        ModelCardSection(
             "Limits",
             (
                 "Differential privacy bounds what single records can teach the model, so rare labels and rare looks "

@@ -20,9 +20,9 @@ def name(text: Any) -> str:
     return shown(text, MOST_NAME)
 
 
-def names(found: Any, most: int = 8) -> str:
+def names(texts: Any, most: int = 8) -> str:
     """Some names for a sentence: a, b and c."""
-    listed = [name(n) for n in found]
+    listed = [name(n) for n in texts]
     if len(listed) > most:
         listed = [*listed[:most], f"{len(listed) - most} more"]
     return " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]])) if listed else "none"
@@ -72,11 +72,11 @@ def small(value: float | None) -> str:
 def moment(text: Any) -> str:
     """A time in ISO 8601 as people write it; what is none stays as it is."""
     try:
-        found = datetime.fromisoformat(str(text))
-        found = found.astimezone(UTC) if found.tzinfo else found
+        time = datetime.fromisoformat(str(text))
+        time = time.astimezone(UTC) if time.tzinfo else time
     except (ValueError, OverflowError):
         return name(text)
-    return f"{found.day} {MONTHS[found.month - 1]} {found.year}, {found:%H:%M} UTC"
+    return f"{time.day} {MONTHS[time.month - 1]} {time.year}, {time:%H:%M} UTC"
 
 
 def one_in(probability: float) -> str:

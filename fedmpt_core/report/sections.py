@@ -5,9 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from typing import Any
 
-from fedmpt_core.audit.auditor import AGREEMENT, Audit
+from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.common.text import shown
+from fedmpt_core.privacy.accounting.epsilon import AGREEMENT
 from fedmpt_core.report.content import Fact, RoundSpan, SiteFacts
 from fedmpt_core.report.plain import count, moment, name, names, number, small
 
@@ -84,19 +85,19 @@ def mechanism_of(run: Run, audit: Audit) -> tuple[Fact, ...]:
 
 def accountants_of(audit: Audit) -> tuple[Fact, ...]:
     """Which accountants answered, in which versions, and how far apart they are."""
-    found: dict[str, list[float]] = {}
+    answers: dict[str, list[float]] = {}
     apart = 0.0
     for spent in audit.spending.values():
         for accountant, value in spent.accountants.items():
-            found.setdefault(accountant, []).append(value)
+            answers.setdefault(accountant, []).append(value)
             apart = max(apart, abs(value - spent.job))
     facts = [
         Fact(
             accountant, " to ".join(dict.fromkeys((number(min(values)), number(max(values))))), _version_of(accountant)
         )
-        for accountant, values in found.items()
+        for accountant, values in answers.items()
     ]
-    if len(found) > 1:
+    if len(answers) > 1:
         facts.append(Fact("Largest difference", number(apart, 4), f"{AGREEMENT} is allowed"))
     return tuple(facts)
 
@@ -149,16 +150,16 @@ def manifest_of(run: Run) -> tuple[Fact, ...]:
 
 def sites_of(run: Run) -> tuple[SiteFacts, ...]:
     """What every site said when it joined, and its ledger's copy."""
-    found = []
-    for site, said in sorted((run.record["sites"] or {}).items()):
+    facts = []
+    for site, joined in sorted((run.record["sites"] or {}).items()):
         stated = run.manifest.sites.get(site, {})
         ledger = stated.get("ledger")
         copy = "verified here" if site in run.ledgers else shown((ledger or {}).get("kept", "not verified"), 200)
         head = stated.get("head") or {}
         seen = f"{name(head.get('seq'))} {name(head.get('hash'))[:12]}" if head else "–"
-        device, evaluates = name(said.get("device", "–")), said.get("evaluates") is True
-        found.append(SiteFacts(site, device, _versions(said.get("versions")), copy, seen, evaluates))
-    return tuple(found)
+        device, evaluates = name(joined.get("device", "–")), joined.get("evaluates") is True
+        facts.append(SiteFacts(site, device, _versions(joined.get("versions")), copy, seen, evaluates))
+    return tuple(facts)
 
 
 def _failures(most: int) -> str:
@@ -184,10 +185,10 @@ def _version_of(accountant: str) -> str:
     return f"fedmpt {version('fedmpt')}"
 
 
-def _versions(said: Any) -> str:
-    if not isinstance(said, dict):
+def _versions(packages: Any) -> str:
+    if not isinstance(packages, dict):
         return "–"
-    return ", ".join(f"{name(package)} {name(number)}" for package, number in list(said.items())[:20])
+    return ", ".join(f"{name(package)} {name(number)}" for package, number in list(packages.items())[:20])
 
 
 def _stand_in(run: Run) -> str:

@@ -21,7 +21,7 @@ from scipy.special import log_ndtr, ndtr
 
 from fedmpt_core.audit.spending import Spending
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon, privacy_profile, replace_one
-from fedmpt_core.report.content import BudgetLine, Profile
+from fedmpt_core.report.content import Profile, SiteAccount
 
 TABLE = (0.0, 1.0, 3.0, 5.0, 8.0)  # always among the epsilons
 MOST_PROFILES = 4  # that a report draws; chosen
@@ -33,9 +33,9 @@ MOST_MU = 100.0
 Kind = tuple[float, float, int]  # sample rate, noise multiplier, steps
 
 
-def budgets_of(spending: Mapping[str, Spending]) -> tuple[BudgetLine, ...]:
+def accounts_of(spending: Mapping[str, Spending]) -> tuple[SiteAccount, ...]:
     """Every site's account: what was spent before this run, what this run added, what is left."""
-    found = []
+    accounts = []
     for site, spent in spending.items():
         try:
             before: float | None = epsilon(_steps(spent.charged_before), spent.delta)
@@ -43,8 +43,8 @@ def budgets_of(spending: Mapping[str, Spending]) -> tuple[BudgetLine, ...]:
             before = None
         added = None if before is None or not isfinite(spent.total) else max(0.0, spent.total - before)
         left = None if spent.cap is None or not isfinite(spent.total) else max(0.0, spent.cap - spent.total)
-        found.append(BudgetLine(site, before, added, left))
-    return tuple(found)
+        accounts.append(SiteAccount(site, before, added, left))
+    return tuple(accounts)
 
 
 def profiles_of(spending: Mapping[str, Spending]) -> tuple[Profile, ...]:
@@ -59,17 +59,17 @@ def profiles_of(spending: Mapping[str, Spending]) -> tuple[Profile, ...]:
         for rate, noise, steps in (*spent.charged, *spent.charged_before):
             sums[rate, noise] = sums.get((rate, noise), 0) + steps
         alike.setdefault(tuple(sorted((*kind, steps) for kind, steps in sums.items())), []).append(site)
-    found: list[Profile] = []
+    profiles: list[Profile] = []
     for charged, sites in list(alike.items())[:MOST_PROFILES]:
         spent = spending[sites[0]]
         if not isfinite(spent.total):
             continue
         try:
-            profile = _profile(charged, spent.total, spent.delta, with_replaced=not found)
+            profile = _profile(charged, spent.total, spent.delta, with_replaced=not profiles)
         except (AccountingError, ValueError):
             continue
-        found.append(replace(profile, sites=tuple(sites)))
-    return tuple(found)
+        profiles.append(replace(profile, sites=tuple(sites)))
+    return tuple(profiles)
 
 
 def gaussian_mu(epsilons: Sequence[float], deltas: Sequence[float]) -> float | None:

@@ -28,7 +28,7 @@ def utility_of(run: Run) -> Utility:
     half = len(known) // 2
     sites = run.record["sites"] or {}
     return Utility(
-        sites=tuple(sorted(site for site, said in sites.items() if said.get("evaluates") is True)),
+        sites=tuple(sorted(site for site, joined in sites.items() if joined.get("evaluates") is True)),
         round=last["round"],
         figures=tuple((name, _percent(zero, name), _percent(last, name)) for name in FIGURES),
         curve=tuple((row["round"], float(row["mAP"])) for row in scored),
@@ -53,15 +53,15 @@ def _labels(classes: Sequence[str], zero: Mapping[str, Any], last: Mapping[str, 
     count = len(classes)
     shares = _numbers(last.get("share"), count)
     before, after = _numbers(zero.get("AP"), count), _numbers(last.get("AP"), count)
-    found = [Label(*row) for row in zip(classes, shares, before, after, strict=True)]
+    labels = [Label(*row) for row in zip(classes, shares, before, after, strict=True)]
     if all(share is None for share in shares):
-        return tuple(sorted(found, key=lambda label: (label.gain is None, label.gain or 0.0)))
-    return tuple(sorted(found, key=lambda label: (label.share is None, label.share or 0.0)))
+        return tuple(sorted(labels, key=lambda label: (label.gain is None, label.gain or 0.0)))
+    return tuple(sorted(labels, key=lambda label: (label.share is None, label.share or 0.0)))
 
 
 def _percent(figures: Mapping[str, Any], name: str) -> float | None:
-    found = _number(figures.get(name))
-    return None if found is None else found * FIGURES[name]
+    figure = _number(figures.get(name))
+    return None if figure is None else figure * FIGURES[name]
 
 
 def _number(value: Any) -> float | None:

@@ -62,9 +62,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     def write(name: str, run: Any, **changes: Any) -> Path:
         run = replace(run, findings=[], **changes) if changes else run
-        cards = [federation.card(site, 16.0) for site in SITES]
+        policy_cards = [federation.policy_card(site, 16.0) for site in SITES]
         path = root / f"{name}.html"
-        path.write_text(render(build_report(run, audit_run(run, cards=cards), "2026-11-26T02:00:00+00:00")))
+        path.write_text(
+            render(build_report(run, audit_run(run, policy_cards=policy_cards), "2026-11-26T02:00:00+00:00"))
+        )
         return path
 
     run = load_run(folder, anchors)

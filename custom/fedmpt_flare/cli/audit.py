@@ -79,21 +79,21 @@ def audit(
     given = {"--sites": sites, "--site": site, "--kit": kit, "--out": out}
     if odd := [name for name, value in given.items() if value is not None]:
         raise ConfigError(f"{odd[0]}: goes with --canaries JOB.TOML")
-    from fedmpt_core.audit.auditor import KnownKeys, audit_run, compare
+    from fedmpt_core.audit.auditor import audit_run, compare
     from fedmpt_core.audit.ledger_copy import LedgerReader
-    from fedmpt_core.audit.run_evidence import load_run
+    from fedmpt_core.audit.run_evidence import KnownKeys, load_run
     from fedmpt_core.audit.site_ledger import audit_ledger, is_ledger, load_ledger
-    from fedmpt_core.audit.spending import accountants_of
+    from fedmpt_core.audit.spending import further_accountants
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.secagg.start_up_kit import load_roster
 
-    anchors, reader = KnownKeys(load_roster(roster) if roster else None), LedgerReader()
-    cards = [PolicyCard.load(path) for path in policies or []]
-    caps = {(card.site, card.privacy.dataset): card.privacy.epsilon for card in cards}
-    own = [load_ledger(place, anchors, reader, certificate) for place in places if is_ledger(place)]
-    runs = [load_run(place, anchors, reader) for place in places if not is_ledger(place)]
-    audits = [audit_run(run, independent=independent, cards=cards, self_test=self_test) for run in runs]
-    asked = accountants_of(independent=independent)
+    keys, reader = KnownKeys(load_roster(roster) if roster else None), LedgerReader()
+    policy_cards = [PolicyCard.load(path) for path in policies or []]
+    caps = {(card.site, card.privacy.dataset): card.privacy.epsilon for card in policy_cards}
+    own = [load_ledger(place, keys, reader, certificate) for place in places if is_ledger(place)]
+    runs = [load_run(place, keys, reader) for place in places if not is_ledger(place)]
+    audits = [audit_run(run, independent=independent, policy_cards=policy_cards, self_test=self_test) for run in runs]
+    asked = further_accountants(independent=independent)
     ledgers = [
         audit_ledger(one, asked, caps.get((one.entries[0].site, one.entries[0].dataset)) if one.entries else None)
         for one in own

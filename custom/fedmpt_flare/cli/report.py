@@ -44,8 +44,8 @@ def report(
 
     Exit code 0: nothing fails. 1: something does, and the report says so. 2: there is no run, or no place to write to.
     """
-    from fedmpt_core.audit.auditor import KnownKeys, audit_run
-    from fedmpt_core.audit.run_evidence import load_run
+    from fedmpt_core.audit.auditor import audit_run
+    from fedmpt_core.audit.run_evidence import KnownKeys, load_run
     from fedmpt_core.federation.run.record import REPORT
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.report.build import build_report
@@ -58,10 +58,10 @@ def report(
         _check_place(page, is_report)
     if model_card:
         _check_place(model_card, is_model_card)
-    anchors = KnownKeys(load_roster(roster) if roster else None)
-    cards = [PolicyCard.load(path) for path in policies or []]
-    run = load_run(folder, anchors)
-    audit = audit_run(run, independent=independent, cards=cards, self_test=self_test)
+    keys = KnownKeys(load_roster(roster) if roster else None)
+    policy_cards = [PolicyCard.load(path) for path in policies or []]
+    run = load_run(folder, keys)
+    audit = audit_run(run, independent=independent, policy_cards=policy_cards, self_test=self_test)
     found = build_report(run, audit, datetime.now(UTC).isoformat(timespec="seconds"))
     written = []
     if page:

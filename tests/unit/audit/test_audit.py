@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedmpt_core.audit.auditor import AGREEMENT, INDEPENDENT, REPORTED, SECOND, audit_run, compare
+from fedmpt_core.audit.auditor import audit_run, compare
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
+from fedmpt_core.audit.spending import INDEPENDENT, REPORTED, SECOND
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.federation.run.manifest import read_manifest
 from fedmpt_core.federation.run.record import MANIFEST
+from fedmpt_core.privacy.accounting.epsilon import AGREEMENT
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
 from tests.audited import (
@@ -54,7 +56,9 @@ def codes(folder: Path, anchors: KnownKeys, severity: str = "fail", **options: A
 def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anchors: KnownKeys) -> None:
     federation.run("earlier")
     folder = federation.run("run-1")
-    found = audit_run(load_run(folder, anchors), independent=True, cards=[federation.card(SITES[0], 20.0)])
+    found = audit_run(
+        load_run(folder, anchors), independent=True, policy_cards=[federation.policy_card(SITES[0], 20.0)]
+    )
     assert found.passed
     assert [(f.code, f.severity) for f in found.findings] == [("retries-charged", "note")] * 3
     for site, spent in found.spending.items():
@@ -110,7 +114,7 @@ def test_an_epsilon_that_the_ledger_does_not_bear_out_is_named(
     federation: Federation, anchors: KnownKeys, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Also in a round whose epsilon is not worked out, as there are too many."""
-    monkeypatch.setattr("fedmpt_core.audit.run_ledgers.MOST_POINTS", 2)
+    monkeypatch.setattr("fedmpt_core.audit.run_ledgers.MOST_ROUNDS", 2)
     folder = federation.run("run-1")
     assert sorted(audit_run(load_run(folder, anchors)).spending[SITES[1]].by_round) == [1, 3]
     edit_record(folder, lambda r: r["rounds"][number]["privacy"][SITES[1]].update(epsilon=0.5))
@@ -120,7 +124,7 @@ def test_an_epsilon_that_the_ledger_does_not_bear_out_is_named(
 
 def test_a_site_over_its_cap_is_named(federation: Federation, anchors: KnownKeys) -> None:
     folder = federation.run("run-1")
-    assert codes(folder, anchors, cards=[federation.card(SITES[1], 1.0)]) == {"epsilon-above-the-cap"}
+    assert codes(folder, anchors, policy_cards=[federation.policy_card(SITES[1], 1.0)]) == {"epsilon-above-the-cap"}
 
 
 def test_ledgers_that_do_not_continue_between_runs_are_named(

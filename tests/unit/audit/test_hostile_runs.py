@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmpt_core.audit.auditor import KnownKeys, audit_run, compare
+from fedmpt_core.audit.auditor import audit_run, compare
 from fedmpt_core.audit.ledger_copy import LedgerReader
-from fedmpt_core.audit.run_evidence import NoRun, load_run
+from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
 from fedmpt_core.federation.run.record import MANIFEST
 from fedmpt_core.privacy.ledger.chain import FIRST, canonical

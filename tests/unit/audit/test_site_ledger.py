@@ -10,11 +10,11 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from fedmpt_core.audit.auditor import KnownKeys, compare
+from fedmpt_core.audit.auditor import compare
 from fedmpt_core.audit.ledger_copy import LedgerReader
-from fedmpt_core.audit.run_evidence import NoRun
+from fedmpt_core.audit.run_evidence import KnownKeys, NoRun
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
-from fedmpt_core.audit.spending import accountants_of
+from fedmpt_core.audit.spending import further_accountants
 from fedmpt_core.privacy.accounting.epsilon import epsilon
 from fedmpt_core.privacy.ledger import succession
 from fedmpt_core.privacy.ledger.budget import history
@@ -36,7 +36,7 @@ def exported(federation: Federation, tmp_path: Path) -> Path:  # noqa: F811
 
 
 def codes(place: Path, known: KnownKeys, severity: str = "fail", certificate: Path | None = None) -> set[str]:
-    found = audit_ledger(load_ledger(place, known, LedgerReader(), certificate), accountants_of(independent=True))
+    found = audit_ledger(load_ledger(place, known, LedgerReader(), certificate), further_accountants(independent=True))
     return {f.code for f in found.findings if f.severity == severity}
 
 
@@ -45,7 +45,7 @@ def test_an_export_passes_with_the_numbers_of_the_ledger(
     anchors: KnownKeys,  # noqa: F811
     exported: Path,
 ) -> None:
-    found = audit_ledger(load_ledger(exported, anchors, LedgerReader()), accountants_of(independent=True))
+    found = audit_ledger(load_ledger(exported, anchors, LedgerReader()), further_accountants(independent=True))
     assert found.passed
     assert [f.code for f in found.findings] == ["retries-charged"]
     entries = read_site_ledger(federation.policy(SITE), federation.kit(SITE))

@@ -73,7 +73,9 @@ def run(federation: Federation, anchors: KnownKeys) -> Run:
 
 @pytest.fixture(scope="module")
 def audit(run: Run, federation: Federation) -> Audit:
-    return audit_run(run, cards=[federation.card(site, cap) for site, cap in zip(SITES, CAPS, strict=True)])
+    return audit_run(
+        run, policy_cards=[federation.policy_card(site, cap) for site, cap in zip(SITES, CAPS, strict=True)]
+    )
 
 
 @pytest.fixture(scope="module")
