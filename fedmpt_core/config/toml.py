@@ -37,6 +37,12 @@ def load_job(path: str | Path, *, seed: int | None = None) -> JobConfig:
 
     Raises:
         ConfigError: a sentence per problem.
+
+    Example:
+        >>> from fedmpt_core.config.toml import load_job
+        >>> job = load_job("jobs/demo/job.toml", seed=1)
+        >>> job.name, job.seed, job.training.rounds, job.model.conditions
+        ('demo', 1, 5, ('color', 'background', 'pose'))
     """
     path = Path(path)
     values = _read(path)

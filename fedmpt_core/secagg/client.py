@@ -76,7 +76,47 @@ def _step(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SecAggClient:
-    """One member in one run. Its state lives in memory only; `Latch` is what a restart remembers."""
+    """One member in one run. Its state lives in memory only; `Latch` is what a restart remembers.
+
+    Example:
+        Three members and a server in one process, over the bytes that would travel. The server learns one sum.
+
+        >>> import numpy as np
+        >>> from fedmpt_core.secagg.client import SecAggClient
+        >>> from fedmpt_core.secagg.context import model_digest
+        >>> from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity
+        >>> from fedmpt_core.secagg.policy import Floors, Terms
+        >>> from fedmpt_core.secagg.server import SecAggServer
+        >>> terms = Terms("job-1", bytes(32), words=2, floors=Floors(), max_sites=3, rounds=1, attempts=0)
+        >>> def member(name):
+        ...     identity = SiteIdentity.ephemeral(name)  # a real site has a start-up kit and a roster
+        ...     return SecAggClient(terms, identity, roster=None, root_pem=None, latch=None, store=lambda latch: None)
+        >>> members, server = {name: member(name) for name in "abc"}, SecAggServer(terms, ChainCheck(None))
+
+        Once: keys.
+
+        >>> request = server.open_epoch(list(members))
+        >>> for name in members:
+        ...     server.take_advertisement(name, members[name].advertise(request))
+        >>> directory = server.directory()
+        >>> for name in members:
+        ...     server.take_confirm(name, members[name].confirm(directory))
+
+        In each round: masked vectors, signatures over who is in the sum, shares that open it.
+
+        >>> model = model_digest({"state": np.zeros(2, "<f4")})
+        >>> request = server.open_round(1, 0, server.members, model)
+        >>> for name in members:
+        ...     train_first = members[name].begin(request, model) is None
+        ...     server.take_masked(name, members[name].mask(np.array([1, 20], dtype=np.uint32)))
+        >>> request = server.consistency_request()
+        >>> for name in members:
+        ...     server.take_consistency(name, members[name].consistency(request))
+        >>> for name, request in server.unmask_requests().items():
+        ...     server.take_unmask(name, members[name].unmask(request))
+        >>> server.finish().words
+        array([ 3, 60], dtype=uint32)
+    """
 
     def __init__(
         self,

@@ -102,7 +102,28 @@ class SiteUpdate:
 
 
 class SiteSession:
-    """One site in one job."""
+    """One site in one job.
+
+    Example:
+        The demo's second site with eight of its scenes, in its first round. Nothing but the update and what was spent
+        leaves it.
+
+        >>> from dataclasses import replace
+        >>> from fedmpt_core.config.toml import load_job, load_sites
+        >>> from fedmpt_core.federation.site.session import SiteSession
+        >>> from fedmpt_core.privacy.ledger.budget import resolved
+        >>> from fedmpt_core.privacy.ledger.site_ledger import create_ledger
+        >>> job = resolved(load_job("jobs/demo/job.toml"))  # with the noise that its epsilon needs
+        >>> site = load_sites("jobs/demo/site.toml")["site-2"]
+        >>> policy = replace(site.privacy, ledger="ledgers")
+        >>> site = replace(site, data=replace(site.data, train=8), privacy=policy, cache_dir="features")
+        >>> ledger = create_ledger(policy, "site-2", kit=None)  # once for all jobs on the data set
+        >>> session = SiteSession(job, site, "site-2")
+        >>> ready = session.prepare()
+        >>> update = session.train(ready.initial, round_number=1)
+        >>> update.vector.shape, update.steps, round(update.privacy["epsilon"], 1)
+        ((36870,), 8, 3.8)
+    """
 
     def __init__(
         self,

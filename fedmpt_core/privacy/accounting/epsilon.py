@@ -97,6 +97,14 @@ def epsilon(history: Iterable[Steps], delta: float) -> float:
         lower it by more than 0.0005, the freedom of the grid.
 
     Edge cases: no step at all -> 0.0; sample_rate 1 -> one Gaussian mechanism with 1/noise^2 added up, which is exact.
+
+    Example:
+        >>> from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+        >>> demo = Steps(sample_rate=0.25, noise_multiplier=1.2346, count=40)
+        >>> round(epsilon([demo], delta=1e-5), 1)
+        8.0
+        >>> round(epsilon([demo, demo], delta=1e-5), 1)  # two such jobs on one data set: not 16
+        11.5
     """
     require_delta(delta)
     return _epsilon(_merged(history), float(delta), False)

@@ -102,6 +102,19 @@ class Ledger:
     Guarantees:
         An entry that was returned is on disk. An append that raised left the file as it was, or with a line more, never
         with one less. Entries of other processes are verified before anything is built on them.
+
+    Example:
+        A round is charged before its first step; what it released is noted afterwards.
+
+        >>> import hashlib
+        >>> from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger
+        >>> path = "ledgers/x-ray.ledger.jsonl"
+        >>> ledger = Ledger.create(path, site="hospital-a", dataset="x-ray", delta=1e-5, signer=None)
+        >>> steps = {"sample_rate": 0.25, "noise_multiplier": 1.2346, "steps": 8}
+        >>> promise = ledger.reserve(job="demo", round=1, attempt=0, details=steps, admit=lambda entries: None)
+        >>> release = ledger.commit(promise, release=hashlib.sha256(b"the noisy update").hexdigest())
+        >>> [entry.kind for entry in read_ledger(path)]
+        ['genesis', 'reserve', 'commit']
     """
 
     def __init__(
@@ -219,8 +232,8 @@ class Ledger:
 
         Args:
             job: name of the job.
-            round: 0-based.
-            attempt: 0-based.
+            round: from 1.
+            attempt: from 0.
             details: what the accountant needs; reals become decimal strings (`repr`), so that hashes are stable.
             admit: called with the genesis and all reservations so far while nobody else can add one; raises to refuse.
                 It must not use the ledger itself.
