@@ -59,7 +59,21 @@ class PictureLabels:
 
 
 class Predictor:
-    """A trained model with its frozen towers."""
+    """A trained model with its frozen towers.
+
+    Example:
+        What `make demo` leaves, and a picture that comes with the documents.
+
+        >>> from pathlib import Path
+        >>> from fedmpt_core.federation.prediction import Predictor
+        >>> predictor = Predictor.load(Path("runs/demo"))
+        >>> predictor.conditions, predictor.is_stand_in
+        (('color', 'background', 'pose'), True)
+        >>> answer = predictor.predict(Path("docs/images/scenes.png"))
+        >>> labels = [label for label, probability in answer.ranked(top=5) if probability >= predictor.threshold]
+        >>> answer.probabilities.shape, answer.gate.shape
+        ((20,), (3,))
+    """
 
     def __init__(self, backbone: Backbone, model: TunedModel, conditions: tuple[str, ...], threshold: float) -> None:
         """Takes ready parts; `load` makes them from a run's folder."""

@@ -2,14 +2,22 @@
 
 import doctest
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 
+from fedmpt_core.config.toml import load_job
+from fedmpt_core.federation.run.record import MODEL, RESULT, RunRecord, save_model
+from fedmpt_core.model.backbone.load import load_backbone
+from fedmpt_core.model.registry import build_model
 from tests.federation import REPOSITORY
+
+pytestmark = pytest.mark.xdist_group("examples")  # the towers' libraries are imported once
 
 DOORS = {
     "fedmpt_core.config.toml": "load_job",
+    "fedmpt_core.federation.prediction": "Predictor",
     "fedmpt_core.federation.site.session": "SiteSession",
     "fedmpt_core.privacy.accounting.epsilon": "epsilon",
     "fedmpt_core.privacy.ledger.ledger": "Ledger",
@@ -17,9 +25,23 @@ DOORS = {
 }
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder as the demo leaves it, with the parameters that its model starts from."""
+    folder = tmp_path_factory.mktemp("demo")
+    job = load_job(REPOSITORY / "jobs" / "demo" / "job.toml")
+    model = build_model(load_backbone(job.backbone), job.classes, job.model, job.seed)
+    (folder / RESULT).write_text(json.dumps(RunRecord.start(job, "demo").to_dict()))
+    (folder / MODEL).write_bytes(save_model(model.layout(), model.vector()))
+    return folder
+
+
 @pytest.mark.parametrize("name", DOORS)
-def test_the_example_at_a_door_is_true(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")
+def test_the_example_at_a_door_is_true(name: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("jobs", "docs"):
+        (tmp_path / folder).symlink_to(REPOSITORY / folder)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(demo)
     monkeypatch.chdir(tmp_path)  # what an example writes is gone with it
     module = importlib.import_module(name)
     # no globals: an example imports whatever it uses, as its reader must
