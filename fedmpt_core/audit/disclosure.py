@@ -9,7 +9,7 @@ from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_ledgers import own_jobs
 from fedmpt_core.audit.spending import Spending
 from fedmpt_core.federation.run.manifest import round_facts
-from fedmpt_core.federation.site.admission import floors_of
+from fedmpt_core.federation.terms import floors_of
 from fedmpt_core.secagg.errors import SecAggError
 
 

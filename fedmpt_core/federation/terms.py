@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from fedmpt_core.config.job import JobConfig
-from fedmpt_core.federation.site.admission import floors_of
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.context import SUITE, job_digest
 from fedmpt_core.secagg.encoding import Encoding
-from fedmpt_core.secagg.policy import Terms
+from fedmpt_core.secagg.policy import Floors, Terms
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,11 @@ class SecureTerms:
 
     terms: Terms
     encoding: Encoding
+
+
+def floors_of(job: JobConfig) -> Floors:
+    """The least protection that a job with masks gives a member."""
+    return Floors(job.federation.min_sites, job.secagg.colluders)
 
 
 def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str) -> SecureTerms:

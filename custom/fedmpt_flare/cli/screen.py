@@ -16,7 +16,7 @@ from rich.text import Text
 
 from fedmpt_core.common.text import shown
 from fedmpt_core.config.job import JobConfig
-from fedmpt_core.federation.site.admission import floors_of
+from fedmpt_core.federation.terms import floors_of
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)

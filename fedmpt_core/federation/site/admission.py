@@ -3,6 +3,7 @@
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.secagg import SiteSecAggConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
+from fedmpt_core.federation.terms import floors_of
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, check_policy
 from fedmpt_core.secagg.policy import Floors
 
@@ -27,11 +28,6 @@ def check_site(job: JobConfig, site: SiteConfig, *, has_kit: bool | None) -> Sit
     if site.privacy is None:
         raise PrivacyRefused("this site has no privacy policy")
     return site.privacy
-
-
-def floors_of(job: JobConfig) -> Floors:
-    """The least protection that a job with masks gives a member."""
-    return Floors(job.federation.min_sites, job.secagg.colluders)
 
 
 def check_limits(job: JobConfig, policy: SitePrivacyConfig | None, secagg: SiteSecAggConfig) -> None:
