@@ -16,7 +16,7 @@ from fedmpt_core.data.pictures import Picture
 from fedmpt_core.data.source import load_split
 from fedmpt_core.federation.site.admission import check_site
 from fedmpt_core.federation.site.session import open_cache
-from fedmpt_core.model.backbone.load import load_backbone
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.fedmpt.fedmpt import TRAINED
 from fedmpt_core.model.registry import build_model, scoring_model
@@ -97,13 +97,12 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
     return found
 
 
-def check_model(job: JobConfig) -> ModelSize:
-    """Build the towers and the model once.
+def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
+    """Build the model once, on the job's towers.
 
     Raises:
-        ValueError: unknown or missing weights, a condition or class that no prompt can be made of.
+        ValueError: a condition or class that no prompt can be made of, or settings that do not fit what is trained.
     """
-    backbone = load_backbone(job.backbone)
     model = build_model(backbone, job.classes, job.model, job.seed)
     groups: dict[str, int] = {}
     for name, parameter in model.trainable_parameters().items():
@@ -174,15 +173,19 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
 
 
 def prepare_features(
-    job: JobConfig, sites: Mapping[str, SiteConfig], data: Mapping[str, SiteCounts], on_progress: Progress
+    backbone: Backbone, sites: Mapping[str, SiteConfig], data: Mapping[str, SiteCounts], on_progress: Progress
 ) -> None:
-    """Compute the patch features that no cache holds yet, for all sites of this machine together."""
+    """Compute the patch features that no cache holds yet, for all sites of this machine together.
+
+    Args:
+        backbone: the job's towers, which go to each site's device.
+        sites: by name, as `check_data` was given them.
+        data: what `check_data` found.
+        on_progress: called with (done, total) pictures.
+    """
     total, done = sum(len(d.pictures) for d in data.values()), 0
-    backbone = None
     for name, site in sites.items():
-        if backbone is None:
-            backbone = load_backbone(job.backbone).to(pick_device(site.device))
-        start = done
+        backbone, start = backbone.to(pick_device(site.device)), done
         open_cache(site).features(
             data[name].pictures, backbone, on_progress=lambda n, _, start=start: on_progress(start + n, total)
         )

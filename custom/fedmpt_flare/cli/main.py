@@ -57,8 +57,9 @@ def check(
         raise ConfigError("JOB.TOML is missing: name the job file to check")
     config, site_configs = _load(job, sites, seed, needs_sites=sites is not None or (job.parent / "site.toml").exists())
     from fedmpt_core.federation import preflight
+    from fedmpt_core.model.backbone.load import load_backbone
 
-    size = preflight.check_model(config)
+    size = preflight.check_model(config, load_backbone(config.backbone))
     plan = preflight.check_privacy(config, site_configs, size)
     data = preflight.check_data(config, site_configs) if site_configs else {}
     if as_json:
@@ -112,17 +113,19 @@ def simulate(
     from fedmpt_core.federation.run.curves import draw_curves
     from fedmpt_core.federation.run.record import CURVES, TIMING, load_record
     from fedmpt_core.federation.run.tracking import write_tensorboard
+    from fedmpt_core.model.backbone.load import load_backbone
     from fedmpt_flare.job.simulation import Simulation
 
     began = time.monotonic()
     view = screen.RunView(config, quiet=as_json)
     view.step("checking job, weights and pictures")
-    size = preflight.check_model(config)
+    backbone = load_backbone(config.backbone)
+    size = preflight.check_model(config, backbone)
     plan = preflight.check_privacy(config, site_configs, size)
     data = preflight.check_data(config, site_configs)
     view.show_start(size, data, plan)
     with view.features() as report:
-        preflight.prepare_features(config, site_configs, data, report)
+        preflight.prepare_features(backbone, site_configs, data, report)
     prepared = time.monotonic()
     run = Simulation(config, site_configs, folder)
     view.step(f"starting NVIDIA FLARE's simulator; full log: {run.log}")
@@ -168,11 +171,12 @@ def export(
         )
     from fedmpt_core.federation import preflight
     from fedmpt_core.federation.site.policy_card import PolicyCard
+    from fedmpt_core.model.backbone.load import load_backbone
 
     cards = [PolicyCard.load(path) for path in policies or []]
     for card in cards:
         card.check(config)
-    preflight.check_model(config)
+    preflight.check_model(config, load_backbone(config.backbone))
     with screen.quiet():
         from fedmpt_flare.job.recipe import FedMPTRecipe
 

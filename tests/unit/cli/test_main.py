@@ -1,17 +1,21 @@
 """The command line as a person meets it: one sentence, an exit code, and no work done on bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from fedmpt_core.config.toml import load_job
 from fedmpt_core.federation.run.record import RunRecord
 from fedmpt_core.federation.server.checkpoint import Checkpoint
+from fedmpt_core.model.backbone.embedded import EmbeddedBackbone
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_flare.cli.main import app
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "jobs" / "demo"
@@ -65,6 +69,27 @@ def test_a_wrong_argument_is_one_sentence(tmp_path: Path, arguments: list[object
 def test_the_schema_is_json_and_knows_every_key() -> None:
     schema = json.loads(fedmpt("check", "--schema").stdout)
     assert "learning_rate" in json.dumps(schema)
+
+
+def test_a_simulation_loads_the_towers_once_before_flare_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[int] = []
+    make = EmbeddedBackbone.__init__
+
+    def counted(self: EmbeddedBackbone, image_size: int = 224) -> None:
+        loads.append(image_size)
+        make(self, image_size)
+
+    monkeypatch.setattr(EmbeddedBackbone, "__init__", counted)
+    text = (DEMO / "site.toml").read_text()
+    job = changed(tmp_path)
+    few = re.sub(r"(?m)^(train|val|test) = \d+", r"\1 = 2", text)
+    (tmp_path / "site.toml").write_text(few.replace("threads = 1", f"threads = 1\ncache_dir = '{tmp_path}'"))
+    (tmp_path / "file").touch()
+    stopped = CliRunner().invoke(app, ["simulate", str(job), "--out", str(tmp_path / "file" / "out")])
+    assert isinstance(stopped.exception, NotADirectoryError), stopped.output  # the run's folder cannot be made
+    assert len(loads) == 1
 
 
 def test_too_few_sites_are_refused(tmp_path: Path) -> None:

@@ -24,9 +24,7 @@ from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_rows import ManifestRow
 from fedmpt_core.federation import preflight
-from fedmpt_core.federation.site import session
 from fedmpt_core.federation.site.session import SiteSession
-from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.privacy import charged_training as site_budget
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
 from fedmpt_core.privacy.ledger.ledger import LedgerError
@@ -47,15 +45,13 @@ JOB = resolved(
         federation=FederationConfig(max_failed_rounds=1),
     )
 )
+WITHOUT_TOWERS = dataclasses.replace(
+    JOB, backbone=BackboneConfig(kind="open_clip", architecture="no tower", weights="random:0")
+)
 
 
-@pytest.fixture(autouse=True)
-def fake_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(config: BackboneConfig) -> Backbone:
-        return FakeBackbone()
-
-    monkeypatch.setattr(session, "load_backbone", load)
-    monkeypatch.setattr(preflight, "load_backbone", load)
+def opened(job: JobConfig, site: SiteConfig, name: str, run_id: str = "local") -> SiteSession:
+    return SiteSession(job, site, name, run_id=run_id, backbone=FakeBackbone())
 
 
 @pytest.fixture
@@ -89,7 +85,7 @@ def ledger(site: SiteConfig) -> Any:
 
 
 def test_rounds_are_charged_before_and_noted_after(site: SiteConfig) -> None:
-    one = SiteSession(JOB, site, "a", run_id="job-1")
+    one = opened(JOB, site, "a", run_id="job-1")
     ready = one.prepare()
     assert [e.kind for e in ledger(site)] == ["genesis"]
     first, second = one.train(ready.initial, 1), one.train(ready.initial, 2)
@@ -110,7 +106,7 @@ def test_rounds_are_charged_before_and_noted_after(site: SiteConfig) -> None:
 
 def test_the_true_number_of_records_is_in_no_number_that_leaves(site: SiteConfig) -> None:
     by_records = dataclasses.replace(JOB, federation=dataclasses.replace(JOB.federation, weighting="records"))
-    one = SiteSession(by_records, site, "a")
+    one = opened(by_records, site, "a")
     one.prepare()
     assert one.weight() == 10.0
 
@@ -118,7 +114,7 @@ def test_the_true_number_of_records_is_in_no_number_that_leaves(site: SiteConfig
 def test_a_round_beyond_the_plan_is_refused_and_trains_nothing(
     site: SiteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = SiteSession(JOB, site, "a", run_id="job-1")
+    one = opened(JOB, site, "a", run_id="job-1")
     state = one.prepare().initial
     for number in range(1, 5):
         one.train(state, number)
@@ -129,7 +125,7 @@ def test_a_round_beyond_the_plan_is_refused_and_trains_nothing(
 
 
 def test_a_training_that_fails_stays_charged(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = SiteSession(JOB, site, "a")
+    one = opened(JOB, site, "a")
     state = one.prepare().initial
 
     def broken(*args: Any, **kwargs: Any) -> None:
@@ -140,11 +136,11 @@ def test_a_training_that_fails_stays_charged(site: SiteConfig, monkeypatch: pyte
         one.train(state, 1)
     assert [e.kind for e in ledger(site)] == ["genesis", "reserve"]
     monkeypatch.undo()
-    assert SiteSession(JOB, site, "a") is not None
+    assert opened(JOB, site, "a") is not None
 
 
 def test_a_cut_ledger_stops_the_site(site: SiteConfig) -> None:
-    one = SiteSession(JOB, site, "a", run_id="job-1")
+    one = opened(JOB, site, "a", run_id="job-1")
     state = one.prepare().initial
     head = one.train(state, 1).privacy["head"]
     assert site.privacy
@@ -152,7 +148,7 @@ def test_a_cut_ledger_stops_the_site(site: SiteConfig) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(LedgerError):  # this process has seen more of the file
         one.train(state, 2)
-    again = SiteSession(JOB, site, "a", run_id="job-1")
+    again = opened(JOB, site, "a", run_id="job-1")
     again.prepare()
     with pytest.raises(PrivacyRefused, match="lacks entry 2 that it reported earlier"):
         again.train(state, 2, known_head=head)
@@ -173,22 +169,21 @@ def without_a_line(lines: list[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("damage", [flipped, later, without_a_line])
 def test_a_ledger_that_cannot_be_trusted_stops_the_site_and_stays_as_it_is(
-    site: SiteConfig, damage: Callable[[list[bytes]], list[bytes]], monkeypatch: pytest.MonkeyPatch
+    site: SiteConfig, damage: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    one = SiteSession(JOB, site, "a")
+    one = opened(JOB, site, "a")
     one.train(one.prepare().initial, 1)
     assert site.privacy
     path = ledger_path(site.privacy)
     path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
     before = path.read_bytes()
-    monkeypatch.setattr(session, "load_backbone", None)
     with pytest.raises(LedgerError, match=r"pets\.ledger\.jsonl"):
-        SiteSession(JOB, site, "a")
+        SiteSession(WITHOUT_TOWERS, site, "a")
     assert path.read_bytes() == before
 
 
 def test_a_full_disk_stops_the_round_before_it_trains(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = SiteSession(JOB, site, "a")
+    one = opened(JOB, site, "a")
     state = one.prepare().initial
     assert site.privacy
     before = ledger_path(site.privacy).read_bytes()
@@ -212,16 +207,15 @@ def test_a_full_disk_stops_the_round_before_it_trains(site: SiteConfig, monkeypa
         ({"unit": "group"}, "this site protects each group"),
     ],
 )
-def test_refusals_come_before_any_tower_is_loaded(
-    site: SiteConfig, policy: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "load_backbone", None)
+def test_refusals_come_before_any_tower_is_loaded(site: SiteConfig, policy: dict[str, Any], says: str) -> None:
     with pytest.raises(PrivacyRefused, match=says):
-        SiteSession(JOB, changed(site, **policy), "a")
+        SiteSession(WITHOUT_TOWERS, changed(site, **policy), "a")
     with pytest.raises(PrivacyRefused, match="no privacy policy"):
-        SiteSession(JOB, dataclasses.replace(site, privacy=None), "a")
+        SiteSession(WITHOUT_TOWERS, dataclasses.replace(site, privacy=None), "a")
     with pytest.raises(LedgerError):
-        SiteSession(JOB, site, "b")
+        SiteSession(WITHOUT_TOWERS, site, "b")
+    with pytest.raises(ValueError, match="architecture='no tower' is neither"):
+        SiteSession(WITHOUT_TOWERS, site, "a")
 
 
 def test_a_mechanism_that_fails_its_test_stops_the_site(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +224,7 @@ def test_a_mechanism_that_fails_its_test_stops_the_site(site: SiteConfig, monkey
 
     monkeypatch.setattr(site_budget, "require_self_test", failing)
     with pytest.raises(SelfTestFailed, match=r"noise variance: 0\.25"):
-        SiteSession(JOB, site, "a")
+        opened(JOB, site, "a")
     assert len(ledger(site)) == 1
 
 
@@ -239,20 +233,20 @@ def test_patients_are_the_unit_when_job_and_site_say_so(site: SiteConfig, tmp_pa
     patients = changed(site, unit="group", ledger=str(tmp_path / "by-patient"))
     assert patients.privacy
     create_ledger(patients.privacy, "a", None)
-    one = SiteSession(by_group, patients, "a")
+    one = opened(by_group, patients, "a")
     state = one.prepare().initial
     one.train(state, 1)
     assert ledger(patients)[1].details["unit"] == "group"
     # patient-4 has a record in training and one in test, whose figures are not private
     judging = dataclasses.replace(patients, data=dataclasses.replace(patients.data, evaluate=True))
     with pytest.raises(ValueError, match=r"1 groups are in training and in val or test, the first is 'patient-4'"):
-        SiteSession(by_group, judging, "a").prepare()
+        opened(by_group, judging, "a").prepare()
     with pytest.raises(ValueError, match="patient-4"):
         preflight.check_data(by_group, {"a": judging})
 
 
 def test_the_plan_is_shown_for_every_site(site: SiteConfig) -> None:
-    plan = preflight.check_privacy(JOB, {"a": site, "b": site}, preflight.check_model(JOB))
+    plan = preflight.check_privacy(JOB, {"a": site, "b": site}, preflight.check_model(JOB, FakeBackbone()))
     assert plan
     assert plan.steps == 8
     assert plan.epsilons.pld == pytest.approx(6.0, abs=0.01)
@@ -262,8 +256,10 @@ def test_the_plan_is_shown_for_every_site(site: SiteConfig) -> None:
     assert ratios["contexts"] == pytest.approx(5 / (noise * np.sqrt(2 * 4 * 12 + 4 * 12)))
     assert ratios["contexts"] > ratios["contexts+gate"] > ratios["all"]
     fast = dataclasses.replace(JOB, privacy=dataclasses.replace(JOB.privacy, engine="feature_space"))
-    other = preflight.check_privacy(fast, {"a": site}, preflight.check_model(fast))
+    other = preflight.check_privacy(fast, {"a": site}, preflight.check_model(fast, FakeBackbone()))
     assert other
     assert other.sites["a"].signal_to_noise["contexts"] == pytest.approx(5 / (noise * np.sqrt(2 * 3 * 16)))
     with pytest.raises(PrivacyRefused, match=r"b: .*the cap is 1"):
-        preflight.check_privacy(JOB, {"a": site, "b": changed(site, epsilon=1.0)}, preflight.check_model(JOB))
+        preflight.check_privacy(
+            JOB, {"a": site, "b": changed(site, epsilon=1.0)}, preflight.check_model(JOB, FakeBackbone())
+        )

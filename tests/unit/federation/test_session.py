@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedmpt_core.config.job import BackboneConfig, FederationConfig, JobConfig, ModelConfig, TrainingConfig
+from fedmpt_core.config.job import FederationConfig, JobConfig, ModelConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.data.manifest import write_manifest
 from fedmpt_core.data.manifest_rows import ManifestRow
 from fedmpt_core.federation import preflight
-from fedmpt_core.federation.site import session
 from fedmpt_core.federation.site.session import SiteSession
-from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.device import pick_device
 from tests.fakes import FakeBackbone
 from tests.settings import OPEN, POLICY, UNMASKED, UNPROTECTED
@@ -30,13 +28,8 @@ JOB = JobConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def fake_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(config: BackboneConfig) -> Backbone:
-        return FakeBackbone()
-
-    monkeypatch.setattr(session, "load_backbone", load)
-    monkeypatch.setattr(preflight, "load_backbone", load)
+def opened(job: JobConfig, site: SiteConfig, name: str) -> SiteSession:
+    return SiteSession(job, site, name, backbone=FakeBackbone())
 
 
 def pictures(folder: Path, *, train: int = 8, val: int = 6, test: int = 6) -> SiteConfig:
@@ -58,7 +51,7 @@ def test_a_round_moves_the_parameters_and_repeats_exactly(tmp_path: Path) -> Non
     site = pictures(tmp_path)
     updates = []
     for _ in range(2):
-        one = SiteSession(JOB, site, "site-1")
+        one = opened(JOB, site, "site-1")
         ready = one.prepare()
         updates.append(one.train(ready.initial, 1).vector)
     assert np.abs(updates[0]).max() > 0
@@ -67,14 +60,14 @@ def test_a_round_moves_the_parameters_and_repeats_exactly(tmp_path: Path) -> Non
     assert ready.is_stand_in
     assert one.weight() == 1.0
     by_records = dataclasses.replace(JOB, federation=FederationConfig(weighting="records"))
-    heavy = SiteSession(by_records, site, "site-1")
+    heavy = opened(by_records, site, "site-1")
     assert heavy.prepare().evaluates
     assert heavy.weight() == 8.0
 
 
 def test_sites_start_equal_but_see_their_records_in_their_own_order(tmp_path: Path) -> None:
     site = pictures(tmp_path)
-    sessions = [SiteSession(JOB, site, name) for name in ("a", "b")]
+    sessions = [opened(JOB, site, name) for name in ("a", "b")]
     ready = [s.prepare() for s in sessions]
     assert ready[0].layout.encode(ready[0].initial) == ready[1].layout.encode(ready[1].initial)
     vectors = [s.train(r.initial, 1).vector for s, r in zip(sessions, ready, strict=True)]
@@ -86,7 +79,7 @@ def test_thresholds_come_from_val_and_never_from_test(tmp_path: Path) -> None:
     (tmp_path / "without").mkdir()
     found = {}
     for name, val in (("with", 6), ("without", 0)):
-        one = SiteSession(JOB, pictures(tmp_path / name, val=val), "s")
+        one = opened(JOB, pictures(tmp_path / name, val=val), "s")
         found[name] = one.evaluate(one.prepare().initial, zero_shot=True) or {}
     assert found["without"]["threshold"] == 0.5
     assert found["without"]["threshold_from_val"] == 0.0
@@ -103,13 +96,13 @@ def test_thresholds_come_from_val_and_never_from_test(tmp_path: Path) -> None:
 
 def test_the_test_split_does_not_move_the_threshold(tmp_path: Path) -> None:
     site = pictures(tmp_path)
-    first = SiteSession(JOB, site, "s")
+    first = opened(JOB, site, "s")
     state = first.prepare().initial
     before = first.evaluate(state) or {}
     text = (tmp_path / "manifest.csv").read_text().splitlines()
     kept = [line for line in text if "test" not in line or "test0" in line or "test1" in line or "test2" in line]
     (tmp_path / "manifest.csv").write_text("\n".join(kept) + "\n")
-    second = SiteSession(JOB, site, "s")
+    second = opened(JOB, site, "s")
     after = second.evaluate(second.prepare().initial) or {}
     assert after["threshold"] == before["threshold"]
     assert after["mAP"] != before["mAP"]
@@ -118,7 +111,7 @@ def test_the_test_split_does_not_move_the_threshold(tmp_path: Path) -> None:
 def test_a_site_that_does_not_evaluate_says_so(tmp_path: Path) -> None:
     site = pictures(tmp_path)
     silent = dataclasses.replace(site, data=dataclasses.replace(site.data, evaluate=False))
-    one = SiteSession(JOB, silent, "s")
+    one = opened(JOB, silent, "s")
     ready = one.prepare()
     assert not ready.evaluates
     assert one.evaluate(ready.initial) is None
@@ -127,7 +120,7 @@ def test_a_site_that_does_not_evaluate_says_so(tmp_path: Path) -> None:
 def test_a_site_without_training_pictures_is_refused_before_any_round(tmp_path: Path) -> None:
     site = pictures(tmp_path, train=0)
     with pytest.raises(ValueError, match="train"):
-        SiteSession(JOB, site, "s").prepare()
+        opened(JOB, site, "s").prepare()
     with pytest.raises(ValueError, match="hospital-b: "):
         preflight.check_data(JOB, {"hospital-b": site})
 
@@ -153,23 +146,23 @@ def test_features_prepared_for_all_sites_are_not_computed_again(tmp_path: Path) 
     sites = {"a": site, "b": site}
     steps: list[tuple[int, int]] = []
     preflight.prepare_features(
-        JOB, sites, preflight.check_data(JOB, sites), lambda done, total: steps.append((done, total))
+        FakeBackbone(), sites, preflight.check_data(JOB, sites), lambda done, total: steps.append((done, total))
     )
     assert steps[-1] == (40, 40)
-    one = SiteSession(JOB, site, "a")
+    one = opened(JOB, site, "a")
     one.backbone.patches = None  # type: ignore[assignment]  # calling it would fail
     one.prepare()
 
 
 def test_the_size_of_an_update_is_known_beforehand() -> None:
-    size = preflight.check_model(JOB)
+    size = preflight.check_model(JOB, FakeBackbone())
     assert set(size.groups) == {"contexts", "adapters", "gate", "head"}
     assert size.mib_per_update == pytest.approx(size.floats * 4 / 2**20)
 
 
 def test_a_class_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tokens|word"):
-        preflight.check_model(dataclasses.replace(JOB, classes=("cat", " ".join(["dog"] * 99))))
+        preflight.check_model(dataclasses.replace(JOB, classes=("cat", " ".join(["dog"] * 99))), FakeBackbone())
 
 
 def test_a_missing_gpu_is_named() -> None:
@@ -181,7 +174,7 @@ def test_a_missing_gpu_is_named() -> None:
 def test_unseen_classes_are_scored_and_leave_training_as_it_is(tmp_path: Path) -> None:
     site = pictures(tmp_path)
     seen = dataclasses.replace(JOB, classes=("cat", "dog"), unseen_classes=("bus",))
-    one = SiteSession(seen, site, "site-1")
+    one = opened(seen, site, "site-1")
     ready = one.prepare()
     update = one.train(ready.initial, 1).vector
     found = one.evaluate(ready.initial + update, zero_shot=True) or {}
@@ -190,7 +183,7 @@ def test_unseen_classes_are_scored_and_leave_training_as_it_is(tmp_path: Path) -
     text = (tmp_path / "manifest.csv").read_text()
     kept = [line.replace("|bus", "").replace("bus|", "").replace(",bus,", ",,") for line in text.splitlines()]
     (tmp_path / "manifest.csv").write_text("\n".join(kept) + "\n")
-    plain = SiteSession(dataclasses.replace(JOB, classes=("cat", "dog")), site, "site-1")
+    plain = opened(dataclasses.replace(JOB, classes=("cat", "dog")), site, "site-1")
     assert np.array_equal(plain.train(plain.prepare().initial, 1).vector, update)
 
 
@@ -201,5 +194,5 @@ def test_dropped_labels_are_not_counted_as_seen(tmp_path: Path) -> None:
     some = preflight.check_data(JOB, {"a": dataclasses.replace(site, data=partial)})["a"].positives
     assert (some <= full).all()
     assert some.sum() < full.sum()
-    one = SiteSession(JOB, dataclasses.replace(site, data=partial), "site-1")
+    one = opened(JOB, dataclasses.replace(site, data=partial), "site-1")
     assert np.isfinite(one.train(one.prepare().initial, 1).vector).all()

@@ -163,17 +163,16 @@ def test_group_rates_are_factors_on_the_step_of_their_group() -> None:
 
 
 @pytest.mark.parametrize("method", BASELINES)
-def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "load_backbone", lambda _: FakeBackbone())
+def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path) -> None:
     agreed = job(method)
-    size = preflight.check_model(agreed)
+    size = preflight.check_model(agreed, FakeBackbone())
     assert size.floats == SIZES[method]
     open_world = dataclasses.replace(agreed, unseen_classes=("bus",))
     if method in ("linear", "dualcoop", "poscoop"):
         with pytest.raises(ValueError, match="trains numbers per class"):
-            preflight.check_model(open_world)
+            preflight.check_model(open_world, FakeBackbone())
     else:
-        assert preflight.check_model(open_world).floats == SIZES[method]
+        assert preflight.check_model(open_world, FakeBackbone()).floats == SIZES[method]
     assert set(size.released) == {"all"}
     model = build_model(FakeBackbone(), CLASSES, agreed.model, agreed.seed)
     state = (model.vector() + 0.01).astype(np.float32)
