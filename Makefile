@@ -40,8 +40,8 @@ bench-peers: $(VENV)/.ready  ## Measure secure aggregation beside Flower's SecAg
 	@VIRTUAL_ENV=$(CURDIR)/.venv-peers $(UV) pip install --quiet 'flwr==1.41.0' numpy cryptography
 	@$(BIN)/python -m tests.bench peers
 
-lint: $(VENV)/.ready  ## Style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+lint: $(VENV)/.ready  ## Style, which room may import which, types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/pyright --pythonpath $(BIN)/python
 
 lock: $(VENV)/.ready  ## Renew the lock file from pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url \
