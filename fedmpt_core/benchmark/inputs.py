@@ -16,8 +16,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
+from fedmpt_core.config import methods
 from fedmpt_core.config.job import JobConfig, ModelConfig
 from fedmpt_core.config.secagg import SecAggConfig, SiteSecAggConfig
 from fedmpt_core.config.site import SiteConfig
@@ -25,11 +26,8 @@ from fedmpt_core.config.toml import ConfigError, job_from_dict, load_job, load_s
 from fedmpt_core.privacy.ledger.budget import resolved
 
 ZERO_SHOT = "zero-shot"
-METHODS: tuple[str, ...] = (
-    ZERO_SHOT,
-    *(m for m in get_args(get_type_hints(ModelConfig)["method"]) if m != "fedmpt"),
-    "fedmpt",
-)
+LABELS = {ZERO_SHOT: ZERO_SHOT} | {name: method.label for name, method in methods.METHODS.items()}
+METHODS = tuple(LABELS)
 """Every method, in the order of tables."""
 
 EMBEDDED = ("scenes", "scenes-private")

@@ -12,12 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.benchmark.inputs import METHODS, ZERO_SHOT, BenchmarkInputs, Changes
+from fedmpt_core.benchmark.inputs import LABELS, METHODS, ZERO_SHOT, BenchmarkInputs, Changes
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
-from fedmpt_core.model.registry import LABELS
 
 MEASUREMENT = 1
 """Version of what a run measures; a change makes all earlier results those of other runs."""

@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import floor, sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.conditions.new_file import write_new
-from fedmpt_core.config.checks import STRICT, check_range
+from fedmpt_core.config.checks import checked
 from fedmpt_core.config.federation import FederationConfig
 from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.secagg import SecAggConfig
@@ -52,7 +53,7 @@ class CountsError(ValueError):
     """A file of counts cannot be used; the sentence says why."""
 
 
-@dataclass(frozen=True)
+@checked
 class _CountsFile:
     """`NoisyCounts` as it stands in a file."""
 
@@ -60,11 +61,9 @@ class _CountsFile:
     classes: tuple[str, ...]
     counts: tuple[float, ...]
     unit: Literal["record", "group"]
-    max_norm: float
-    noise_multiplier: float
+    max_norm: Annotated[float, Field(gt=0, le=LARGEST_NORM)]
+    noise_multiplier: Annotated[float, Field(gt=0, le=10_000)]
     ledger: str
-
-    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         """Raises ValueError when a field is impossible."""
@@ -72,8 +71,6 @@ class _CountsFile:
             raise ValueError("classes: give at least 2, each once")
         if len(self.counts) != pair_count(len(self.classes)):
             raise ValueError(f"counts has {len(self.counts)} numbers, {pair_count(len(self.classes))} pairs exist")
-        check_range(self, "max_norm", 0, LARGEST_NORM, open_low=True)
-        check_range(self, "noise_multiplier", 0, 10_000, open_low=True)
 
 
 @dataclass(frozen=True)

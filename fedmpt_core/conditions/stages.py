@@ -11,9 +11,10 @@ An answer that cannot be used is left out and counted; when too many cannot, not
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fedmpt_core.conditions.answers import Answer, in_english, phrases, sentences
 from fedmpt_core.conditions.journal import Journal
@@ -21,7 +22,7 @@ from fedmpt_core.conditions.language_model import LanguageModel
 from fedmpt_core.conditions.ranking import readable, text_features
 from fedmpt_core.conditions.sampling import MOST_SETS, LabelSet
 from fedmpt_core.conditions.scorer import Lexicon, in_words, scene_prompt, strengths
-from fedmpt_core.config.checks import check_range
+from fedmpt_core.config.checks import checked
 from fedmpt_core.model.backbone.base import Backbone
 
 DESCRIBE = (
@@ -54,55 +55,42 @@ class DiscoveryError(ValueError):
     """The model's answers give no list of conditions; the sentence says what they were and what to do."""
 
 
-@dataclass(frozen=True)
+@checked
 class DiscoveryConfig:
-    """What is asked.
-
-    Attributes:
-        method: `generate` or `score`.
-        conditions: N, how many are kept, 1..100.
-        candidates: K, how many the model shall name, at least N, at most 200 (`generate`).
-        budget: most label sets, 1..100000.
-        sentences: asked for each label set, 1..20 (`generate`).
-        most_tokens: where an answer is cut off, 8..4096 (`generate`).
-        temperature: 0 takes the most probable token every time, above it tokens are drawn, [0, 2] (`generate`).
-        batch_size: prompts that are run together, 1..1024 (`generate`).
-        seed: of label sets, draws and embedded scenes, 0..2^32-1.
-        most_cosine: largest cosine of text features between two kept conditions, [-1, 1]; None takes 0.9, and for the
-            stand-in 0.7.
-        pictures: embedded scenes on which visual usefulness is measured, 0 or 2..100000; 0 leaves it out.
-    """
+    """What is asked."""
 
     method: Literal["generate", "score"] = "generate"
-    conditions: int = 5
-    candidates: int = 15
-    budget: int = 240
-    sentences: int = 3
-    most_tokens: int = 160
-    temperature: float = 0.0
-    batch_size: int = 8
-    seed: int = 0
-    most_cosine: float | None = None
-    pictures: int = 0
+    """`generate`: the model writes; `score`: it chooses from a lexicon."""
+    conditions: Annotated[int, Field(ge=1, le=100)] = 5
+    """N, how many are kept."""
+    candidates: Annotated[int, Field(ge=1, le=200)] = 15
+    """K, how many the model shall name, at least N (`generate`)."""
+    budget: Annotated[int, Field(ge=1, le=MOST_SETS)] = 240
+    """Most label sets."""
+    sentences: Annotated[int, Field(ge=1, le=20)] = 3
+    """Asked for each label set (`generate`)."""
+    most_tokens: Annotated[int, Field(ge=8, le=4096)] = 160
+    """Where an answer is cut off (`generate`)."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0 takes the most probable token every time, above it tokens are drawn (`generate`)."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Prompts that are run together (`generate`)."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Of label sets, draws and embedded scenes."""
+    most_cosine: Annotated[float | None, Field(ge=-1, le=1)] = None
+    """Largest cosine of text features between two kept conditions; None takes 0.9, and for the stand-in 0.7."""
+    pictures: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Embedded scenes on which visual usefulness is measured, at least 2; 0 leaves it out."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        if self.method not in ("generate", "score"):
-            raise ValueError(f"method={self.method!r}: use 'generate' or 'score'")
-        check_range(self, "conditions", 1, 100)
-        if self.method == "generate":
-            check_range(self, "candidates", self.conditions, 200)
-        check_range(self, "budget", 1, MOST_SETS)
-        check_range(self, "sentences", 1, 20)
-        check_range(self, "most_tokens", 8, 4096)
-        check_range(self, "temperature", 0, 2)
-        check_range(self, "batch_size", 1, 1024)
-        check_range(self, "seed", 0, 2**32 - 1)
-        check_range(self, "pictures", 0, 100_000)
+        """Raises ValueError when fields contradict each other."""
+        if self.method == "generate" and self.candidates < self.conditions:
+            raise ValueError(
+                f"candidates={self.candidates} is out of range: allowed is [{self.conditions}, 200], as many as are "
+                "kept at least"
+            )
         if self.pictures == 1:
             raise ValueError("pictures=1: a variance over pictures needs at least 2; 0 leaves it out")
-        if self.most_cosine is not None:
-            check_range(self, "most_cosine", -1, 1)
 
     def asked(self) -> dict[str, Any]:
         """The fields that decide the answers; the others only rank them."""

@@ -1,39 +1,156 @@
-"""What all configuration classes share: strictness for pydantic, checks that name field and value, and a digest."""
+"""What all configuration classes share: types and bounds that hold however a class is made, problems as sentences.
 
+Bounds and descriptions stand once, at the fields: pydantic checks them, and the JSON Schema shows them. Also here: a
+digest.
+"""
+
+import dataclasses
+import difflib
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.json_schema import GenerateJsonSchema
 
+T = TypeVar("T")
 
-def check_range(owner: object, name: str, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raises ValueError unless the field is in [low, high], or (low, high]."""
-    value = getattr(owner, name)
-    if not (low < value if open_low else low <= value) or value > high:
-        bracket = "(" if open_low else "["
-        raise ValueError(f"{name}={value} is out of range: allowed is {bracket}{low:g}, {high:g}]")
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def check_labels(classes: Sequence[str], unseen: Sequence[str]) -> None:
-    """Raises ValueError unless these can be a job's labels, trained and unseen: readable, 2..2000, none in both."""
-    if not 2 <= len(classes) <= 2000:
-        raise ValueError(f"classes has {len(classes)} entries: give 2 to 2000 labels")
-    if len(classes) + len(unseen) > 2000 or set(unseen) & set(classes):
-        raise ValueError("unseen_classes: give at most 2000 labels in all, none of them in classes too")
-    bad = next((c for c in (*classes, *unseen) if not c.strip() or c != c.strip() or "|" in c or ";" in c), None)
-    if bad is not None:
-        raise ValueError(f"classes holds {bad!r}: a label may not be empty, hold '|' or ';', or start or end blank")
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def checked(kind: type[T]) -> type[T]:
+    """A frozen dataclass that is held to its types and bounds, also in Python and by `dataclasses.replace`.
+
+    Its fields are described by the docstrings behind them. What one field alone cannot say is checked in
+    `__post_init__`. Making one raises ValueError, a sentence per problem.
+    """
+    made: Any = pydantic_dataclass(frozen=True, config=STRICT)(kind)
+    check = made.__init__
+
+    @functools.wraps(check)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            check(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ValueError("\n".join(sentences(made, error))) from None
+
+    made.__init__ = init
+    return made
 
 
-def check_unique(owner: object, name: str) -> None:
-    """Raises ValueError when the field lists something twice."""
-    values = getattr(owner, name)
-    twice = sorted({v for v in values if list(values).count(v) > 1})
+def pattern(regex: str, words: str) -> Any:
+    """A field's text must match; `words` say how, to people and to editors."""
+    return Field(pattern=regex, json_schema_extra={"patternErrorMessage": words})
+
+
+def _once(values: T) -> T:
+    rows: Any = values
+    twice = sorted({v for v in rows if rows.count(v) > 1})
     if twice:
-        raise ValueError(f"{name} lists {', '.join(map(repr, twice))} more than once: list each once")
+        raise ValueError(f"lists {', '.join(map(repr, twice))} more than once: list each once")
+    return values
+
+
+Name = Annotated[str, pattern("^[A-Za-z0-9_-]{1,64}$", "use 1 to 64 letters, digits, '_' or '-'")]
+Once = Annotated[T, AfterValidator(_once), Field(json_schema_extra={"uniqueItems": True})]
+"""A tuple that lists nothing twice."""
+
+
+class _Plain(GenerateJsonSchema):
+    """Without titles; without null, which TOML has not: a key that is not given is left out; known keys by name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def dict_schema(self, schema: Any) -> dict[str, Any]:
+        values = super().dict_schema(schema)
+        keys = values.pop("propertyNames", {}).get("enum", ())
+        known = {"properties": dict.fromkeys(keys, values.get("additionalProperties")), "additionalProperties": False}
+        return values | known if keys else values
+
+    def default_schema(self, schema: Any) -> dict[str, Any]:
+        values = super().default_schema(schema)
+        return values if values.get("default", "") is not None else self.generate_inner(schema["schema"])
+
+
+def json_schema(kind: type) -> dict[str, Any]:
+    """JSON Schema of a configuration class: every key with its type, bounds, default and description."""
+    return TypeAdapter(kind).json_schema(schema_generator=_Plain)
+
+
+def sentences(kind: type, error: ValidationError) -> list[str]:
+    """What is wrong with the values of a class, a sentence per problem: section, key, value and what is allowed."""
+    schema = json_schema(kind)
+    return [_sentence(schema, problem) for problem in error.errors()]
+
+
+def _sentence(schema: dict[str, Any], problem: Any) -> str:
+    place = [part for part in problem["loc"] if part != "[key]"]
+    *sections, key = _steps(place) or [""]
+    section = f"[{'.'.join(sections)}] " if sections else ""
+    given = f"{section}{key}={problem['input']!r}"
+    node, owner = _node(schema, place), _node(schema, place[:-1]).get("properties", {})
+    match problem["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return section + _unknown(key, list(owner))
+        case "literal_error" if "[key]" in problem["loc"]:
+            return section + _unknown(key, list(owner))
+        case "missing" | "missing_argument":
+            return f"{section}'{key}' is missing: it has no default, so it must be given"
+        case "value_error":
+            where = f"[{'.'.join(_steps(place))}] " if place else ""
+            return f"{where}{problem['ctx']['error']}"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return f"{given} is out of range: allowed is {_range(node)}"
+        case "too_short" | "too_long":
+            most = f" to {node['maxItems']}" if "maxItems" in node else " or more"
+            return f"{section}{key} has {problem['ctx']['actual_length']} entries: give {node['minItems']}{most}"
+        case "string_pattern_mismatch":
+            return f"{given}: {node['patternErrorMessage']}"
+        case _:
+            return f"{given}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _steps(place: list[Any]) -> list[str]:
+    """Names on the way to a value; places in a list belong to the list's name."""
+    steps: list[str] = []
+    for part in place:
+        if isinstance(part, int) and steps:
+            steps[-1] += f"[{part}]"
+        else:
+            steps.append(str(part))
+    return steps
+
+
+def _node(schema: dict[str, Any], place: list[Any]) -> dict[str, Any]:
+    """What a schema says of one place; empty where it says nothing."""
+    node = schema
+    for part in place:
+        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        inner = inner or node.get("additionalProperties")
+        node = inner if isinstance(inner, dict) else {}
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+def _range(node: dict[str, Any]) -> str:
+    low = f"[{node['minimum']:g}" if "minimum" in node else f"({node.get('exclusiveMinimum', -math.inf):g}"
+    high = f"{node['maximum']:g}]" if "maximum" in node else f"{node.get('exclusiveMaximum', math.inf):g})"
+    return f"{low}, {high}"
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
+    return f"unknown key '{key}': {hint}"
 
 
 def json_value(value: Any) -> Any:

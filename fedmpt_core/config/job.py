@@ -2,68 +2,50 @@
 
 `JobConfig` is what every site and the server agree on: its digest goes into every record of a run. It is plain
 values, so the same classes check a `job.toml`, the arguments of an exported FLARE job and the configuration stored in
-a result. What a site has and allows is `site_config`.
-
-Types, unknown keys and non-finite numbers are refused by pydantic (strict, extra forbidden); ranges are checked in
-`__post_init__`, so that a config built in Python is held to the same rules. Reading and writing files is
-`config_file`.
+a result. What a site has and allows is `site`; reading and writing files is `toml`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from math import ceil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fedmpt_core.config.checks import STRICT, canonical_digest, check_labels, check_range, check_unique
+from pydantic import Field
+
+from fedmpt_core.config.checks import Name, Once, canonical_digest, checked, pattern
 from fedmpt_core.config.federation import FederationConfig, ResumeConfig
+from fedmpt_core.config.methods import METHODS, MethodName
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.secagg.policy import LEAST_COHORT
 
 SCHEMA_VERSION = 1
 
-_OUTPUT = ("scale", "bias")
-METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
-    "linear": ("bias",),
-    "coop": ("context_tokens", "patch_temperature", *_OUTPUT),
-    "dualcoop": ("context_tokens", "patch_temperature", *_OUTPUT),
-    "poscoop": ("context_tokens", "patch_temperature", *_OUTPUT),
-    "fedtpg": ("context_tokens", "patch_temperature", *_OUTPUT),
-    "fedmvp": ("adapter_width", "adapter_ratio", "patch_temperature", *_OUTPUT),
-    "released": (
-        "conditions",
-        "context_tokens",
-        "adapter_width",
-        "adapter_ratio",
-        "patch_temperature",
-        "gate_temperature",
-        *_OUTPUT,
-    ),
-}
-"""What each baseline takes of `ModelConfig`; everything else must stay at its default."""
+Label = Annotated[
+    str,
+    pattern(r"^[^\s|;]([^|;]*[^\s|;])?$", "a label may not be empty, hold '|' or ';', or start or end blank"),
+]
+Group = Literal["contexts", "adapters", "gate", "head"]
+Factor = Annotated[float, Field(gt=0, le=1000, description="Factor of this group.")]
+Bound = Annotated[float, Field(gt=0, le=1e6, description="Bound of this group.")]
 
 
-@dataclass(frozen=True)
+@checked
 class BackboneConfig:
-    """Which frozen pair of towers is tuned.
-
-    Attributes:
-        kind: `open_clip` for a CLIP-like model of open_clip, `embedded` for the stand-in that needs no CLIP weights.
-        architecture: open_clip architecture (`ViT-B-16`), `hf-hub:org/name` or a model folder. Unused if embedded.
-        weights: pretrained tag known to open_clip, a file, or `random:SEED`. Unused if embedded; may be empty for a
-            model folder or `hf-hub:` name, which bring their own.
-        image_size: side of the square picture in pixels (embedded only; open_clip models bring their own), 96..448.
-        precision: `auto` is half precision on a GPU and float32 on a CPU; `float32` is float32 everywhere.
-    """
+    """Which frozen pair of towers is tuned."""
 
     kind: Literal["embedded", "open_clip"] = "embedded"
+    """`open_clip` for a CLIP-like model of open_clip, `embedded` for the stand-in that needs no CLIP weights."""
     architecture: str = ""
+    """open_clip architecture (`ViT-B-16`), `hf-hub:org/name` or a model folder. Unused if embedded."""
     weights: str = ""
-    image_size: int = 224
+    """Pretrained tag known to open_clip, a file, or `random:SEED`. Unused if embedded; may be empty for a model folder
+    or `hf-hub:` name, which bring their own."""
+    image_size: Annotated[int, Field(ge=96, le=448)] = 224
+    """Side of the square picture in pixels (embedded only; open_clip models bring their own)."""
     precision: Literal["auto", "float32"] = "auto"
-
-    __pydantic_config__ = STRICT
+    """`auto` is half precision on a GPU and float32 on a CPU; `float32` is float32 everywhere."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when a field is impossible or does not belong to this kind."""
+        """Raises ValueError when a field does not belong to this kind."""
         if self.kind == "open_clip" and not self.architecture:
             raise ValueError("architecture='' : name an open_clip architecture, for example 'ViT-B-16'")
         brings_weights = "/" in self.architecture  # a folder, or hf-hub:org/name
@@ -74,117 +56,85 @@ class BackboneConfig:
                 f"architecture={self.architecture!r}, weights={self.weights!r}: the embedded stand-in takes neither; "
                 "set kind = 'open_clip' or remove them"
             )
-        check_range(self, "image_size", 96, 448)
 
 
-@dataclass(frozen=True)
+@checked
 class ModelConfig:
-    """FedMPT's modules (method of the paper, sections 3 to 5), or a baseline in their place.
+    """FedMPT's modules (method of the paper, sections 3 to 5), or a baseline in their place."""
 
-    Attributes:
-        method: `fedmpt`, or a baseline of `baselines`, which takes only what `METHOD_SETTINGS` lists.
-        conditions: condition words, resolved from a preset, a file or a list when the job is read.
-        components: parts in use; leaving one out is the ablation of that part.
-        trained: which parameters are trained and travel; the others stay as they start. `contexts`; `contexts+gate`
-            with the head's scale and bias; `adapters`: the adapters' `up` matrices (`down` stays random) with the
-            head's scale and bias; or `all`.
-        condition_tokens: learnable vectors before each condition (paper: beta_cond = 4), 0..32.
-        class_tokens: learnable vectors before the class, shared by all classes (paper: beta_cls = 4), 0..32.
-        class_init: words whose embeddings start the class context.
-        context_tokens: learnable vectors of a baseline's prompt (CoOp: 16), 1..64.
-        adapter_width: inner width of an adapter (paper: D_s = 32), 1..4096.
-        adapter_ratio: share of the adapter's output that is added to the frozen patch, (0, 1].
-        patch_temperature: temperature of the patch importance on the cosine, (0, 10].
-        similarity_scale: cosine scale inside the transport cost; None takes the backbone's.
-        reg: entropic regularisation of the transport, [0.005, 10].
-        iterations: Sinkhorn iterations, always all of them, 1..1000.
-        gate_width: inner width of the gate, 1..4096.
-        gate_temperature: softmax temperature of the gate, (0, 100].
-        mixture: `probabilities`, the front-door sum; `logits` takes the weighted mean of the conditions' logits
-            instead, a product of experts, for comparison.
-        prediction: `sigmoid` of a scaled cosine with a bias, or the paper's `literal` sum of plan times similarity.
-        scale: initial scale of a label's logit; None takes the backbone's constant.
-        bias: initial bias of a label's logit; None takes the backbone's constant.
-    """
-
-    method: Literal["fedmpt", "linear", "coop", "dualcoop", "poscoop", "fedtpg", "fedmvp", "released"] = "fedmpt"
-    conditions: tuple[str, ...] = ("color", "background", "scene type", "spatial layout", "pose")
-    components: tuple[Literal["prompts", "adapters", "transport", "gate"], ...] = (
-        "prompts",
-        "adapters",
-        "transport",
-        "gate",
+    method: MethodName = "fedmpt"
+    """`fedmpt`, or a baseline, which takes only what `METHODS` lists."""
+    conditions: Once[Annotated[tuple[Annotated[str, pattern(r"\S", "name a condition")], ...], Field(min_length=1)]] = (
+        *("color", "background", "scene type", "spatial layout", "pose"),
     )
+    """Condition words, resolved from a preset, a file or a list when the job is read."""
+    components: Once[tuple[Literal["prompts", "adapters", "transport", "gate"], ...]] = (
+        *("prompts", "adapters", "transport", "gate"),
+    )
+    """Parts in use; leaving one out is the ablation of that part."""
     trained: Literal["contexts", "contexts+gate", "adapters", "all"] = "all"
-    condition_tokens: int = 4
-    class_tokens: int = 4
+    """Which parameters are trained and travel; the others stay as they start. `contexts`; `contexts+gate` with the
+    head's scale and bias; `adapters`: the adapters' `up` matrices (`down` stays random) with the head's scale and bias;
+    or `all`."""
+    condition_tokens: Annotated[int, Field(ge=0, le=32)] = 4
+    """Learnable vectors before each condition (paper: beta_cond = 4)."""
+    class_tokens: Annotated[int, Field(ge=0, le=32)] = 4
+    """Learnable vectors before the class, shared by all classes (paper: beta_cls = 4)."""
     class_init: str = "a photo of a"
-    context_tokens: int = 16
-    adapter_width: int = 32
-    adapter_ratio: float = 0.2
-    patch_temperature: float = 0.1
-    similarity_scale: float | None = None
-    reg: float = 0.1
-    iterations: int = 50
-    gate_width: int = 32
-    gate_temperature: float = 1.0
+    """Words whose embeddings start the class context."""
+    context_tokens: Annotated[int, Field(ge=1, le=64)] = 16
+    """Learnable vectors of a baseline's prompt (CoOp: 16)."""
+    adapter_width: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Inner width of an adapter (paper: D_s = 32)."""
+    adapter_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the adapter's output that is added to the frozen patch."""
+    patch_temperature: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """Temperature of the patch importance on the cosine."""
+    similarity_scale: Annotated[float | None, Field(gt=0, le=1000)] = None
+    """Cosine scale inside the transport cost; not given takes the backbone's."""
+    reg: Annotated[float, Field(ge=0.005, le=10)] = 0.1
+    """Entropic regularisation of the transport."""
+    iterations: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Sinkhorn iterations, always all of them."""
+    gate_width: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Inner width of the gate."""
+    gate_temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Softmax temperature of the gate."""
     mixture: Literal["probabilities", "logits"] = "probabilities"
+    """`probabilities`, the front-door sum; `logits` takes the weighted mean of the conditions' logits instead, a
+    product of experts, for comparison."""
     prediction: Literal["sigmoid", "literal"] = "sigmoid"
-    scale: float | None = None
-    bias: float | None = None
-
-    __pydantic_config__ = STRICT
+    """`sigmoid` of a scaled cosine with a bias, or the paper's `literal` sum of plan times similarity."""
+    scale: Annotated[float | None, Field(gt=0, le=1000)] = None
+    """Initial scale of a label's logit; not given takes the backbone's constant."""
+    bias: Annotated[float | None, Field(ge=-1000, le=1000)] = None
+    """Initial bias of a label's logit; not given takes the backbone's constant."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        if not self.conditions or any(not c.strip() for c in self.conditions):
-            raise ValueError(f"conditions={list(self.conditions)}: give at least one condition, none of them empty")
-        check_unique(self, "conditions")
-        check_unique(self, "components")
-        for name in ("condition_tokens", "class_tokens"):
-            check_range(self, name, 0, 32)
-        check_range(self, "context_tokens", 1, 64)
-        for name in ("adapter_width", "gate_width"):
-            check_range(self, name, 1, 4096)
-        check_range(self, "adapter_ratio", 0, 1, open_low=True)
-        check_range(self, "patch_temperature", 0, 10, open_low=True)
-        check_range(self, "gate_temperature", 0, 100, open_low=True)
-        check_range(self, "reg", 0.005, 10)
-        check_range(self, "iterations", 1, 1000)
-        for name in ("similarity_scale", "scale"):
-            if getattr(self, name) is not None:
-                check_range(self, name, 0, 1000, open_low=True)
-        if self.bias is not None:
-            check_range(self, "bias", -1000, 1000)
-        self._check_method()
-
-    def _check_method(self) -> None:
-        taken = METHOD_SETTINGS.get(self.method)
-        for known in fields(self):
-            mine = known.name in taken if taken is not None else known.name != "context_tokens"
-            if known.name != "method" and not mine and getattr(self, known.name) != known.default:
-                others = ", ".join(taken) if taken is not None else "everything but context_tokens"
+        """Raises ValueError when a setting is not the method's."""
+        taken = METHODS[self.method].settings
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name != "method" and setting.name not in taken and value != setting.default:
                 raise ValueError(
-                    f"method='{self.method}' has no {known.name}, given is {getattr(self, known.name)!r}: remove it; "
-                    f"the method takes {others}"
+                    f"method='{self.method}' has no {setting.name}, given is {value!r}: remove it; the method takes "
+                    f"{', '.join(taken)}"
                 )
 
 
-@dataclass(frozen=True)
+@checked
 class LossConfig:
     """Asymmetric loss (Ridnik et al. 2021; paper, section on optimisation)."""
 
-    gamma_negative: float = 2.0
-    gamma_positive: float = 1.0
-    margin: float = 0.05
-
-    __pydantic_config__ = STRICT
+    gamma_negative: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Focusing exponent of absent labels; at least `gamma_positive`."""
+    gamma_positive: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """Focusing exponent of present labels."""
+    margin: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Absent labels with a probability below it cost nothing."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        for name in ("gamma_negative", "gamma_positive"):
-            check_range(self, name, 0, 10)
-        check_range(self, "margin", 0, 0.5)
+        """Raises ValueError when positives are focused on harder than negatives."""
         if self.gamma_negative < self.gamma_positive:
             raise ValueError(
                 f"gamma_negative={self.gamma_negative} is below gamma_positive={self.gamma_positive}: "
@@ -192,100 +142,63 @@ class LossConfig:
             )
 
 
-@dataclass(frozen=True)
+@checked
 class TrainingConfig:
-    """What a site does in a round, and for how many rounds.
+    """What a site does in a round, and for how many rounds."""
 
-    Attributes:
-        rounds: communication rounds, 1..100000.
-        local_steps: optimiser steps per round and site; None means `local_epochs` passes over the site's records.
-        local_epochs: passes over the site's records per round when `local_steps` is not given, 1..1000. Under
-            differential privacy a pass is 1 / sample_rate steps.
-        batch_size: records per step, 1..65536; None is 32. Not given under differential privacy, where
-            `privacy.sample_rate` decides.
-        optimizer: `sgd` (paper) or `adam`; its state starts anew in every round.
-        learning_rate: step size, (0, 100].
-        group_rates: factors on the step size by group of parameters (`contexts`, `adapters`, `gate`, `head`), (0,
-            1000]; 1 for a group that is not named.
-        momentum: momentum of sgd, or beta1 of adam, [0, 1).
-        weight_decay: L2 penalty, [0, 1].
-        schedule: `cosine` over the rounds (paper), or `constant`.
-        loss_weight: factor on the loss summed over classes and averaged over records, (0, 1000].
-    """
-
-    rounds: int = 50
-    local_steps: int | None = None
-    local_epochs: int = 1
-    batch_size: int | None = None
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Communication rounds."""
+    local_steps: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    """Optimiser steps per round and site; not given means `local_epochs` passes over the site's records."""
+    local_epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over the site's records per round when `local_steps` is not given. Under differential privacy a pass is
+    1 / sample_rate steps."""
+    batch_size: Annotated[int | None, Field(ge=1, le=65536)] = None
+    """Records per step; not given is 32. Not given under differential privacy, where `privacy.sample_rate` decides."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 0.001
-    group_rates: dict[str, float] = field(default_factory=dict)
-    momentum: float = 0.9
-    weight_decay: float = 1e-5
+    """`sgd` (paper) or `adam`; its state starts anew in every round."""
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 0.001
+    """Step size."""
+    group_rates: dict[Group, Factor] = field(default_factory=dict)
+    """Factors on the step size by group of parameters (`contexts`, `adapters`, `gate`, `head`); 1 for a group that is
+    not named."""
+    momentum: Annotated[float, Field(ge=0, le=0.9999)] = 0.9
+    """Momentum of sgd, or beta1 of adam."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    """L2 penalty."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    loss_weight: float = 0.64
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        check_range(self, "rounds", 1, 100_000)
-        check_range(self, "local_epochs", 1, 1000)
-        if self.local_steps is not None:
-            check_range(self, "local_steps", 1, 1_000_000)
-        if self.batch_size is not None:
-            check_range(self, "batch_size", 1, 65536)
-        check_range(self, "learning_rate", 0, 100, open_low=True)
-        _check_groups("group_rates", self.group_rates, 1000)
-        check_range(self, "momentum", 0, 0.9999)
-        check_range(self, "weight_decay", 0, 1)
-        check_range(self, "loss_weight", 0, 1000, open_low=True)
+    """`cosine` over the rounds (paper), or `constant`."""
+    loss_weight: Annotated[float, Field(gt=0, le=1000)] = 0.64
+    """Factor on the loss summed over classes and averaged over records."""
 
 
-@dataclass(frozen=True)
+@checked
 class PrivacyConfig:
-    """Differential privacy of everything that a site's update says of its training records (DP-SGD).
-
-    Attributes:
-        mechanism: `dp-sgd`, or `none`, which runs only at sites that allow it (`privacy.allow_unprotected`).
-        unit: what is protected: a `record`, or a `group` of records (a patient; the manifest's `group` column).
-        epsilon: most that this job may spend at a site over all rounds, failed attempts included, (0, 1000].
-        delta: at this delta, (0, 0.1]; must be below one over the number of units at every site.
-        sample_rate: probability with which each unit takes part in a step (Poisson sampling), (0, 1].
-        noise_multiplier: noise standard deviation over clip norm, (0, 10000]; None is the least that keeps the whole
-            job within `epsilon`, worked out when the job is read.
-        max_grad_norm: bound on the L2 norm of one unit's gradient, (0, 1e6].
-        group_norms: bounds by group of parameters (`contexts`, `adapters`, `gate`, `head`) instead of the single one.
-        engine: `feature_space` adds noise to the gradients of the text features and pulls the noisy sum back through
-            the text tower once; `exact` adds it to the gradients of the contexts themselves, at the cost of a pass
-            through the text tower per record. They differ only where contexts are trained (docs/privacy.md says
-            which to take).
-        micro_batch: most records whose gradients are held at once; does not change results, 1..65536.
-    """
+    """Differential privacy of everything that a site's update says of its training records (DP-SGD)."""
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
+    """`dp-sgd`, or `none`, which runs only at sites that allow it (`privacy.allow_unprotected`)."""
     unit: Literal["record", "group"] = "record"
-    epsilon: float = 8.0
-    delta: float = 1e-5
-    sample_rate: float = 0.25
-    noise_multiplier: float | None = None
-    max_grad_norm: float = 1.0
-    group_norms: dict[str, float] = field(default_factory=dict)
+    """What is protected: a `record`, or a `group` of records (a patient; the manifest's `group` column)."""
+    epsilon: Annotated[float, Field(gt=0, le=1000)] = 8.0
+    """Most that this job may spend at a site over all rounds, failed attempts included."""
+    delta: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
+    """At this delta; must be below one over the number of units at every site."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Probability with which each unit takes part in a step (Poisson sampling)."""
+    noise_multiplier: Annotated[float | None, Field(gt=0, le=10_000)] = None
+    """Noise standard deviation over clip norm; not given is the least that keeps the whole job within `epsilon`, worked
+    out when the job is read."""
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Bound on the L2 norm of one unit's gradient."""
+    group_norms: dict[Group, Bound] = field(default_factory=dict)
+    """Bounds by group of parameters (`contexts`, `adapters`, `gate`, `head`) instead of the single one."""
     engine: Literal["exact", "feature_space"] = "feature_space"
-    micro_batch: int = 64
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        check_range(self, "epsilon", 0, 1000, open_low=True)
-        check_range(self, "delta", 0, 0.1, open_low=True)
-        check_range(self, "sample_rate", 0, 1, open_low=True)
-        if self.noise_multiplier is not None:
-            check_range(self, "noise_multiplier", 0, 10_000, open_low=True)
-        check_range(self, "max_grad_norm", 0, 1e6, open_low=True)
-        check_range(self, "micro_batch", 1, 65536)
-        _check_groups("group_norms", self.group_norms, 1e6)
+    """`feature_space` adds noise to the gradients of the text features and pulls the noisy sum back through the text
+    tower once; `exact` adds it to the gradients of the contexts themselves, at the cost of a pass through the text
+    tower per record. They differ only where contexts are trained (docs/privacy.md says which to take)."""
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Most records whose gradients are held at once; does not change results."""
 
     @property
     def private(self) -> bool:
@@ -293,45 +206,43 @@ class PrivacyConfig:
         return self.mechanism == "dp-sgd"
 
 
-@dataclass(frozen=True)
+@checked
 class JobConfig:
-    """One agreed job: classes, model, training, privacy, secure aggregation, federation.
+    """One agreed job: classes, model, training, privacy, secure aggregation, federation."""
 
-    Attributes:
-        name: letters, digits, `_`, `-`; at most 64.
-        classes: the labels, in the order of every score vector; 2..2000.
-        seed: fixes initial weights, batch order and the embedded pictures; 0..2^32-1.
-        unseen_classes: labels that are scored beside `classes` and never trained (generalised zero-shot).
-        resume: which run to continue; None starts anew.
-        schema: version of this schema.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    seed: int = 0
-    unseen_classes: tuple[str, ...] = ()
+    name: Name
+    """Letters, digits, `_`, `-`; at most 64."""
+    classes: Once[Annotated[tuple[Label, ...], Field(min_length=2, max_length=2000)]]
+    """The labels, in the order of every score vector."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Fixes initial weights, batch order and the embedded pictures."""
+    unseen_classes: Once[tuple[Label, ...]] = ()
+    """Labels that are scored beside `classes` and never trained (generalised zero-shot)."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The frozen towers."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """What is tuned: FedMPT, or a baseline."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Rounds, steps and optimiser."""
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """Differential privacy of what leaves a site."""
     secagg: SecAggConfig = field(default_factory=SecAggConfig)
+    """Secure aggregation of the updates."""
     federation: FederationConfig = field(default_factory=FederationConfig)
+    """Sites, weights and timeouts."""
     resume: ResumeConfig | None = None
-    schema: int = SCHEMA_VERSION
-
-    __pydantic_config__ = STRICT
+    """Which run to continue; not given starts anew."""
+    schema: Annotated[int, Field(json_schema_extra={"const": SCHEMA_VERSION})] = SCHEMA_VERSION
+    """Version of these keys."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError when a field is impossible."""
+        """Raises ValueError when fields contradict each other."""
         if self.schema != SCHEMA_VERSION:
             raise ValueError(f"schema={self.schema} is not supported: this release reads schema {SCHEMA_VERSION}")
-        if not 1 <= len(self.name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "_-") for c in self.name):
-            raise ValueError(f"name={self.name!r}: use 1 to 64 letters, digits, '_' or '-'")
-        check_labels(self.classes, self.unseen_classes)
-        check_unique(self, "classes")
-        check_unique(self, "unseen_classes")
-        check_range(self, "seed", 0, 2**32 - 1)
+        if len(self.all_classes) > 2000 or set(self.unseen_classes) & set(self.classes):
+            raise ValueError("unseen_classes: give at most 2000 labels in all, none of them in classes too")
         if self.privacy.private and self.training.batch_size is not None:
             raise ValueError(
                 f"training.batch_size={self.training.batch_size} has no meaning under differential privacy, where "
@@ -388,12 +299,3 @@ class JobConfig:
     def digest(self) -> str:
         """SHA-256 hex of the canonical JSON of every field."""
         return canonical_digest(self.to_dict())
-
-
-def _check_groups(field_name: str, values: dict[str, float], most: float) -> None:
-    """Raises ValueError unless all keys are groups of parameters and all values are in (0, most]."""
-    for name, value in values.items():
-        if name not in ("contexts", "adapters", "gate", "head"):
-            raise ValueError(f"{field_name} names {name!r}: the groups are contexts, adapters, gate, head")
-        if not 0 < value <= most:
-            raise ValueError(f"{field_name}.{name}={value} is out of range: allowed is (0, {most:g}]")

@@ -4,16 +4,16 @@ Every error is one sentence per problem that names the file, the section, the ke
 """
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedmpt_core.config.checks import json_schema, sentences
 from fedmpt_core.config.condition_lists import load_conditions
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import ServerConfig, SiteConfig
@@ -139,8 +139,13 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of a `job.toml`."""
-    return TypeAdapter(JobConfig).json_schema()
+    """JSON Schema of a `job.toml`, for editors: every key with its type, bounds, default and description."""
+    values = json_schema(JobConfig)
+    conditions = values["$defs"]["ModelConfig"]["properties"]["conditions"]
+    words = {key: conditions.pop(key) for key in ("type", "items", "minItems", "uniqueItems")}
+    listed = {"type": "string", "description": "A list that comes with the project, or a file beside the job."}
+    conditions["anyOf"] = [listed, words | {"description": "The words themselves."}]
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "FedMPT job"} | values
 
 
 def _no_site(path: Path, name: str) -> SiteConfig:
@@ -189,29 +194,6 @@ def build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:
         # JSON mode: strict about types, yet arrays become tuples
         return _adapter(kind).validate_json(json.dumps(values, allow_nan=False, default=str))
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(kind, e, origin) for e in error.errors())) from None
+        raise ConfigError("\n".join(f"{origin}: {sentence}" for sentence in sentences(kind, error))) from None
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}: numbers must be finite") from None
-
-
-def _sentence(kind: type, error: Any, origin: str) -> str:
-    place = [str(p) for p in error["loc"]]
-    section = f"[{'.'.join(place[:-1])}] " if len(place) > 1 else ""
-    key = place[-1] if place else ""
-    match error["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            owner: Any = kind
-            for part in place[:-1]:
-                owner = {f.name: f.type for f in dataclasses.fields(owner)}[part]
-                owner = next((o for o in get_args(owner) if dataclasses.is_dataclass(o)), owner)
-            known = [f.name for f in dataclasses.fields(owner)]
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
-            return f"{origin}: {section}unknown key '{key}': {hint}"
-        case "missing" | "missing_argument":
-            return f"{origin}: {section}'{key}' is missing: it has no default, so the file must give it"
-        case "value_error":
-            where = f"[{'.'.join(place)}] " if place else ""
-            return f"{origin}: {where}{error['ctx']['error']}"
-        case _:
-            return f"{origin}: {section}{key}={error['input']!r}: {error['msg'].lower()}"

@@ -1,39 +1,20 @@
-"""The model that a job names: FedMPT, or a baseline in the same harness and under the same privacy."""
+"""The model that a job names: FedMPT, or a baseline in the same harness and under the same privacy.
+
+Names, labels and settings are `config.methods`; a baseline is the module of its name in `baselines`, which builds it.
+"""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedmpt_core.config.job import JobConfig, ModelConfig
 from fedmpt_core.model.base import TunedModel
-from fedmpt_core.model.baselines import coop, dualcoop, fedmvp, fedtpg, linear, poscoop, released
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 
 if TYPE_CHECKING:
     from fedmpt_core.model.backbone.base import Backbone
-
-LABELS = {
-    "linear": "linear head",
-    "coop": "Fed-CoOp",
-    "dualcoop": "Fed-DualCoOp",
-    "poscoop": "Fed-PosCoOp",
-    "fedtpg": "FedTPG",
-    "fedmvp": "FedMVP (feature space)",
-    "released": "FedMPT as released",
-    "fedmpt": "FedMPT",
-}
-"""What each method is called in tables."""
-
-_BASELINES = {
-    "linear": linear.build,
-    "coop": coop.build,
-    "dualcoop": dualcoop.build,
-    "poscoop": poscoop.build,
-    "fedtpg": fedtpg.build,
-    "fedmvp": fedmvp.build,
-    "released": released.build,
-}
 
 
 def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig, seed: int) -> TunedModel:
@@ -50,7 +31,8 @@ def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfi
     """
     if config.method == "fedmpt":
         return FedMPT(backbone, classes, config.conditions, config, seed)
-    return _BASELINES[config.method](backbone, classes, config, np.random.default_rng(seed))
+    baseline = import_module(f"fedmpt_core.model.baselines.{config.method}")
+    return baseline.build(backbone, classes, config, np.random.default_rng(seed))
 
 
 def scoring_model(backbone: "Backbone", job: JobConfig, model: TunedModel) -> TunedModel:

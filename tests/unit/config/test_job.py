@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmpt_core.config.job import BackboneConfig, FederationConfig, JobConfig, LossConfig, ModelConfig, TrainingConfig
-from fedmpt_core.config.site import DataConfig, SiteConfig
+from fedmpt_core.config.job import JobConfig, LossConfig, ModelConfig, TrainingConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict, load_job, load_site, load_sites
 
 JOB = 'name = "small"\nclasses = ["cat", "dog"]\n'
@@ -53,9 +52,15 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         ('[training]\noptimizer = "sdg"\n', r"\[training\] optimizer='sdg'.*'sgd' or 'adam'"),
         ("[model]\nreg = 0.0001\n", "reg=0.0001 is out of range"),
         ('[model]\nconditions = "released-6"\n', r"\[model\] conditions: .*released-6"),
-        ("[model]\nconditions = []\n", "at least one condition"),
+        ("[model]\nconditions = []\n", r"\[model\] conditions has 0 entries: give 1 or more"),
+        ('[model]\nconditions = [" "]\n', r"\[model\] conditions\[0\]=' ': name a condition"),
         ('[model]\nconditions = ["pose", "pose"]\n', "'pose' more than once"),
-        ('[model]\ncomponents = ["transprot"]\n', "transprot"),
+        (
+            '[model]\ncomponents = ["transprot"]\n',
+            r"\[model\] components\[0\]='transprot': input should be 'prompts', 'adapters'",
+        ),
+        ("[training.group_rates]\nhaed = 1.0\n", r"\[training.group_rates\] unknown key 'haed': did you mean 'head'"),
+        ("[training.group_rates]\nhead = 0.0\n", r"\[training.group_rates\] head=0.0 is out of range"),
         ('[backbone]\nkind = "open_clip"\n', "architecture='' : name an open_clip architecture"),
         ('[backbone]\nweights = "openai"\n', "the embedded stand-in takes neither"),
         ("[loss]\ngamma_negative = 0.5\n", "gamma_negative=0.5 is below gamma_positive=1.0"),
@@ -150,28 +155,6 @@ def test_a_job_survives_its_plain_form(
 def test_the_digest_sees_every_change(change: dict[str, object]) -> None:
     job = JobConfig("small", ("cat", "dog"))
     assert dataclasses.replace(job, **change).digest() != job.digest()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        JobConfig,
-        BackboneConfig,
-        ModelConfig,
-        LossConfig,
-        TrainingConfig,
-        FederationConfig,
-        SiteConfig,
-        DataConfig,
-    ],
-)
-def test_every_field_is_explained_and_plain(kind: type) -> None:
-    for field in dataclasses.fields(kind):
-        assert not hasattr(kind, "__slots__")
-        documented = field.name in (kind.__doc__ or "")
-        assert documented or kind in (LossConfig, JobConfig, SiteConfig), (
-            f"{kind.__name__}.{field.name} has no docstring"
-        )
 
 
 def test_sites_inherit_defaults_and_take_their_position_as_share(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def test_noise_that_breaks_its_own_promise_is_refused() -> None:
         ("sample_rate", 0.0, "sample_rate=0.0 is out of range"),
         ("noise_multiplier", 0.0, "noise_multiplier=0.0 is out of range"),
         ("max_grad_norm", 0.0, "max_grad_norm=0.0 is out of range"),
-        ("group_norms", {"head": 0.0}, r"group_norms.head=0.0 is out of range"),
-        ("group_norms", {"haed": 1.0}, "group_norms names 'haed'"),
+        ("group_norms", {"head": 0.0}, r"\[group_norms\] head=0.0 is out of range"),
+        ("group_norms", {"haed": 1.0}, r"\[group_norms\] unknown key 'haed': did you mean 'head'"),
     ],
 )
 def test_impossible_settings_are_refused(field: str, value: Any, says: str) -> None:
