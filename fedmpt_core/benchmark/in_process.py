@@ -1,8 +1,8 @@
-"""A federation as a plain loop in one process: the arithmetic of a run in NVIDIA FLARE without its machinery.
+"""A federation in one process: the rounds of a run in NVIDIA FLARE without its machinery.
 
 Every site is a real `SiteSession` with its own model, batches and ledger; the frozen towers, and where the caller hands
-them over the patch features, are shared by all of them. A test holds its parameters equal to those of FLARE's
-simulator. Secure aggregation is left out: it adds the same numbers.
+them over the patch features, are shared by all of them. The server's half is the same `Rounds`. A test holds its
+parameters equal to those of FLARE's simulator. Secure aggregation is left out: it adds the same numbers.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ import numpy as np
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
-from fedmpt_core.federation.server.averaging import apply, average
-from fedmpt_core.federation.server.participation import participants
-from fedmpt_core.federation.site.session import SiteRecords, SiteSession
+from fedmpt_core.federation.joined import Joined
+from fedmpt_core.federation.server.rounds import Evaluation, Rounds, Training
+from fedmpt_core.federation.site.session import SiteRecords, SiteSession, SiteUpdate
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger
 
@@ -30,33 +30,85 @@ class Round:
     """What a round left.
 
     Attributes:
-        number: from 1; 0 is the start.
+        row: the round as a run's record has it (`RunRecord.rounds`); round 0 is the start.
         state: (d,) float32 global parameters.
-        epsilon: what each site that took part has spent so far; empty without differential privacy.
-        loss: mean over these sites of their mean training loss; None where nobody looks at it.
-        sent: bytes of one site's update.
+        loss: mean over the sites that took part of their mean training loss; None where nobody looks at it.
         steps: optimiser steps of all sites.
         cpu_seconds: CPU time of these steps, the sites' other work in the round included.
     """
 
-    number: int
+    row: dict[str, Any]
     state: np.ndarray
-    epsilon: dict[str, float]
-    loss: float | None = None
-    sent: int = 0
-    steps: int = 0
-    cpu_seconds: float = 0.0
+    loss: float | None
+    steps: int
+    cpu_seconds: float
+
+
+class Federation:
+    """All sites of a job in this process; a `Carriage` that calls them one after the other.
+
+    Attributes:
+        sessions: by site.
+    """
+
+    stopped = False
+
+    def __init__(self, job: JobConfig, sessions: Mapping[str, SiteSession], joined: Mapping[str, Joined]) -> None:
+        """Trains nothing yet.
+
+        Args:
+            job: the job of the sessions.
+            sessions: by site, prepared.
+            joined: what each said when it was prepared.
+        """
+        self.sessions = sessions
+        self._job, self._joined = job, joined
+        self._updates: dict[str, SiteUpdate] = {}
+        self._cpu_seconds = 0.0
+
+    def rounds(self) -> Iterator[Round]:
+        """Round 0 and every round of training.
+
+        Raises:
+            FloatingPointError: training diverged.
+        """
+        rounds = Rounds(self._job, "in-process")
+        rounds.join(self._joined)
+        for row in rounds.run(self):
+            losses = [u.metrics["loss"] for u in self._updates.values() if u.metrics]
+            loss = float(np.mean(losses)) if losses else None
+            yield Round(row, rounds.state, loss, sum(u.steps for u in self._updates.values()), self._cpu_seconds)
+
+    def train(self, training: Training) -> None:
+        """One round (`Carriage`)."""
+        began = time.process_time()
+        self._updates = {
+            name: self.sessions[name].train(
+                training.state, training.round, training.attempt, known_head=training.heads.get(name)
+            )
+            for name in training.sites
+        }
+        self._cpu_seconds = time.process_time() - began
+        for name, update in self._updates.items():
+            training.take(name, update.block, self.sessions[name].weight(), update.privacy)
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        """One evaluation (`Carriage`)."""
+        for name in evaluation.sites:
+            figures = self.sessions[name].evaluate(evaluation.state, zero_shot=evaluation.round == 0)
+            if figures is not None:
+                evaluation.take(name, figures)
 
 
 @contextmanager
-def open_sessions(
+def open_federation(
     job: JobConfig,
     sites: Mapping[str, SiteConfig],
     *,
     backbone: Backbone | None = None,
     data: Mapping[str, SiteRecords] | None = None,
-) -> Iterator[dict[str, SiteSession]]:
-    """Sessions of all sites, prepared; ledgers that no site names last as long as the context.
+) -> Iterator[Federation]:
+    """A federation of prepared sites; ledgers that no site names last as long as the context.
 
     Args:
         job: the agreed job, noise multiplier worked out.
@@ -73,65 +125,8 @@ def open_sessions(
             name: SiteSession(job, with_ledger(name, site, Path(folder)), name, backbone=backbone)
             for name, site in sites.items()
         }
-        for name, session in sessions.items():
-            session.prepare(data=data[name] if data else None)
-        yield sessions
-
-
-def train_rounds(job: JobConfig, sessions: Mapping[str, SiteSession]) -> Iterator[Round]:
-    """Round 0 and every round of training.
-
-    Args:
-        job: the job of the sessions.
-        sessions: prepared.
-
-    Raises:
-        FloatingPointError: training diverged.
-    """
-    state = next(iter(sessions.values())).model.vector()
-    yield Round(0, state, {})
-    for number in range(1, job.training.rounds + 1):
-        asked = participants(
-            list(sessions),
-            job.federation.participation,
-            least=job.federation.min_sites,
-            seed=job.seed,
-            round_number=number,
-        )
-        began = time.process_time()
-        updates = {name: sessions[name].train(state, number) for name in asked}
-        seconds = time.process_time() - began
-        weights = {name: sessions[name].weight() for name in asked}
-        state = apply(state, average({n: u.vector for n, u in updates.items()}, weights))
-        losses = [u.metrics["loss"] for u in updates.values() if u.metrics]
-        yield Round(
-            number,
-            state,
-            {n: u.privacy["epsilon"] for n, u in updates.items() if u.privacy},
-            float(np.mean(losses)) if losses else None,
-            len(next(iter(updates.values())).block),
-            sum(u.steps for u in updates.values()),
-            seconds,
-        )
-
-
-def federate(
-    job: JobConfig, sites: Mapping[str, SiteConfig], cache: str
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Yield (global parameters, figures of the evaluating sites' first) for round 0 and after every round.
-
-    Args:
-        job: the agreed job, noise multiplier worked out.
-        sites: what each site has and allows.
-        cache: folder of patch features for all of them.
-    """
-    cached = {name: dataclasses.replace(site, cache_dir=cache) for name, site in sites.items()}
-    with open_sessions(job, cached) as sessions:
-        for step in train_rounds(job, sessions):
-            reports = (s.evaluate(step.state, zero_shot=step.number == 0) for s in sessions.values())
-            figures = next((report for report in reports if report), {})
-            known = {"epsilon": step.epsilon} if step.number else {}
-            yield step.state, {**figures, **known, **({} if step.loss is None else {"loss": step.loss})}
+        joined = {name: session.prepare(data=data[name] if data else None) for name, session in sessions.items()}
+        yield Federation(job, sessions, joined)
 
 
 def with_ledger(name: str, site: SiteConfig, folder: Path) -> SiteConfig:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpt_core.benchmark.in_process import Round, open_sessions, train_rounds
+from fedmpt_core.benchmark.in_process import Round, open_federation
 from fedmpt_core.benchmark.inputs import ZERO_SHOT
 from fedmpt_core.benchmark.judging import HeldOut, judge
 from fedmpt_core.benchmark.plan import Case
@@ -71,9 +71,9 @@ def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
     if case.method == ZERO_SHOT:
         figures = judge(zero_shot_model(backbone, job.classes, job.model).to(workshop.device), records.exam)
     else:
-        with open_sessions(job, records.sites, backbone=backbone, data=records.data) as sessions:
-            rounds = list(train_rounds(job, sessions))
-            model = next(iter(sessions.values())).model
+        with open_federation(job, records.sites, backbone=backbone, data=records.data) as federation:
+            rounds = list(federation.rounds())
+            model = next(iter(federation.sessions.values())).model
             model.load_vector(rounds[-1].state)
             figures = judge(model, records.exam)
         sizes = [len(data.train[1]) for data in records.data.values() if data.train]
@@ -98,14 +98,14 @@ def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
 
 def _costs(job: JobConfig, model: TunedModel, rounds: Sequence[Round], sizes: Sequence[int]) -> dict[str, Any]:
     steps = sum(r.steps for r in rounds)
-    spent = [e for r in rounds for e in r.epsilon.values()]
+    spent = [said["epsilon"] for r in rounds for said in r.row["privacy"].values()]
     if job.privacy.private:
         pictures = job.privacy.sample_rate * float(np.mean(sizes))
     else:
         pictures = float(np.mean([min(size, job.training.batch_size or DEFAULT_BATCH_SIZE) for size in sizes]))
     return {
         "trained": model.layout().size,
-        "bytes_per_round": rounds[-1].sent,
+        "bytes_per_round": max(rounds[-1].row["bytes_sent"].values()),
         "epsilon": max(spent) if job.privacy.private else None,
         "cpu_ms_per_step": 1000 * sum(r.cpu_seconds for r in rounds) / steps,
         "pictures_per_step": pictures,

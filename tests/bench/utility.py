@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fedmpt_core.benchmark.in_process import federate
+from fedmpt_core.benchmark.in_process import open_federation
 from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import load_job, load_sites
@@ -65,10 +65,12 @@ def variant(row: str, seed: int) -> JobConfig:
 def one(row: str, seed: int, cache: str) -> dict[str, float]:
     """Final figures of one run."""
     job = variant(row, seed)
-    rounds = [figures for _, figures in federate(job, open_sites(), cache)]
+    sites = {name: dataclasses.replace(site, cache_dir=cache) for name, site in open_sites().items()}
+    with open_federation(job, sites) as federation:
+        rounds = [done.row for done in federation.rounds()]
     return {
         "noise": job.privacy.noise_multiplier or 0.0,
-        "spent": max(rounds[-1]["epsilon"].values(), default=float("inf")),
+        "spent": max((said["epsilon"] for said in rounds[-1]["privacy"].values()), default=float("inf")),
         "zero_shot": rounds[0]["zero_shot"]["mAP"],
         "start": rounds[0]["mAP"],
         **{k: rounds[-1][k] for k in ("mAP", "CF1", "OF1")},

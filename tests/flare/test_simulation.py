@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from fedmpt_core.benchmark.in_process import federate
+from fedmpt_core.benchmark.in_process import open_federation
 from fedmpt_core.config.job import (
     BackboneConfig,
     FederationConfig,
@@ -67,7 +67,8 @@ def test_masked_rounds_compute_what_plain_averaging_computes(sites: dict[str, Si
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    expected = list(federate(agreed, sites, next(iter(sites.values())).cache_dir))
+    with open_federation(agreed, sites) as federation:
+        expected = list(federation.rounds())
     torch.set_num_threads(threads)
 
     events = run(Simulation(agreed, sites, tmp_path))
@@ -75,17 +76,17 @@ def test_masked_rounds_compute_what_plain_averaging_computes(sites: dict[str, Si
     assert config == agreed
     bound = secure_terms(agreed, "r", layout, "").encoding.error_bound([1.0] * 3)
     # patch features computed in other batches differ in their last bits
-    assert np.allclose(state, expected[-1][0], atol=2 * bound + 1e-5)
-    assert np.abs(state - expected[0][0]).max() > 1e-3
+    assert np.allclose(state, expected[-1].state, atol=2 * bound + 1e-5)
+    assert np.abs(state - expected[0].state).max() > 1e-3
 
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["outcome"] == "completed"
     assert record["config_digest"] == agreed.digest()
     assert (record["aggregation"], record["identities"]) == ("masked", "insecure")
     assert record["run_id"].startswith("simulation-")
-    for row, (_, figures) in zip(record["rounds"][1:], expected[1:], strict=True):
+    for row, other in zip(record["rounds"][1:], expected[1:], strict=True):
         facts = row["secagg"]
-        assert facts["metrics"]["loss"] == pytest.approx(figures["loss"], rel=1e-3)
+        assert facts["metrics"]["loss"] == pytest.approx(other.loss, rel=1e-3)
         assert (facts["cohort"], facts["threshold"]) == (["site-1", "site-2", "site-3"], 3)
         assert len(facts["transcript"]) == 64
         # four bytes a number, and shares
@@ -94,8 +95,8 @@ def test_masked_rounds_compute_what_plain_averaging_computes(sites: dict[str, Si
         ["advertise", "confirm", "consistency", "train", "unmask"],
         ["consistency", "train", "unmask"],
     ]
-    assert [r["mAP"] for r in record["rounds"]] == pytest.approx([f["mAP"] for _, f in expected], abs=0.5)
-    assert record["rounds"][0]["zero_shot"]["mAP"] == pytest.approx(expected[0][1]["zero_shot"]["mAP"], abs=0.5)
+    assert [r["mAP"] for r in record["rounds"]] == pytest.approx([r.row["mAP"] for r in expected], abs=0.5)
+    assert record["rounds"][0]["zero_shot"]["mAP"] == pytest.approx(expected[0].row["zero_shot"]["mAP"], abs=0.5)
     assert all(len(r["bytes_sent"]) == 3 for r in record["rounds"][1:])
     assert record["is_stand_in"] is True
     assert record["sites"]["site-2"]["versions"]["nvflare"]

@@ -5,72 +5,39 @@ What the messages mean is `fedmpt_core.secagg.server`; here they become tasks, e
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 from nvflare.apis.shareable import Shareable
 
 from fedmpt_core.config.job import JobConfig
+from fedmpt_core.federation.server.rounds import MeanUpdate, RoundFailed, Training
 from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.context import model_digest
-from fedmpt_core.secagg.encoding import Decoded
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.identity import ChainCheck
 from fedmpt_core.secagg.server import RoundLost, SecAggServer
 from fedmpt_core.secagg.start_up_kit import load_root
 from fedmpt_flare import tasks
+from fedmpt_flare.server.phases import Phase, Phases
+
+TakeMessage = Callable[[str, bytes], None]
 
 
-class Take(Protocol):
-    """What a phase does with a site's OK answer; raises ValueError when it cannot be used."""
-
-    def __call__(self, site: str, answer: Shareable) -> None:
-        """Take one answer."""
-        ...
-
-
-class Phase(Protocol):
-    """Send one task to all `sites`, wait for each or the timeout; the names of those whose answer was taken."""
-
-    def __call__(
-        self,
-        name: str,
-        data: Shareable,
-        sites: list[str],
-        timeout: int,
-        take: Take,
-        *,
-        private: Mapping[str, bytes] = ...,
-    ) -> list[str]:
-        """Run the phase."""
-        ...
-
-
-@dataclass
-class SecureRound:
-    """What a round gave.
-
-    Attributes:
-        mean: the decoded sum.
-        survivors: whose updates are in it.
-        sent: bytes of the protocol's messages by site.
-        facts: for the record: cohort, threshold, attempt, transcript, seconds by phase.
-    """
-
-    mean: Decoded
-    survivors: tuple[str, ...]
-    sent: dict[str, int]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-class SecureRounds:
+class MaskedRounds:
     """Runs the protocol over FLARE's tasks."""
 
     def __init__(
-        self, job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str, kit: Path | None, phase: Phase
+        self,
+        job: JobConfig,
+        run_id: str,
+        layout: ParameterLayout,
+        backbone_digest: str,
+        kit: Path | None,
+        phases: Phases,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Sends nothing.
 
@@ -80,131 +47,125 @@ class SecureRounds:
             layout: of the trained tensors.
             backbone_digest: that the sites agree on.
             kit: the server's start-up kit; None in a simulation.
-            phase: how a task reaches the sites.
+            phases: how a task reaches the sites.
+            clock: seconds since 1970.
 
         Raises:
             SecAggError: the job's terms are impossible, or the kit cannot be used.
         """
         agreed = secure_terms(job, run_id, layout, backbone_digest)
-        self._job, self._layout, self._encoding, self._phase = job, layout, agreed.encoding, phase
-        self._server = SecAggServer(agreed.terms, ChainCheck(load_root(kit) if kit else None))
+        self._job, self._encoding, self._phases = job, agreed.encoding, phases
+        self._server = SecAggServer(agreed.terms, ChainCheck(load_root(kit) if kit else None), clock=clock)
         self._number, self._attempt = 1, 0
         self._stale = True
         self._left_out: set[str] = set()
-        self._blamed: dict[str, set[str]] = {}
+        self._accusers: dict[str, set[str]] = {}
         self._sent: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
 
-    def round(self, sites: list[str], task: Shareable, state: Any, timeout: int, note: Take) -> SecureRound:
-        """One round of training.
+    def train(self, training: Training, task: Shareable, timeout: int) -> None:
+        """One attempt at a round; the mean goes to `training`.
 
         Args:
-            sites: who has joined the job.
+            training: the attempt.
             task: the training task, to which the protocol's message is added.
-            state: (d,) global parameters.
             timeout: seconds for training.
-            note: called with each answer that is used.
 
         Raises:
-            RoundLost: there is no sum; what the sites may do next was noted.
+            RoundFailed: there is no sum; what the sites may do next was noted.
         """
         self._sent.clear()
-        seconds: dict[str, float] = {}
+        self._seconds = {}
         try:
-            return self._round([s for s in sites if s not in self._left_out], task, state, timeout, note, seconds)
+            self._train(training, task, timeout)
         except RoundLost as lost:
             self._left_out |= set(lost.culprits)
             self._stale = True  # whoever missed the key exchange gets another chance
             if lost.signed:
-                self._number, self._attempt = self._number + 1, 0
+                self._next_number()
             else:
                 self._attempt += 1
-            raise
+            raise RoundFailed(str(lost)) from None
         except SecAggError as error:
-            raise RoundLost(str(error)) from None
+            raise RoundFailed(str(error)) from None
 
-    def _round(
-        self, sites: list[str], task: Shareable, state: Any, timeout: int, note: Take, seconds: dict[str, float]
-    ) -> SecureRound:
+    def _train(self, training: Training, task: Shareable, timeout: int) -> None:
         server, wait = self._server, self._job.secagg.phase_timeout
+        sites = [site for site in training.sites if site not in self._left_out]
         if self._stale or server.expires_soon:
-            self._exchange_keys(sites, wait, seconds)
+            self._exchange_keys(sites, wait)
         self._stale = False
-        cohort = [s for s in sites if s in server.members]
+        cohort = [site for site in sites if site in server.members]
         if self._attempt and not server.may_repeat(cohort):
-            self._number, self._attempt = self._number + 1, 0
-        digest = model_digest(self._layout.split(state))
+            self._next_number()
+        digest = model_digest(training.layout.split(training.state))
         task[tasks.PROTOCOL] = server.open_round(self._number, self._attempt, cohort, digest)
         threshold = server.threshold
 
-        def masked(site: str, answer: Shareable) -> None:
-            note(site, answer)
+        def take_masked(site: str, answer: Shareable) -> None:
+            training.note(site, answer[tasks.FIELDS].get(tasks.PRIVACY))
             self._take(server.take_masked, site, answer)
 
         began = time.monotonic()
-        self._phase(tasks.TRAIN, task, cohort, timeout, masked)
+        self._phases.run(Phase(tasks.TRAIN, task, cohort, timeout), take_masked, self._blame)
         request = server.consistency_request()
-        seconds["train"] = time.monotonic() - began
-        signed = self._ask(tasks.CONSISTENCY, request, server.survivors, wait, server.take_consistency, seconds)
+        self._seconds["train"] = time.monotonic() - began
+        signed = self._ask(tasks.CONSISTENCY, request, server.survivors, wait, server.take_consistency)
         began = time.monotonic()
         private = server.unmask_requests()
-        self._phase(
-            tasks.UNMASK,
-            tasks.message(),
-            [s for s in signed if s in private],
-            wait,
-            lambda site, answer: self._take(server.take_unmask, site, answer),
-            private=private,
-        )
-        found = server.finish()
-        seconds["unmask"] = time.monotonic() - began
+        asked = [site for site in signed if site in private]
+        self._run(Phase(tasks.UNMASK, tasks.message(), asked, wait, private), server.take_unmask)
+        total = server.finish()
+        self._seconds["unmask"] = time.monotonic() - began
         facts = {
             "cohort": cohort,
             "threshold": threshold,
             "number": self._number,
             "attempt": self._attempt,
             "epoch": server.epoch,
-            "transcript": found.transcript,
-            "corrected": list(found.culprits),
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "transcript": total.transcript,
+            "corrected": list(total.culprits),
+            "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
         }
+        self._next_number()
+        mean = self._encoding.decode(total.words, len(total.survivors))
+        sent = {site: self._sent[site] for site in total.survivors}
+        training.take_mean(MeanUpdate(mean.mean, sent, facts | {"metrics": mean.metrics}))
+
+    def _next_number(self) -> None:
         self._number, self._attempt = self._number + 1, 0
-        mean = self._encoding.decode(found.words, len(found.survivors))
-        return SecureRound(mean, found.survivors, dict(self._sent), facts)
 
-    def blame(self, site: str, abort: bytes) -> str:
-        """Read a site's signed reason for leaving; a member blamed by more than the assumed colluders is left out.
-
-        Returns:
-            The blamed member's name, or ''.
-        """
-        try:
-            _, culprit = self._server.take_abort(site, abort)
-        except SecAggError:
-            return ""
-        if culprit and culprit != site:
-            self._blamed.setdefault(culprit, set()).add(site)
-            if len(self._blamed[culprit]) > self._job.secagg.colluders:
-                self._left_out.add(culprit)
-        return culprit
-
-    def _exchange_keys(self, sites: list[str], wait: int, seconds: dict[str, float]) -> None:
+    def _exchange_keys(self, sites: list[str], wait: int) -> None:
         names = sites if self._job.secagg.insecure_identities else []
         request = self._server.open_epoch(names)
-        known = self._ask(tasks.ADVERTISE, request, sites, wait, self._server.take_advertisement, seconds)
-        self._ask(tasks.CONFIRM, self._server.directory(), known, wait, self._server.take_confirm, seconds)
+        known = self._ask(tasks.ADVERTISE, request, sites, wait, self._server.take_advertisement)
+        self._ask(tasks.CONFIRM, self._server.directory(), known, wait, self._server.take_confirm)
 
-    def _ask(
-        self, name: str, request: bytes, sites: list[str], wait: int, take: Any, seconds: dict[str, float]
-    ) -> list[str]:
+    def _ask(self, name: str, request: bytes, sites: list[str], wait: int, take: TakeMessage) -> list[str]:
         began = time.monotonic()
-        data = tasks.message(protocol=request)
-        answered = self._phase(name, data, sites, wait, lambda site, answer: self._take(take, site, answer))
-        seconds[name.removeprefix("secagg_")] = time.monotonic() - began
+        answered = self._run(Phase(name, tasks.message(protocol=request), sites, wait), take)
+        self._seconds[name.removeprefix("secagg_")] = time.monotonic() - began
         return answered
 
-    def _take(self, take: Any, site: str, answer: Shareable) -> None:
+    def _run(self, phase: Phase, take: TakeMessage) -> list[str]:
+        return self._phases.run(phase, lambda site, answer: self._take(take, site, answer), self._blame)
+
+    def _take(self, take: TakeMessage, site: str, answer: Shareable) -> None:
         data = answer.get(tasks.PROTOCOL)
         if type(data) is not bytes:
             raise ValueError("the answer holds no message of the protocol")
         take(site, data)
         self._sent[site] += len(data)
+
+    def _blame(self, site: str, answer: Shareable) -> str:
+        """Read a site's signed reason for leaving; a member blamed by more than the assumed colluders is left out."""
+        abort = answer.get_header(tasks.ABORT)
+        try:
+            culprit = self._server.take_abort(site, abort)[1] if type(abort) is bytes else ""
+        except SecAggError:
+            return ""
+        if culprit and culprit != site:
+            self._accusers.setdefault(culprit, set()).add(site)
+            if len(self._accusers[culprit]) > self._job.secagg.colluders:
+                self._left_out.add(culprit)
+        return f" (it blames {culprit})" if culprit else ""

@@ -21,16 +21,18 @@ from fedmpt_core.federation.run.record import (
     RunRecord,
     save_model,
 )
+from fedmpt_core.federation.server.checkpoint import Checkpoint
+from fedmpt_core.federation.server.rounds import Keeper
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.privacy.ledger.site_ledger import SUFFIX
 
 
-class RunFolder:
+class RunFolder(Keeper):
     """Writes whole files atomically and events line by line."""
 
-    def __init__(self, path: Path) -> None:
-        """The folder of this job at the server."""
-        self._path = path
+    def __init__(self, path: Path, checkpoints: Path) -> None:
+        """The folder of this job at the server, and the one of all jobs' checkpoints."""
+        self._path, self._checkpoints = path, checkpoints
         self._lock = threading.Lock()
 
     def write_record(self, record: RunRecord) -> None:
@@ -40,6 +42,10 @@ class RunFolder:
     def write_model(self, layout: ParameterLayout, state: Any) -> None:
         """Replace `model.safetensors`; the layout is in its metadata."""
         self._replace(MODEL, save_model(layout, state))
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replace the run's checkpoint."""
+        checkpoint.save(self._checkpoints)
 
     def write_ledger(self, site: str, ledger: bytes, certificate: bytes) -> dict[str, str]:
         """Keep a site's ledger; returns the files for the manifest."""

@@ -88,16 +88,7 @@ class _Worker:
         kit = Path(order["kit"]) if order["kit"] else None
         self._session = self._module.SiteSession(job, site, order["name"], run_id=order["run_id"], kit=kit)
         self._prepared = ready = self._session.prepare()
-        fields = {
-            "layout": ready.layout.to_json(),
-            "evaluates": ready.evaluates,
-            "backbone": ready.backbone,
-            "is_stand_in": ready.is_stand_in,
-            "backbone_digest": ready.backbone_digest,
-            "device": ready.device,
-            "versions": ready.versions,
-        }
-        return fields, ready.layout.encode(ready.initial)
+        return ready.fields(), ready.layout.encode(ready.initial)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Bytes of the carrier go in and come out. The update of a round is masked here an
 the round's survivors are signed, so that a repeated attempt needs no second training.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -48,6 +49,7 @@ class MaskedUpdates:
         layout: ParameterLayout,
         initial: bytes,
         backbone_digest: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Loads keys and roster, and what the site has said in this run before.
 
@@ -60,6 +62,7 @@ class MaskedUpdates:
             layout: of the trained tensors.
             initial: the site's own initial parameters in wire bytes.
             backbone_digest: SHA-256 hex of the frozen weights.
+            clock: seconds since 1970.
 
         Raises:
             SecAggError: keys, roster or record cannot be used.
@@ -78,6 +81,7 @@ class MaskedUpdates:
             load_root(kit) if kit else None,
             read_latch(path),
             lambda latch: write_latch(path, latch),
+            clock=clock,
         )
         self._seen = (1, layout.decode(initial))  # the parameters that training round 1 starts from
         self._asked: tuple[int, int, bytes] = (0, 0, b"")

@@ -22,6 +22,7 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.source import load_split
+from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.site.admission import check_site
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.load import load_backbone
@@ -30,7 +31,6 @@ from fedmpt_core.model.features.cache import FeatureCache, PatchFeatures
 from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
 from fedmpt_core.model.memory import DeviceFull
 from fedmpt_core.model.registry import build_model, scoring_model
-from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
 from fedmpt_core.privacy.ledger.ledger import LedgerHead
 from fedmpt_core.training.evaluation import Split, evaluate
@@ -38,31 +38,6 @@ from fedmpt_core.training.local import StepRecord, local_update
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a site tells the federation before the first round; nothing in it depends on a picture.
-
-    Attributes:
-        layout: the trained tensors.
-        initial: (d,) float32 initial parameters, equal at every site.
-        evaluates: whether this site scores the global model.
-        backbone: name of the frozen towers.
-        is_stand_in: whether the towers only stand in for CLIP.
-        backbone_digest: SHA-256 of the frozen weights.
-        device: kind of device, for example `cpu` or the name of a GPU.
-        versions: package versions.
-    """
-
-    layout: ParameterLayout
-    initial: np.ndarray
-    evaluates: bool
-    backbone: str
-    is_stand_in: bool
-    backbone_digest: str
-    device: str
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -182,7 +157,7 @@ class SiteSession:
             None if test is None else Split(features["test"], test.targets),
         )
 
-    def prepare(self, on_progress: Progress | None = None, *, data: SiteRecords | None = None) -> Prepared:
+    def prepare(self, on_progress: Progress | None = None, *, data: SiteRecords | None = None) -> Joined:
         """Take the site's records and describe the model.
 
         Args:
@@ -195,7 +170,7 @@ class SiteSession:
         self._data = data or self.load(on_progress)
         if self._data.train and self._budget:
             self._budget.know_records(self._data.train[0].digests())
-        return Prepared(
+        return Joined(
             self.model.layout(),
             self.model.vector(),
             self._data.test is not None,

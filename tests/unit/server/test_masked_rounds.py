@@ -17,12 +17,16 @@ from fedmpt_core.config.job import FederationConfig, JobConfig, ResumeConfig, Tr
 from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.federation.server.checkpoint import load_checkpoint
+from fedmpt_core.federation.server.rounds import MeanUpdate, RoundFailed, Training
 from fedmpt_core.federation.site.masked_updates import MaskedUpdates
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity
 from fedmpt_core.secagg.messages import Masked
 from fedmpt_flare import tasks
+from fedmpt_flare.server.masked_rounds import MaskedRounds
+from fedmpt_flare.server.phases import Phases
+from fedmpt_flare.server.run_folder import RunFolder
 from fedmpt_flare.server.workflow import FedMPTWorkflow
 from fedmpt_flare.workspace import CHECKPOINTS
 from tests.secagg import identity
@@ -57,7 +61,9 @@ FAULTS: list[Fault] = [lost, refused, garbage, no_message]
 class Site:
     """A site's half of the protocol and an update that says which training it came from."""
 
-    def __init__(self, name: str, job: JobConfig, folder: Path, run_id: str, step: float) -> None:
+    def __init__(
+        self, name: str, job: JobConfig, folder: Path, run_id: str, step: float, clock: Callable[[], float]
+    ) -> None:
         site = SiteConfig(
             DataConfig(path="x"),
             secagg=dataclasses.replace(SiteConfig(DataConfig(path="x")).secagg, state=str(folder / name)),
@@ -74,6 +80,7 @@ class Site:
             layout=LAYOUT,
             initial=LAYOUT.encode(INITIAL),
             backbone_digest="00",
+            clock=clock,
         )
 
     def answer(self, task: str, data: Shareable, private: bytes) -> Shareable | None:
@@ -112,11 +119,11 @@ class Workflow(FedMPTWorkflow):
     """The workflow with FLARE's delivery replaced by direct calls."""
 
     def __init__(
-        self, job: JobConfig, folder: Path, run_id: str = "run-1", steps: tuple[float, ...] = (1, 2, 3, 4, 5)
+        self, job: JobConfig, folder: Path, run_id: str = "run-1", clock: Callable[[], float] = time.time
     ) -> None:
         super().__init__({"config_type": "dict", **job.to_dict()})
         folder.mkdir(exist_ok=True)
-        self.sites = {n: Site(n, job, folder, run_id, s) for s, n in enumerate(NAMES, start=1)}
+        self.sites = {n: Site(n, job, folder, run_id, s, clock) for s, n in enumerate(NAMES, start=1)}
         run = folder / run_id
         run.mkdir(exist_ok=True)
         engine = SimpleNamespace(
@@ -286,18 +293,17 @@ def test_a_liar_about_its_edges_and_the_peer_that_it_quarrels_with_are_left_out(
 
 
 def test_a_server_that_sends_other_parameters_than_it_can_have_is_refused(tmp_path: Path) -> None:
-    workflow = Workflow(job(rounds=2), tmp_path)
+    agreed = job(rounds=2)
+    workflow = Workflow(agreed, tmp_path)
     sites = workflow.sites.values()
-    workflow.start_controller(workflow.context)  # type: ignore[arg-type]
-    workflow._context, workflow._abort = workflow.context, Signal()  # type: ignore[assignment]
-    _, layout, state = workflow._join()
-    with pytest.raises(Exception, match="0 of 5 vectors arrived"):
-        workflow._train(1, 0, state + np.float32(1e-3), layout, list(NAMES))
+    masks = masks_over(workflow, agreed)
+    with pytest.raises(RoundFailed, match="0 of 5 vectors arrived"):
+        train(masks, 1, 0, INITIAL + np.float32(1e-3))
     assert {s.trained for s in sites} == {0}
     assert "moved by 0.001 since round 1, at most 0 can be" in str(workflow.warnings)
-    with pytest.raises(Exception, match="0 of 5 vectors arrived"):
-        workflow._train(2, 0, state + np.float32(16.1), layout, list(NAMES))
-    workflow._train(2, 1, state + np.float32(15.9), layout, list(NAMES))
+    with pytest.raises(RoundFailed, match="0 of 5 vectors arrived"):
+        train(masks, 2, 0, INITIAL + np.float32(16.1))
+    train(masks, 2, 1, INITIAL + np.float32(15.9))
     assert {s.trained for s in sites} == {1}
 
 
@@ -356,17 +362,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_sessions_are_renewed_before_they_run_out(tmp_path: Path) -> None:
     now = time.time()
-    workflow = Workflow(job(rounds=2), tmp_path)
-    workflow.start_controller(workflow.context)  # type: ignore[arg-type]
-    workflow._context, workflow._abort = workflow.context, Signal()  # type: ignore[assignment]
-    _, layout, state = workflow._join()
-    assert workflow._secure
-    for half in (workflow._secure._server, *(s.secure._client for s in workflow.sites.values())):
-        half._clock = lambda: now
-    *_, facts = workflow._train(1, 0, state, layout, list(NAMES))
+    agreed = job(rounds=3)
+    masks = masks_over(Workflow(agreed, tmp_path, clock=lambda: now), agreed, clock=lambda: now)
+    epochs = [train(masks, 1, 0, INITIAL).facts["epoch"], train(masks, 2, 0, INITIAL).facts["epoch"]]
     now += 21 * 3600
-    *_, renewed = workflow._train(2, 0, state, layout, list(NAMES))
-    assert (facts["epoch"], renewed["epoch"]) == (1, 2)
+    assert [*epochs, train(masks, 3, 0, INITIAL).facts["epoch"]] == [1, 1, 2]
 
 
 def test_the_blame_of_few_leaves_nobody_out(tmp_path: Path) -> None:
@@ -388,6 +388,21 @@ def test_the_blame_of_few_leaves_nobody_out(tmp_path: Path) -> None:
         rows = workflow.run()
         assert "it blames e" in str(events(workflow, "dropped"))
         assert ("e" not in rows[2]["sites"]) == left_out
+
+
+def masks_over(workflow: Workflow, agreed: JobConfig, **options: Any) -> MaskedRounds:
+    """The protocol alone, over the workflow's delivery to its sites."""
+    folder = RunFolder(workflow.run_folder, workflow.run_folder)
+    phases = Phases(workflow, folder, workflow.context, Signal())  # type: ignore[arg-type]
+    return MaskedRounds(agreed, "run-1", LAYOUT, "00", None, phases, **options)
+
+
+def train(masks: MaskedRounds, number: int, attempt: int, state: np.ndarray) -> MeanUpdate:
+    """One attempt at a round of training."""
+    training = Training(number, list(NAMES), LAYOUT, state, attempt, {}, private=False)
+    headers = {tasks.ROUND: number, tasks.ATTEMPT: attempt}
+    masks.train(training, tasks.message(vector=training.vector(), headers=headers), 60)
+    return training.mean(3)
 
 
 def events(workflow: Workflow, kind: str) -> list[dict[str, Any]]:
