@@ -5,6 +5,7 @@ state starts anew in every round, and learning rate, number of steps and divisor
 loss, stop early, use the true number of records, or reuse a keystream.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -87,6 +88,14 @@ def private_update(
         records.append(StepRecord(step, None, time.perf_counter() - start))
         if on_step:
             on_step(records[-1])
+    if optimizer.not_finite:  # told to people at the site alone: it depends on the records
+        logging.getLogger(__name__).warning(
+            "round %d: %d times in %d steps the gradient of a unit was NaN or infinite and counted as zero, so that "
+            "unit taught nothing: lower training.learning_rate, or set backbone.precision = 'float32'",
+            round_number,
+            optimizer.not_finite,
+            len(records),
+        )
     update = model.vector() - state
     if not np.isfinite(update).all():
         raise FloatingPointError(

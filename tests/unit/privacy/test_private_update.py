@@ -158,6 +158,32 @@ def test_a_site_without_records_still_answers_with_noise() -> None:
     assert all(s.loss is None for s in found.steps)
 
 
+def test_units_without_a_gradient_are_told_in_the_site_s_own_log(caplog: pytest.LogCaptureFixture) -> None:
+    def told(*broken: int) -> LocalUpdate:
+        job, model, table, targets = setting(sample_rate=1.0)
+        table.values[list(broken), 0, 0] = torch.nan
+        update = private_update(
+            model,
+            table,  # type: ignore[arg-type]
+            targets,
+            np.arange(RECORDS) // 2,
+            state=model.vector(),
+            round_number=7,
+            job=job,
+            declared_units=8,
+            keystream=Keystream(KEY),
+        )
+        assert np.isfinite(update.vector).all()
+        return update
+
+    told()
+    assert not caplog.messages
+    silent = told(0, 1, 6)  # two records of one unit, and one of another, in each of three steps
+    assert len(caplog.messages) == 1
+    assert "round 7: 6 times in 3 steps the gradient of a unit was NaN or infinite" in caplog.messages[0]
+    assert set(vars(silent)) == {"vector", "steps"}  # nothing of it goes on with the update
+
+
 def test_bounds_by_group_must_name_what_is_trained() -> None:
     with pytest.raises(ValueError, match="trained are adapters, contexts, gate, head"):
         update(Keystream(), group_norms={"contexts": 1.0})
