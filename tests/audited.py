@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from fedmpt_core.audit.run_evidence import KnownKeys
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.config.toml import job_from_dict
-from fedmpt_core.federation.run.manifest import RunManifest, file_digest, read_manifest, round_facts
+from fedmpt_core.federation.run.manifest import RunManifest, read_manifest, round_facts
 from fedmpt_core.federation.run.record import MANIFEST, RunRecord
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon

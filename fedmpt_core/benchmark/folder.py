@@ -17,7 +17,7 @@ from fedmpt_core.benchmark import charts, tables
 from fedmpt_core.benchmark.inputs import BenchmarkInputs
 from fedmpt_core.benchmark.plan import Case
 from fedmpt_core.benchmark.published import reported_by_the_authors
-from fedmpt_core.common.files import replacing
+from fedmpt_core.common.files import whole_file, write_whole
 
 
 def write_results(
@@ -50,9 +50,10 @@ def write_results(
     note = _note(written)
     text = "\n".join([*parts, note, ""])
     everything = tables.plain(found) | {"note": note, "runs": list(written)}
-    _write(folder / "results.md", text)
-    _write(folder / "results.json", json.dumps(everything, indent=1, allow_nan=False) + "\n")
-    _write(folder / "results.csv", tables.comma_separated([c for cases in planned.values() for c in cases], results))
+    numbers = tables.comma_separated([c for cases in planned.values() for c in cases], results)
+    write_whole(folder / "results.md", text.encode())
+    write_whole(folder / "results.json", json.dumps(everything, indent=1, allow_nan=False).encode() + b"\n")
+    write_whole(folder / "results.csv", numbers.encode())
     for table, rows in found.items():
         if rows:
             _draw(folder / f"{table}.png", table, rows, note)
@@ -61,12 +62,12 @@ def write_results(
 
 def write_tuning(folder: Path, settings: str, table: str) -> None:
     """Write the chosen settings and the trials. Raises ValueError when they cannot be written."""
-    _write(folder / "methods.toml", settings)
-    _write(folder / "tuning.md", table)
+    write_whole(folder / "methods.toml", settings.encode())
+    write_whole(folder / "tuning.md", table.encode())
 
 
 def _draw(path: Path, table: str, rows: Sequence[tables.Row], note: str) -> None:
-    with replacing(path) as file:
+    with whole_file(path) as file:
         match table:
             case "methods" | "ablation":
                 charts.draw_bars(rows, table, note, file)
@@ -79,8 +80,3 @@ def _draw(path: Path, table: str, rows: Sequence[tables.Row], note: str) -> None
 def _note(results: Sequence[Mapping[str, Any]]) -> str:
     towers = sorted({r["backbone"] + (", a stand-in, not CLIP" if r["is_stand_in"] else "") for r in results})
     return f"Frozen towers: {'; '.join(towers) or 'none'}. {len(results)} runs."
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())

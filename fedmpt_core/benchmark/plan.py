@@ -5,7 +5,6 @@ run; it is then done once.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.benchmark.inputs import LABELS, METHODS, ZERO_SHOT, BenchmarkInputs, Changes
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
@@ -109,7 +109,7 @@ def plan(setup: BenchmarkInputs, table: str, methods: Sequence[str], seeds: Sequ
 @lru_cache
 def _content(path: str) -> str:
     """SHA-256 hex of a file, read once; empty for no file and for a folder."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
+    return file_digest(Path(path)) if path and Path(path).is_file() else ""
 
 
 def title(method: str) -> str:

@@ -5,11 +5,11 @@ differed from ours (rounds, resolution, number of seeds) is only partly known. O
 shown: figures of different things do not belong in one table.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.data.public.prepare import record_path
@@ -53,8 +53,7 @@ def _kind(data: DataConfig) -> str:
         return data.source
     try:
         record = json.loads(record_path(Path(data.path)).read_text(encoding="utf-8"))
-        with Path(data.path).open("rb") as file:
-            unchanged = hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
+        unchanged = file_digest(Path(data.path)) == record["sha256"]
         whole = unchanged and record["options"]["min_labels"] == 0
         return str(record["kind"]) if whole else data.source
     except (OSError, ValueError, KeyError, TypeError):

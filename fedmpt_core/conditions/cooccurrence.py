@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from fedmpt_core.common.files import WriteError, write_whole
 from fedmpt_core.common.release import RELEASE
-from fedmpt_core.conditions.new_file import write_new
 from fedmpt_core.config.checks import checked
 from fedmpt_core.config.federation import FederationConfig
 from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
@@ -310,10 +310,10 @@ def read_counts(path: Path) -> NoisyCounts:
 def write_counts(data: bytes, path: Path) -> None:
     """Put a release where it is to lie, all of it or nothing. Raises CountsError when the file exists or cannot be."""
     try:
-        write_new(data, path)
+        write_whole(path, data, mode=0o644, replace=False)
     except FileExistsError:
         raise CountsError(f"{path}: exists: name a new file; the release is charged, and has to be made anew") from None
-    except OSError as error:
+    except WriteError as error:
         raise CountsError(f"{path}: cannot be written ({error.strerror}); the release is charged") from None
 
 

@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.common.files import WriteError, write_whole
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.conditions.answers import names_a_class
 from fedmpt_core.conditions.cooccurrence import NoisyCounts, steering_weights
 from fedmpt_core.conditions.journal import Journal, packed
 from fedmpt_core.conditions.language_model import LanguageModel
-from fedmpt_core.conditions.new_file import write_new
 from fedmpt_core.conditions.ranking import MOST_COSINE, Candidate, rank, readable, text_features, visual_usefulness
 from fedmpt_core.conditions.sampling import LabelSet, label_sets
 from fedmpt_core.conditions.scorer import PROMPT, Lexicon
@@ -145,10 +145,10 @@ def write_list(content: dict[str, Any], path: Path) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        write_new(text.encode(), path)
+        write_whole(path, text.encode(), mode=0o644, replace=False)
     except FileExistsError:
         raise DiscoveryError(f"{path}: exists, and a list is frozen: name a new file") from None
-    except OSError as error:
+    except WriteError as error:
         raise DiscoveryError(f"{path}: cannot be written ({error.strerror})") from None
 
 

@@ -7,16 +7,15 @@ again. It must never be edited: the frozen list holds the same answers.
 """
 
 import base64
-import fcntl
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fedmpt_core.common.files import LineFile
 from fedmpt_core.conditions.answers import Answer
 from fedmpt_core.config.provenance import check_answers
 
@@ -43,13 +42,14 @@ class Journal:
             JournalError: another run's file, a damaged one, one in use, or a disk that refuses.
         """
         self._path, self._run = path, run
-        self._found: dict[tuple[str, int], Answer] = {}
+        self._answers: dict[tuple[str, int], Answer] = {}
         try:
-            self._file = path.open("a+b")
+            self._file = LineFile(path)
+        except BlockingIOError:
+            raise JournalError(f"{path}: another run is writing it: wait, or name another file") from None
         except OSError as error:
             raise JournalError(f"{path}: cannot be written ({error.strerror})") from None
         try:
-            self._lock()
             self._read()
         except BaseException:
             self._file.close()
@@ -62,47 +62,37 @@ class Journal:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._answers)
 
     def get(self, stage: str, number: int) -> Answer | None:
         """The answer, or None when it was not given yet."""
-        return self._found.get((stage, number))
+        return self._answers.get((stage, number))
 
     def append(self, stage: str, numbers: Sequence[int], answers: Sequence[Answer]) -> None:
         """Keep answers; on disk when this returns. Raises JournalError when the disk refuses."""
-        new = [(n, a) for n, a in zip(numbers, answers, strict=True) if (stage, n) not in self._found]
-        lines = [_line({"stage": stage, "number": n, "answer": a.text, "cut": a.cut}) for n, a in new]
-        self._write(b"".join(lines))
-        self._found |= {(stage, n): a for n, a in new}
+        new = [(n, a) for n, a in zip(numbers, answers, strict=True) if (stage, n) not in self._answers]
+        self._write(*({"stage": stage, "number": n, "answer": a.text, "cut": a.cut} for n, a in new))
+        self._answers |= {(stage, n): a for n, a in new}
 
     def records(self) -> list[dict[str, object]]:
         """All answers, by stage and number."""
         return [
             {"stage": stage, "number": number, "answer": answer.text, "cut": answer.cut}
-            for (stage, number), answer in sorted(self._found.items())
+            for (stage, number), answer in sorted(self._answers.items())
         ]
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JournalError(f"{self._path}: another run is writing it: wait, or name another file") from None
-
     def _read(self) -> None:
-        self._file.seek(0)
-        *lines, torn = self._file.read().split(b"\n")
-        end = self._file.tell()
-        header = _line({"schema": SCHEMA_VERSION, "run": self._run})
-        if not lines and not header.startswith(torn):
+        lines, header = self._file.lines, {"schema": SCHEMA_VERSION, "run": self._run}
+        if not lines and not json.dumps(header).encode().startswith(self._file.torn):
             raise JournalError(f"{self._path}: is no file of raw answers: name another")
         for number, line in enumerate(lines, start=1):
             try:
-                said = json.loads(line)
+                row = json.loads(line)
                 if number == 1:
-                    self._check(said["schema"], said["run"])
+                    self._check(row["schema"], row["run"])
                     continue
-                key = str(said["stage"]), int(said["number"])
-                self._found[key] = Answer(str(said["answer"]), bool(said["cut"]))
+                key = str(row["stage"]), int(row["number"])
+                self._answers[key] = Answer(str(row["answer"]), bool(row["cut"]))
             except JournalError:
                 raise
             except (ValueError, KeyError, TypeError, RecursionError):
@@ -110,8 +100,6 @@ class Journal:
                     f"{self._path}: line {number} is no raw answer: remove the file to ask everything again, or name "
                     "another"
                 ) from None
-        if torn:
-            self._file.truncate(end - len(torn))
         if not lines:
             self._write(header)
 
@@ -122,17 +110,11 @@ class Journal:
                 "repeat that run's arguments to go on with it, name another file, or remove it"
             )
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, *lines: dict[str, object]) -> None:
         try:
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file.append(*lines)
         except OSError as error:
             raise JournalError(f"{self._path}: cannot be written ({error.strerror}): the run can go on later") from None
-
-
-def _line(content: dict[str, object]) -> bytes:
-    return json.dumps(content).encode() + b"\n"
 
 
 def packed(records: Sequence[dict[str, object]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.conditions.answers import Answer
 from fedmpt_core.model.backbone.files import fetch
 from fedmpt_core.model.device import device_name, pick_device
@@ -284,8 +285,7 @@ def _embedded_file() -> Path:
     path = Path(found.submodule_search_locations[0]) / name
     if not path.is_file():
         raise ValueError(f"{path} is missing: {INSTALL}")
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != EMBEDDED_SHA256:
         raise ValueError(f"{path} has SHA-256 {digest}, expected {EMBEDDED_SHA256}: it is not the pinned file")
     return path

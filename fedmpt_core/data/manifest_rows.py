@@ -18,7 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedmpt_core.common.files import replacing
+from fedmpt_core.common.files import whole_file
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "labels", "split", "group")
@@ -141,7 +141,7 @@ def write_manifest(rows: Iterable[ManifestRow], path: str | Path) -> None:
     if first is None:
         raise ValueError("rows is empty: a manifest needs at least one picture")
     columns = COLUMNS if first.group else _REQUIRED
-    with replacing(path) as file:
+    with whole_file(path) as file:
         write(itertools.chain((first,), checked), columns, file)
 
 

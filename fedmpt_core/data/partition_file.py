@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from fedmpt_core.common.files import replacing
+from fedmpt_core.common.files import write_whole
 from fedmpt_core.data.pictures import Dataset
 
 SCHEMA = 1
@@ -66,8 +66,7 @@ def save_partition(partition: Partition, dataset: Dataset, path: Path) -> None:
         "digest": record_list_digest(dataset),
         "sites": [part.tolist() for part in partition.parts],
     }
-    with replacing(path) as file:
-        file.write(json.dumps(values).encode() + b"\n")
+    write_whole(path, json.dumps(values).encode() + b"\n")
 
 
 def load_partition(path: Path, dataset: Dataset) -> Partition:

@@ -6,7 +6,6 @@ upright RGB pixels. Must never hand on half a picture: truncated, damaged or ove
 their name and manifest line.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from fedmpt_core.common.files import file_digest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 """Raster formats that are opened. Others, above all those that run an interpreter (EPS), are refused."""
@@ -90,8 +91,7 @@ class FilePicture:
     def digest(self) -> str:
         """SHA-256 hex of the file's bytes. Raises BadPicture when it cannot be read."""
         try:
-            with self._file().open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_digest(self._file())
         except OSError as error:
             raise self._bad(_system_reason(error)) from None
 

@@ -5,13 +5,13 @@ No error holds what a file contains.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cryptography.x509.oid import NameOID
 
+from fedmpt_core.common.files import WriteError, write_whole
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity, certificate_of, root_sha256
 from fedmpt_core.secagg.roster import KeyCard, Roster
@@ -160,16 +160,9 @@ def _text(path: Path, remedy: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
+        write_whole(path, f"{text}\n".encode(), mode=0o644)
+    except WriteError as error:
         raise SecAggError(
             Abort.STORAGE, f"{path} cannot be written ({error.strerror}): choose a folder that you may write to"
         ) from None

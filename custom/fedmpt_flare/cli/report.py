@@ -1,7 +1,6 @@
 """`fedmpt report`: a run's privacy report for people, as one HTML file, as JSON, and the model card as Markdown."""
 
 import json
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fedmpt_core.common.files import write_whole
 from fedmpt_flare.cli.screen import say
 
 
@@ -65,10 +65,10 @@ def report(
     found = build_report(run, audit, datetime.now(UTC).isoformat(timespec="seconds"))
     written = []
     if page:
-        _write(page, render(found))
+        write_whole(page, render(found).encode(), mode=0o644)
         written.append(page)
     if model_card:
-        _write(model_card, to_markdown(found))
+        write_whole(model_card, to_markdown(found).encode(), mode=0o644)
         written.append(model_card)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), allow_nan=False))
@@ -93,22 +93,3 @@ def _check_place(path: Path, ours: Callable[[str], bool]) -> None:
         raise NotWritten(f"{path}: cannot be read ({error.strerror}): name another file") from None
     if not same:
         raise NotWritten(f"{path}: exists and was not written by this command: name another file")
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or nothing, whatever was there."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".report-", delete=False, encoding="utf-8"
-        ) as file:
-            partial = Path(file.name)
-            try:
-                file.write(text)
-                file.close()
-                partial.chmod(0o644)
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise NotWritten(f"{path}: cannot be written ({error.strerror}): name another place") from None

@@ -3,13 +3,13 @@
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.common.files import write_whole
 from fedmpt_core.common.release import package_versions
 from fedmpt_core.federation.run.manifest import RunManifest
 from fedmpt_core.federation.run.record import (
@@ -72,9 +72,4 @@ class RunFolder(Keeper):
             stream.write(line)
 
     def _replace(self, name: str, data: bytes) -> None:
-        partial = (self._path / name).with_suffix(".partial")
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self._path / name)
+        write_whole(self._path / name, data, mode=None)

@@ -4,7 +4,6 @@ Two files appear, each whole or not at all: first the manifest, then beside it `
 leave pictures out are off unless asked for, and stand in the record: figures on a filtered set are of another set.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmpt_core.common.files import replacing
+from fedmpt_core.common.files import file_digest, whole_file, write_whole
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, write_manifest
 from fedmpt_core.data.public.folder_checks import LeftOut, Progress
@@ -108,7 +107,7 @@ def prepare(
             kept_by = f"min_labels={options.min_labels}, missing='{options.missing}'"
             raise ValueError(f"{kept_by}: no picture is left in split '{empty[0]}': leave out fewer")
 
-    with replacing(record_path(out)) as record:
+    with whole_file(record_path(out)) as record:
         write_manifest(kept(rows), out)
         found = PreparedManifest(
             kind,
@@ -119,9 +118,8 @@ def prepare(
             len(left_out or ()),
             options,
         )
-        with out.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        values = {"schema": SCHEMA, "release": RELEASE, "manifest": out.name, "sha256": digest, **found.to_dict()}
+        facts = {"schema": SCHEMA, "release": RELEASE, "manifest": out.name, "sha256": file_digest(out)}
+        values = {**facts, **found.to_dict()}
         record.write(json.dumps(values, indent=2).encode() + b"\n")
     return found
 
@@ -169,8 +167,7 @@ class ClassFile:
     def write(self) -> None:
         """Write the file, whole or not at all. Raises ValueError as `check` does, or when the disk refuses."""
         self.check()
-        with replacing(self.path) as file:
-            file.write(self._lines())
+        write_whole(self.path, self._lines())
 
     def _is_there(self) -> bool:
         try:

@@ -5,13 +5,13 @@ file that was changed later. It proves what this server said, not that the serve
 signatures of their own. numpy and torch are not needed.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.signing import SigningError, load_signer, verifier_of
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.toml import build
@@ -187,12 +187,6 @@ def check_manifest(found: RunManifest, folder: Path) -> None:
             ) from None
         if not same:
             raise RunManifestError(f"{folder / name}: is not the file that the server signed")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _text(path: Path) -> str:

@@ -6,7 +6,6 @@ own. Sites keep their own ledgers; keys of secure aggregation are made anew.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from fedmpt_core.common.files import write_whole
 from fedmpt_core.config.job import JobConfig, ResumeConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.run.record import RunRecord, save_model
@@ -56,12 +56,7 @@ class Checkpoint:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "round": self.round, "job": self.job.to_dict()}
         facts |= {"record": self.record.to_dict(), "privacy": self.privacy}
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as stream:
-            stream.write(save_model(self.layout, self.state, {"checkpoint": json.dumps(facts)}))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_whole(path, save_model(self.layout, self.state, {"checkpoint": json.dumps(facts)}))
 
     def resuming(self) -> ResumeConfig:
         """What a job says to continue this run."""

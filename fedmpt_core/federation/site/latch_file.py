@@ -3,9 +3,9 @@
 It lies outside every job folder, since it must outlive the job's processes.
 """
 
-import os
 from pathlib import Path
 
+from fedmpt_core.common.files import WriteError, write_whole
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.latch import Latch
@@ -43,21 +43,10 @@ def read_latch(path: Path) -> Latch | None:
 
 def write_latch(path: Path, latch: Latch) -> None:
     """Replace the record; on disk when this returns. Raises SecAggError(STORAGE), and nothing may be sent then."""
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(latch.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
+        write_whole(path, latch.to_json().encode())
+    except (OSError, WriteError) as error:
         raise SecAggError(
             Abort.STORAGE, f"{path} cannot be written ({error.strerror}): nothing is signed until it can"
         ) from None

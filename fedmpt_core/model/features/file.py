@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import struct
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fedmpt_core.common.files import WriteError, whole_file
+
 MAGIC = b"FMPTFEAT"
 VERSION = 1
 HEADER = struct.Struct("<8sIIII32s32s40x")
 SUFFIX = ".features"
-PARTIAL = ".partial"
 ABANDONED_SECONDS = 3600
 """Age from which an unfinished file is taken for one of a process that died; writing one takes milliseconds."""
 
@@ -98,19 +98,10 @@ class FeatureSpace:
         try:
             for folder in (self.folder, path.parent):
                 folder.mkdir(mode=0o700, exist_ok=True)
-            # Readable for the owner only, whatever the umask.
-            handle, name = tempfile.mkstemp(dir=path.parent, suffix=PARTIAL)
-            partial = Path(name)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(self.header(digest, payload))
-                    file.write(payload)
-                # without waiting for the disk: what a power failure tears, the digest finds
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        except OSError as error:
+            with whole_file(path, durable=False) as file:  # what a power failure tears, the digest finds
+                file.write(self.header(digest, payload))
+                file.write(payload)
+        except (OSError, WriteError) as error:
             raise FeatureCacheError(cannot("written to", self.folder, error)) from None
 
 
@@ -129,7 +120,7 @@ def stored_files(cache: Path) -> Iterator[tuple[int, Path, int]]:
             continue  # another process deleted or finished it
 
 
-def cannot(what: str, folder: Path, error: OSError) -> str:
+def cannot(what: str, folder: Path, error: OSError | WriteError) -> str:
     """What to tell a person when the folder cannot be `what`."""
     return (
         f"the feature cache {str(folder)!r} cannot be {what} ({error.strerror or error}): "

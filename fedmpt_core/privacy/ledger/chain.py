@@ -4,8 +4,8 @@ A line is canonical JSON: ASCII, sorted keys, separators `,` and `:`, integers a
 so that a hash never depends on how a number is printed). Every line holds the SHA-256 of the line before it (a hash
 chain, Haber and Stornetta 1991) and the site's signature over its own hash.
 
-Bytes in, entries out: nothing here opens a file. The standard library is enough, so that an auditor can run this file
-by itself: `Chain(Path(name), verify).follow(data)`.
+Bytes in, entries out: nothing here opens a file. The standard library is enough, so that an auditor can run this
+without anything else: `Chain(Path(name), verify).follow(data)`.
 """
 
 import hashlib

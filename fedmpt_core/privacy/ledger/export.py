@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.signing import SigningError, load_signer, verifier
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.config.toml import ConfigError, build
-from fedmpt_core.federation.run.manifest import file_digest
 from fedmpt_core.privacy.ledger.ledger import Entries, read_ledger
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.privacy.ledger.statement import statement

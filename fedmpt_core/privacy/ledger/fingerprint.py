@@ -7,9 +7,11 @@ without the key nobody can test whether a record is among them. It must never be
 import hashlib
 import hmac
 import os
-import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from fedmpt_core.common.files import write_whole
 
 KEY_BYTES = 32
 _PURPOSE = b"\xffFEDMPT-FINGERPRINT/1\0"
@@ -40,37 +42,16 @@ def site_key(path: Path | str) -> bytes:
     """The site's fingerprint key, 32 bytes; drawn and stored with mode 0600 the first time, read back later.
 
     Raises:
-        ValueError: the file has another length, or others than its owner may read it.
-        OSError: the folder is missing or cannot be written.
+        ValueError: the file has another length, others than its owner may read it, or it cannot be written.
+        OSError: it cannot be read.
     """
     path = Path(path)
     if not path.exists():
-        _store(path, os.urandom(KEY_BYTES))
+        with suppress(FileExistsError):  # the first of two that draw one wins
+            write_whole(path, os.urandom(KEY_BYTES), replace=False)
     if path.stat().st_mode & 0o077:
         raise ValueError(f"{path} may be read by others than its owner: give it mode 0600 and see who read it")
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
         raise ValueError(f"{path} has {len(key)} bytes, a site key has {KEY_BYTES}: restore it from a backup")
     return key
-
-
-def _store(path: Path, key: bytes) -> None:
-    """Writes aside and links, so that no process ever reads half a key and the first of two writers wins."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(file, "wb") as stream:
-            stream.write(key)
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            path.hardlink_to(draft)
-        except FileExistsError:
-            return
-    finally:
-        draft.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -8,18 +8,19 @@ that follows names the bytes that were released. So a crash can charge too much,
 A file that was cut at a line's end is still a valid chain: whoever holds a later `LedgerHead` can tell, see `contains`.
 
 This module never writes an epsilon as truth, never edits a line, and starts no new ledger where one is missing. It
-needs the standard library, chain.py and ledger_file.py alone, so that an auditor can run it.
+needs the standard library alone, so that an auditor can run it.
 """
 
 import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.common.files import append, sync_folder, write_whole
 from fedmpt_core.privacy.ledger.chain import (
     ADJACENCY,
     FIRST,
@@ -38,7 +39,7 @@ from fedmpt_core.privacy.ledger.chain import (
     canonical,
     plain_details,
 )
-from fedmpt_core.privacy.ledger.file import disk, fetch, locked, sync_folder, write
+from fedmpt_core.privacy.ledger.file import disk, fetch, opened
 
 __all__ = [
     "LEDGER_SCHEMA",
@@ -82,7 +83,7 @@ def read_ledger(path: Path | str, verify: Verifier | None = None, *, lock_timeou
         LedgerError: missing, unreadable, damaged, unsigned although `verify` is given, of a later schema, or locked.
     """
     chain = Chain(Path(path), verify)
-    with locked(Path(path), lock_timeout, write=False) as file:
+    with opened(Path(path), lock_timeout, write=False) as file:
         data = fetch(chain, file)
     torn = chain.follow(data)
     entries = Entries(chain.entries)
@@ -170,7 +171,7 @@ class Ledger:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            with locked(path, lock_timeout, write=True) as file, disk(path):
+            with opened(path, lock_timeout, write=True) as file, disk(path):
                 ledger._append(file, fields)
                 for folder in (path.parent, *(folder.parent for folder in made)):
                     sync_folder(folder)
@@ -205,7 +206,7 @@ class Ledger:
         if (signer is None) != (verify is None):
             raise LedgerError(f"{path} was opened with only one of signer and verify: pass both, or None for both")
         ledger = Ledger(path, signer=signer, verify=verify, clock=clock, lock_timeout=lock_timeout)
-        with locked(path, lock_timeout, write=True) as file:
+        with opened(path, lock_timeout, write=True) as file:
             torn = ledger._chain.follow(fetch(ledger._chain, file))
             first = ledger._chain.entries[0]
             for name, wanted in (("site", site), ("dataset", dataset), ("delta", repr(float(delta))), ("unit", unit)):
@@ -314,7 +315,7 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[int]:
-        with locked(self._path, self._lock_timeout, write=True) as file:
+        with opened(self._path, self._lock_timeout, write=True) as file:
             self._set_aside(file, self._chain.follow(fetch(self._chain, file)))
             yield file
 
@@ -342,12 +343,7 @@ class Ledger:
         except Damage as damage:
             raise LedgerError(f"the new line for {self._path} {damage}: correct the arguments or the key") from None
         with disk(self._path):
-            try:
-                write(file, line + b"\n")
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(file, chain.offset)
-                raise
+            append(file, line + b"\n")
         chain.add(entry, line)
         return entry
 
@@ -358,14 +354,6 @@ class Ledger:
             numbers = itertools.count(1)
             names = (self._path.with_name(f"{self._path.name}.torn-{number}") for number in numbers)
             aside = next(name for name in names if not name.exists())  # the ledger's lock is held
-            copy = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                write(copy, torn)
-            except OSError:
-                aside.unlink()
-                raise
-            finally:
-                os.close(copy)
-            sync_folder(self._path.parent)
+            write_whole(aside, torn, replace=False)
             os.ftruncate(file, self._chain.offset)
             os.fsync(file)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from fedmpt_core.common.files import file_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.run.manifest import (
     RunManifest,
     RunManifestError,
     check_manifest,
-    file_digest,
     read_manifest,
 )
 from fedmpt_core.federation.run.record import MANIFEST, RunRecord

@@ -689,7 +689,7 @@ def test_a_torn_line_is_not_lost_when_the_disk_is_full(path: Path, monkeypatch: 
     path.write_bytes(path.read_bytes() + b"torn")
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", failing)
+        patch.setattr(os, "fsync", failing)
         with pytest.raises(LedgerError, match="No space left"):
             opened(path)
     assert path.read_bytes() == before and names(path.parent) == [path.name]
@@ -999,8 +999,8 @@ def _added(total: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def _trap(number: int) -> None:
-    """Kills this process at its `number`-th line inside the privacy package, and halves every write to the ledger."""
-    package, seen, write = str(ROOT / "fedmpt_core" / "privacy"), count(1), os.write
+    """Kills this process at its `number`-th line inside ledger and files, and halves every write to the ledger."""
+    inside, seen, write = tuple(str(ROOT / "fedmpt_core" / room) for room in ("privacy", "common")), count(1), os.write
 
     def line(frame: Any, event: str, _: object) -> Any:
         if event == "line" and next(seen) == number:
@@ -1011,7 +1011,7 @@ def _trap(number: int) -> None:
         return write(file, data[: (len(data) + 1) // 2] if len(data) > 200 else data)
 
     setattr(os, "write", half)  # noqa: B010
-    sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename.startswith(package) else None)
+    sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename.startswith(inside) else None)
 
 
 def _steps(root: Path, order: str) -> dict[str, Any]:

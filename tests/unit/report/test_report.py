@@ -19,6 +19,7 @@ from fedmpt_core.audit.auditor import Audit, audit_run
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, Run, load_run
 from fedmpt_core.audit.spending import Spending
+from fedmpt_core.common.files import WriteError
 from fedmpt_core.config.job import PrivacyConfig
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.report import plain
@@ -484,7 +485,7 @@ def test_no_place_to_write_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "nowhere" / "r.html", tmp_path / "file" / "r.html", tmp_path):
         done = invoke(folder, "--out", place)
-        assert isinstance(done.exception, NotWritten), done.output
+        assert isinstance(done.exception, NotWritten | WriteError), done.output
         assert str(place) in str(done.exception)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "run-1"]
 
