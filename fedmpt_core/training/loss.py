@@ -11,6 +11,7 @@ never reduce over records: per-record gradients need one number per record.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,7 +58,9 @@ def asymmetric_loss(
     # log(1 - p_m) with p_m = max(p - margin, 0) is log(min(1 - p + margin, 1)).
     log_absent = log_negative
     if margin > 0:
-        log_absent = torch.logaddexp(log_negative, torch.full_like(log_negative, math.log(margin))).clamp(max=0)
+        # log(e^a + e^m) as m - log sigmoid(m - a): torch.logaddexp rounds the last records of a batch otherwise
+        log_margin = math.log(margin)
+        log_absent = (log_margin - F.logsigmoid(log_margin - log_negative)).clamp(max=0)
     weight_present = (gamma_positive * log_negative.detach()).exp()
     weight_absent = (log_positive.detach().exp() - margin).clamp(min=0) ** gamma_negative
     loss = -torch.where(targets > 0.5, weight_present * log_positive, weight_absent * log_absent)

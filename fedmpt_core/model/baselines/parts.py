@@ -143,7 +143,8 @@ class CrossAttention(nn.Module):
         asked = per_record(self.query, queries).unflatten(-2, (self._heads, -1))  # (...,H,d,M)
         keys = (texts @ self.key.mT).unflatten(-1, (self._heads, -1)).transpose(0, 1)  # (H,T,d)
         values = (texts @ self.value.mT).unflatten(-1, (self._heads, -1)).transpose(0, 1)
-        weights = torch.softmax(keys @ asked / keys.shape[-1] ** 0.5, dim=-2)  # (...,H,T,M)
+        scores = keys @ asked / keys.shape[-1] ** 0.5  # (...,H,T,M)
+        weights = torch.softmax(scores.mT, dim=-1).mT  # over T; see `pooling_weights`
         return per_record(self.out, (values.mT @ weights).flatten(-3, -2).mT).mT
 
 

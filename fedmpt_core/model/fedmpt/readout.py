@@ -41,7 +41,8 @@ def pooling_weights(cosine: Tensor, temperature: float) -> Tensor:
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0: use 0.1 for cosines")
-    return torch.softmax(cosine / temperature, dim=-2)
+    # Over the last axis: over another one torch rounds the last records of a batch otherwise.
+    return torch.softmax((cosine / temperature).mT, dim=-1).mT
 
 
 def class_similarity(cosine: Tensor, scale: float) -> Tensor:

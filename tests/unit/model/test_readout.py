@@ -77,3 +77,14 @@ def test_the_plan_as_it_stands_says_nothing() -> None:
     one, zero = torch.ones(N).double(), torch.zeros(N).double()
     scaled = torch.sigmoid(sigmoid_logits(cosine, weights(), 20 * one, zero))
     assert (scaled - 0.5).abs().max() > 0.3
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((13, 9, 8), torch.float32), ((5, 3, 7, 4), torch.float64)])
+def test_a_record_s_pooling_does_not_depend_on_its_place_in_the_batch(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    rng = np.random.default_rng(4)
+    cosine = torch.from_numpy(rng.uniform(-1, 1, shape)).to(dtype)
+    for _ in range(40):
+        order = torch.from_numpy(rng.permutation(shape[0]))
+        assert torch.equal(pooling_weights(cosine, 0.1)[order], pooling_weights(cosine[order], 0.1))

@@ -117,3 +117,14 @@ def test_impossible_arguments_are_refused(settings: dict[str, object], says: str
         of_logits(*batch(), **settings)
     with pytest.raises(ValueError, match="targets has shape"):
         of_logits(batch()[0], batch()[1][:, :2])
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_record_s_loss_does_not_depend_on_its_place_in_the_batch(double: bool) -> None:
+    rng = np.random.default_rng(3)
+    for records in (5, 13, 31):
+        logits = torch.from_numpy(rng.normal(0, 3, (records, 7))).to(torch.float64 if double else torch.float32)
+        targets = torch.from_numpy(rng.random((records, 7)) < 0.3).to(logits.dtype)
+        for _ in range(20):
+            order = torch.from_numpy(rng.permutation(records))
+            assert torch.equal(of_logits(logits, targets)[order], of_logits(logits[order], targets[order]))
