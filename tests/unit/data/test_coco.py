@@ -252,9 +252,9 @@ def test_reading_holds_no_polygon(tmp_path: Path) -> None:
     code = f"""
 import tracemalloc
 from pathlib import Path
-from fedmpt_core.data.coco import CLASSES
-from fedmpt_core.data.instances import read_instances
-from fedmpt_core.data.manifest_file import Problems
+from fedmpt_core.data.public.coco import CLASSES
+from fedmpt_core.data.public.instances import read_instances
+from fedmpt_core.data.manifest_rows import Problems
 import ijson
 tracemalloc.start()
 found = read_instances(Path({str(path)!r}), {{c: i for i, c in enumerate(CLASSES)}}, "", Problems("x"))
