@@ -39,7 +39,7 @@ class BackboneConfig:
     weights: str = ""
     """Pretrained tag known to open_clip, a file, or `random:SEED`. Unused if embedded; may be empty for a model folder
     or `hf-hub:` name, which bring their own."""
-    image_size: Annotated[int, Field(ge=96, le=448)] = 224
+    image_size: Annotated[int, Field(ge=96, le=448, multiple_of=32)] = 224
     """Side of the square picture in pixels (embedded only; open_clip models bring their own)."""
     precision: Literal["auto", "float32"] = "auto"
     """`auto` is half precision on a GPU and float32 on a CPU; `float32` is float32 everywhere."""

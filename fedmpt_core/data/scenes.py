@@ -20,11 +20,13 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
+from pydantic import Field
 
+from fedmpt_core.config.checks import checked
 from fedmpt_core.data.pictures import Dataset
 
 Split = Literal["train", "val", "test", "correlated"]
@@ -61,24 +63,14 @@ _PAIRS_KEY = 3
 _PAIRED = ("train", "correlated")  # splits with a site's own pairs
 
 
-@dataclass(frozen=True)
+@checked
 class SceneConfig:
-    """What fixes the scenes of a federation.
+    """What fixes the scenes of a federation."""
 
-    Attributes:
-        seed: every scene follows from it; 0..2^32-1.
-        spurious_strength: probability that a drawn label brings its partner at the site along, [0, 1].
-    """
-
-    seed: int
-    spurious_strength: float = 0.9
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when a field is out of range."""
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} is out of range: allowed is [0, 2^32)")
-        if not 0 <= self.spurious_strength <= 1:
-            raise ValueError(f"spurious_strength={self.spurious_strength} is out of range: allowed is [0, 1]")
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    """Every scene follows from it."""
+    spurious_strength: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Probability that a drawn label brings its partner at the site along."""
 
 
 @dataclass(frozen=True)
@@ -170,24 +162,6 @@ def co_occurrence(config: SceneConfig, site: int) -> np.ndarray:
         one, other = order[circle[i]], order[circle[count - 1 - i]]
         matrix[one, other] = matrix[other, one] = config.spurious_strength
     return matrix
-
-
-def contact_sheet(config: SceneConfig, *, sites: int = 3, columns: int = 5) -> Image.Image:
-    """Some training scenes of every site, and some test scenes, with their labels."""
-    rows = [(f"site {s + 1}", scenes(config, site=s, sites=sites, split="train", count=columns)) for s in range(sites)]
-    rows.append(("test", scenes(config, site=0, sites=sites, split="test", count=columns)))
-    cell, left = SIDE * 3 // 4, 56
-    sheet = Image.new("RGB", (left + columns * (cell + 8), len(rows) * (cell + 26) + 4), "white")
-    draw = ImageDraw.Draw(sheet)
-    for r, (title, dataset) in enumerate(rows):
-        top = r * (cell + 26) + 4
-        draw.text((4, top + cell // 2), title, fill="black")
-        for c, picture in enumerate(dataset.pictures):
-            x = left + c * (cell + 8)
-            sheet.paste(picture.load().resize((cell, cell), Image.Resampling.LANCZOS), (x, top))
-            words = ", ".join(name for name, there in zip(CLASSES, dataset.targets[c], strict=True) if there)
-            draw.text((x, top + cell + 3), words if len(words) < 30 else words[:28] + "..", fill="black")
-    return sheet
 
 
 def _plan(config: SceneConfig, site: int, split: Split, index: int) -> tuple[np.random.Generator, tuple[Placed, ...]]:

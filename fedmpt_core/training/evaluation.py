@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.cache import PatchFeatures
 from fedmpt_core.model.fedmpt.gating import entropy
-from fedmpt_core.model.memory import PieceSize, in_pieces
 from fedmpt_core.training import metrics
 
 DEFAULT_THRESHOLD = 0.5

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedmpt_core.config.job import LossConfig, TrainingConfig
 from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.cache import PatchFeatures
-from fedmpt_core.model.memory import PieceSize, in_pieces
 from fedmpt_core.training.loss import asymmetric_loss
 
 DEFAULT_BATCH_SIZE = 32

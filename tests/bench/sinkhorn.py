@@ -35,7 +35,7 @@ def _row(spread: float) -> Row:
     rows /= rows.sum(-1, keepdims=True)
 
     def ours() -> torch.Tensor:
-        return transport.solve(cost, a, b, reg=REG, iterations=ITERATIONS).plan
+        return transport.solve(cost, a, b, reg=REG, iterations=ITERATIONS)
 
     def loop(stop: float = 1e-9) -> np.ndarray:
         plans = np.empty((B, N, P, C))

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.cache import PatchFeatures
-from fedmpt_core.model.memory import PieceSize, in_pieces
 from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import GRID_BITS, ClipGroup, PrivateOptimizer

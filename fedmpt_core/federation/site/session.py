@@ -26,10 +26,9 @@ from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.site.admission import check_site
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.load import load_backbone
-from fedmpt_core.model.device import device_name, pick_device
+from fedmpt_core.model.device import DeviceFull, device_name, pick_device
 from fedmpt_core.model.features.cache import FeatureCache, PatchFeatures
 from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
-from fedmpt_core.model.memory import DeviceFull
 from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
 from fedmpt_core.privacy.ledger.ledger import LedgerHead

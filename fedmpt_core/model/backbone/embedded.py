@@ -67,10 +67,8 @@ class EmbeddedBackbone(Backbone):
             image_size: side of the square picture in pixels, a multiple of 32 from 96 to 448.
 
         Raises:
-            ValueError: an impossible size, a missing package, or weights that are not the pinned ones.
+            ValueError: a missing package, or weights that are not the pinned ones.
         """
-        if image_size % STRIDE or not 96 <= image_size <= 448:
-            raise ValueError(f"image_size={image_size} must be a multiple of {STRIDE} from 96 to 448")
         self.image_size = image_size
         self.grid = (image_size // STRIDE, image_size // STRIDE)
         self._device = torch.device("cpu")
@@ -159,18 +157,16 @@ class EmbeddedBackbone(Backbone):
         return self
 
 
-def write_anchors(path: Path, names: Sequence[str]) -> None:
-    """Make the anchors: row 0 the mean embedding of all names, then each centred and scaled to unit length, float16.
+def anchors_of(names: Sequence[str], mean: np.ndarray | None = None) -> np.ndarray:
+    """What `anchors.npy` holds.
 
     Args:
-        path: file to write.
         names: the 1000 ImageNet class names in the classifier's order (open_clip has them).
+        mean: (D,) replaces the mean embedding of these names.
+
+    Returns:
+        (1 + len(names), D) float16: the mean embedding, then each name's, centred and scaled to unit length.
     """
-    np.save(path, anchors_of(names), allow_pickle=False)
-
-
-def anchors_of(names: Sequence[str], mean: np.ndarray | None = None) -> np.ndarray:
-    """(1 + len(names), D) float16 as `write_anchors` describes; `mean` (D,) replaces that of these names."""
     tokenizer, text = _tokenizer(), _text_tower()
     table = text.words.weight
     with torch.no_grad():

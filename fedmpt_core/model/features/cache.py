@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from fedmpt_core.data.pictures import Picture, as_rows
+from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.file import HEADER, FeatureCacheError, FeatureSpace, cannot, stored_files
-from fedmpt_core.model.memory import PieceSize, in_pieces
 
 if TYPE_CHECKING:
     from fedmpt_core.model.backbone.base import Backbone

@@ -41,16 +41,8 @@ class Adapters(nn.Module):
             width: S >= 1, the paper's D_s.
             ratio: (0, 1].
             generator: source of the initial values, so that they are the same numbers on every machine.
-
-        Raises:
-            ValueError: a size below 1 or a ratio outside (0, 1].
         """
         super().__init__()
-        for name, value in (("conditions", conditions), ("features", features), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if not 0 < ratio <= 1:
-            raise ValueError(f"ratio={ratio} is out of range: allowed is (0, 1]")
         self.ratio = ratio
         start = generator.standard_normal((conditions, features, width)) / features**0.5
         self.down = nn.Parameter(torch.from_numpy(start.astype(np.float32)))

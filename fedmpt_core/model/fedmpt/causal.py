@@ -6,7 +6,6 @@ D is the picture, Y a label, r the condition under which the picture is read (th
 | d) is the gate and sum_d' P(d') P(Y | r, d') is the prediction of condition r: its parameters are shared by
 all sites, so the average over other pictures d' is taken by training them on everyone's pictures. What
 remains is a mixture of probabilities, which `front_door` computes from logits in log space.
-`front_door_adjustment` is the literal double sum for discrete tables.
 
 Limits: a condition's prediction sees the patches, so paths from D to Y beside r are not ruled out, and the
 inner expectation has no estimator of its own. `front_door` must never mix logits: that is a product of experts,
@@ -68,30 +67,3 @@ def product_of_experts(log_r_given_d: Tensor, logit_y_given_r: Tensor) -> Outcom
     """
     logit = (log_r_given_d.exp().unsqueeze(-1) * logit_y_given_r).sum(-2)
     return Outcome(F.logsigmoid(logit), F.logsigmoid(-logit))
-
-
-def front_door_adjustment(p_r_given_d: Tensor, p_d: Tensor, p_y_given_r_d: Tensor) -> Tensor:
-    """The front-door formula on discrete tables, for checking against a known causal model.
-
-    Args:
-        p_r_given_d: (K, N) P(r | d) for K values of D and N of the mediator.
-        p_d: (K,) P(d).
-        p_y_given_r_d: (N, K) P(Y = 1 | r, d).
-
-    Returns:
-        (K,) P(Y = 1 | do(D = d)).
-
-    Raises:
-        ValueError: tables whose shapes do not belong together.
-
-    Source:
-        Pearl 1995, front-door criterion.
-    """
-    values, mediators = p_r_given_d.shape
-    if p_d.shape != (values,) or p_y_given_r_d.shape != (mediators, values):
-        raise ValueError(
-            f"p_d has shape {tuple(p_d.shape)} and p_y_given_r_d {tuple(p_y_given_r_d.shape)}: with "
-            f"p_r_given_d ({values}, {mediators}) give ({values},) and ({mediators}, {values})"
-        )
-    p_y_given_do_r = p_y_given_r_d @ p_d  # sum_d' P(d') P(Y | r, d')
-    return p_r_given_d @ p_y_given_do_r

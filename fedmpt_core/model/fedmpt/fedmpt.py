@@ -135,7 +135,7 @@ class Head(nn.Module):
             reg=self._config.reg,
             iterations=self._config.iterations,
             cost_bound=1.0,
-        ).plan
+        )
 
 
 class FedMPT(TunedModel):

@@ -37,16 +37,8 @@ class Gate(nn.Module):
             width: S >= 1.
             temperature: > 0.
             generator: source of the initial values, so that they are the same numbers on every machine.
-
-        Raises:
-            ValueError: a size below 1 or a temperature that is not positive.
         """
         super().__init__()
-        for name, value in (("conditions", conditions), ("features", features), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be above 0")
         self.temperature = temperature
         start = generator.standard_normal((features, width)) / features**0.5
         self.down = nn.Parameter(torch.from_numpy(start.astype(np.float32)))

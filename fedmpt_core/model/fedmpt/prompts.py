@@ -57,14 +57,11 @@ class PromptLearner(nn.Module):
                 same numbers on every machine.
 
         Raises:
-            ValueError: no class, a negative count, or words without a token, named.
+            ValueError: no class, or words without a token, named.
         """
         super().__init__()
         if not classes:
             raise ValueError("classes is empty: give at least one class name")
-        for name, value in (("condition_tokens", condition_tokens), ("class_tokens", class_tokens)):
-            if value < 0:
-                raise ValueError(f"{name}={value} must be at least 0")
         width = backbone.token_dim
         self.condition_context: nn.Parameter | None = None
         if conditions and condition_tokens:

@@ -35,12 +35,7 @@ def pooling_weights(cosine: Tensor, temperature: float) -> Tensor:
     Returns:
         (..., P, C), columns summing to 1. The gradient flows through the weights, as in softmax region
         pooling.
-
-    Raises:
-        ValueError: temperature <= 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0: use 0.1 for cosines")
     # Over the last axis: over another one torch rounds the last records of a batch otherwise.
     return torch.softmax((cosine / temperature).mT, dim=-1).mT
 

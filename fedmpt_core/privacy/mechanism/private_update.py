@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fedmpt_core.config.job import JobConfig, PrivacyConfig
 from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.cache import PatchFeatures
-from fedmpt_core.model.memory import PieceSize, in_pieces
 from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import ClipGroup, PrivateOptimizer

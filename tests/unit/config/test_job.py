@@ -62,6 +62,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         ("[training.group_rates]\nhaed = 1.0\n", r"\[training.group_rates\] unknown key 'haed': did you mean 'head'"),
         ("[training.group_rates]\nhead = 0.0\n", r"\[training.group_rates\] head=0.0 is out of range"),
         ('[backbone]\nkind = "open_clip"\n', "architecture='' : name an open_clip architecture"),
+        ("[backbone]\nimage_size = 100\n", r"\[backbone\] image_size=100: input should be a multiple of 32"),
         ('[backbone]\nweights = "openai"\n', "the embedded stand-in takes neither"),
         ("[loss]\ngamma_negative = 0.5\n", "gamma_negative=0.5 is below gamma_positive=1.0"),
         ("schema = 2\n", "schema=2 is not supported"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedmpt_core.data import scenes as module
-from fedmpt_core.data.scenes import CLASSES, SIDE, SceneConfig, ScenePicture, co_occurrence, contact_sheet, scenes
+from fedmpt_core.data.scenes import CLASSES, SIDE, SceneConfig, ScenePicture, co_occurrence, scenes
 
 SPRITES = Path(module.__file__).parent / "sprites"
 INDEX = json.loads((SPRITES / "index.json").read_text())["sprites"]
@@ -140,9 +140,3 @@ def test_an_impossible_request_is_refused(arguments: dict, says: str) -> None:
 def test_an_impossible_config_is_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match="out of range"):
         SceneConfig(**fields)
-
-
-def test_the_contact_sheet_shows_every_site_and_the_test_set() -> None:
-    sheet = contact_sheet(CONFIG, sites=2, columns=2)
-    assert sheet.width > 2 * 168
-    assert sheet.height > 3 * 168

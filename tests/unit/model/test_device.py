@@ -9,8 +9,8 @@ import torch
 
 from fedmpt_core.config.job import TrainingConfig
 from fedmpt_core.federation.site.session import SiteSession
+from fedmpt_core.model.device import DeviceFull, PieceSize, in_pieces
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
-from fedmpt_core.model.memory import DeviceFull, PieceSize, in_pieces
 from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer

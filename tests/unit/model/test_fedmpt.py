@@ -76,7 +76,7 @@ def written_out(made: FedMPT, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         cost = torch.from_numpy(1 - scores / scores.sum(1, keepdims=True))
         a = patch_importance(torch.from_numpy(cosine), config.patch_temperature)
         b = torch.full((C,), 1 / C, dtype=torch.float64)
-        plan = solve(cost, a, b, reg=config.reg, iterations=config.iterations).plan.numpy()
+        plan = solve(cost, a, b, reg=config.reg, iterations=config.iterations).numpy()
         scale, bias = float(head.scale[n].detach()), float(head.bias[n].detach())
         for c in range(C):
             evidence = sum(C * plan[m, c] * cosine[m, c] for m in range(P))
@@ -374,7 +374,7 @@ def test_zero_shot_is_the_plain_template(components: tuple[str, ...]) -> None:
     if "transport" in components:
         cost = 1 - torch.softmax(20.0 * cosine, dim=-1)
         a, b = patch_importance(cosine, 0.1), torch.full((C,), 1 / C)
-        weights = C * solve(cost, a, b, reg=config.reg, iterations=config.iterations).plan
+        weights = C * solve(cost, a, b, reg=config.reg, iterations=config.iterations)
     else:
         weights = torch.softmax(cosine / 0.1, dim=-2)
     expected = torch.sigmoid(20.0 * (weights * cosine).sum(-2) - 4.0)

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 
 from fedmpt_core.model.fedmpt.gating import Gate, entropy, uniform_log_weights
@@ -66,10 +65,3 @@ def test_permuting_patches_changes_nothing() -> None:
 def test_entropy_runs_from_zero_to_log_n() -> None:
     weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
     torch.testing.assert_close(entropy(weights.log()), torch.tensor([math.log(4), 0.0, math.log(2)]))
-
-
-@pytest.mark.parametrize(("change", "says"), [({"width": 0}, "width=0"), ({"temperature": 0.0}, "temperature=0.0")])
-def test_impossible_arguments_are_refused(change: dict[str, float], says: str) -> None:
-    arguments = {"conditions": 2, "features": 4, "width": 2, "temperature": 1.0, **change}
-    with pytest.raises(ValueError, match=says):
-        Gate(**arguments, generator=np.random.default_rng(0))

@@ -108,8 +108,6 @@ def test_a_condition_s_context_reaches_only_its_own_prompts() -> None:
         ({"conditions": ("color", "")}, "condition '' cannot be tokenised"),
         ({"class_init": ""}, "class_init '' cannot be tokenised"),
         ({"classes": ()}, "classes is empty"),
-        ({"class_tokens": -1}, "class_tokens=-1"),
-        ({"condition_tokens": -1}, "condition_tokens=-1"),
     ],
 )
 def test_words_without_a_token_are_named(change: dict[str, object], says: str) -> None:

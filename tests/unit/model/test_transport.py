@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmpt_core.model.fedmpt import transport
 from fedmpt_core.model.fedmpt.transport import patch_importance, solve
 
 with warnings.catch_warnings():
@@ -36,6 +35,11 @@ def pot_plans(cost: torch.Tensor, a: torch.Tensor, b: torch.Tensor, reg: float) 
     return torch.from_numpy(np.stack(plans)).reshape(cost.shape)
 
 
+def rows_off(plan: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """How far the iterations are from converging: sum over patches of |row sum - a|."""
+    return (plan.sum(-1) - a).abs().sum(-1)
+
+
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest total variation between two batches of plans: plans have mass 1, so this is relative."""
     return float((one - other).abs().sum((-2, -1)).max())
@@ -48,8 +52,8 @@ def test_the_plan_is_pot_s(reg: float, dtype: torch.dtype, tolerance: float) -> 
     expected = pot_plans(cost, a, b, reg)
     for bound in (1.0, None):  # scaling form where it is safe, log-domain form
         got = solve(cost.to(dtype), a.to(dtype), b.to(dtype), reg=reg, iterations=1000, cost_bound=bound)
-        assert got.plan.dtype == dtype
-        assert distance(got.plan.double(), expected) < tolerance
+        assert got.dtype == dtype
+        assert distance(got.double(), expected) < tolerance
 
 
 def test_both_forms_run_the_same_iterations() -> None:
@@ -57,8 +61,7 @@ def test_both_forms_run_the_same_iterations() -> None:
     for iterations in (1, 2, 7):
         one = solve(cost, a, b, reg=0.05, iterations=iterations, cost_bound=1.0)
         other = solve(cost, a, b, reg=0.05, iterations=iterations, cost_bound=None)
-        assert distance(one.plan, other.plan) < 1e-12
-        torch.testing.assert_close(one.marginal_error, other.marginal_error, rtol=0, atol=1e-12)
+        assert distance(one, other) < 1e-12
 
 
 def test_falling_reg_leads_to_the_exact_plan() -> None:
@@ -66,7 +69,7 @@ def test_falling_reg_leads_to_the_exact_plan() -> None:
     exact = torch.from_numpy(ot.emd(a.numpy() / a.numpy().sum(), b.numpy(), cost.numpy()))
     gaps = []
     for reg in (0.1, 0.03, 0.01, 0.005):
-        gaps.append(distance(solve(cost, a, b, reg=reg, iterations=20_000).plan, exact))
+        gaps.append(distance(solve(cost, a, b, reg=reg, iterations=20_000), exact))
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 0.02
 
@@ -76,8 +79,7 @@ def test_small_reg_in_float32_neither_overflows_nor_loses_the_plan() -> None:
     for reg in (0.005, 1 / 40, 1 / 39):  # log-domain form, and either side of the switch
         got = solve(cost.float(), a.float(), b.float(), reg=reg, iterations=3000)
         wanted = solve(cost, a, b, reg=reg, iterations=3000)
-        assert distance(got.plan.double(), wanted.plan) < 2e-3
-        assert torch.isfinite(got.marginal_error).all()
+        assert distance(got.double(), wanted) < 2e-3
 
 
 @given(
@@ -89,21 +91,19 @@ def test_small_reg_in_float32_neither_overflows_nor_loses_the_plan() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=60, deadline=None)
-def test_columns_are_met_exactly_and_the_reported_error_is_that_of_the_rows(
+def test_columns_are_met_exactly(
     lead: list[int], patches: int, classes: int, reg: float, iterations: int, seed: int
 ) -> None:
     cost, a, b = problems((*lead, patches, classes), seed)
     got = solve(cost, a, b, reg=reg, iterations=iterations)
-    assert got.iterations == iterations
-    assert got.plan.shape == cost.shape
-    assert (got.plan >= 0).all()
-    torch.testing.assert_close(got.plan.sum(-2), b.expand(*lead, classes), rtol=0, atol=1e-13)
-    torch.testing.assert_close(got.marginal_error, (got.plan.sum(-1) - a).abs().sum(-1), rtol=0, atol=1e-12)
+    assert got.shape == cost.shape
+    assert (got >= 0).all()
+    torch.testing.assert_close(got.sum(-2), b.expand(*lead, classes), rtol=0, atol=1e-13)
 
 
 def test_the_error_falls_with_iterations() -> None:
     cost, a, b = problems((8, 49, 20), sharp=100)
-    errors = [float(solve(cost, a, b, reg=0.1, iterations=i).marginal_error.max()) for i in (1, 5, 20, 80)]
+    errors = [float(rows_off(solve(cost, a, b, reg=0.1, iterations=i), a).max()) for i in (1, 5, 20, 80)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-4
 
@@ -115,8 +115,7 @@ def test_permuting_the_batch_permutes_the_plans_bit_for_bit(shape: tuple[int, ..
     order = torch.from_numpy(np.random.default_rng(1).permutation(shape[0]))
     whole = solve(cost, a, b, reg=0.1, iterations=20, cost_bound=bound)
     moved = solve(cost[order], a[order], b, reg=0.1, iterations=20, cost_bound=bound)
-    assert torch.equal(whole.plan[order], moved.plan)
-    assert torch.equal(whole.marginal_error[order], moved.marginal_error)
+    assert torch.equal(whole[order], moved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -128,9 +127,8 @@ def test_changing_one_record_leaves_the_others_bit_identical(dtype: torch.dtype,
     cost[4], a[4] = other.to(dtype), rows.to(dtype)
     after = solve(cost, a, b, reg=0.1, iterations=20, cost_bound=bound)
     kept = [0, 1, 2, 3, 5]
-    assert torch.equal(before.plan[kept], after.plan[kept])
-    assert torch.equal(before.marginal_error[kept], after.marginal_error[kept])
-    assert not torch.equal(before.plan[4], after.plan[4])
+    assert torch.equal(before[kept], after[kept])
+    assert not torch.equal(before[4], after[4])
 
 
 def test_a_batch_wide_stopping_rule_would_fail_that_test() -> None:
@@ -139,9 +137,9 @@ def test_a_batch_wide_stopping_rule_would_fail_that_test() -> None:
     def stopping(cost: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         for iterations in range(1, 500):
             got = solve(cost, a, b, reg=0.1, iterations=iterations)
-            if got.marginal_error.mean() < 1e-3:
+            if rows_off(got, a).mean() < 1e-3:
                 break
-        return got.plan
+        return got
 
     cost, a, b = problems((6, 11, 5))
     before = stopping(cost, a, b)
@@ -149,21 +147,19 @@ def test_a_batch_wide_stopping_rule_would_fail_that_test() -> None:
     assert not torch.equal(before[0], stopping(cost, a, b)[0])
 
 
-def test_groups_of_problems_give_the_same_plans_as_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost, a, b = problems((50, 9, 4))
+def test_problems_that_are_too_many_for_one_group_give_the_plans_of_each_alone() -> None:
+    cost, a, b = problems((20, 128, 100))  # 2 MB
     whole = solve(cost, a, b, reg=0.1, iterations=20)
-    monkeypatch.setattr(transport, "_CHUNK_BYTES", 1)
-    cut = solve(cost, a, b, reg=0.1, iterations=20)
-    assert transport._chunks(cost.mT) == 7
-    torch.testing.assert_close(whole.plan, cut.plan, rtol=0, atol=1e-15)
+    for i in range(20):
+        torch.testing.assert_close(whole[i], solve(cost[i], a[i], b, reg=0.1, iterations=20), rtol=0, atol=1e-15)
 
 
 def test_permuting_classes_permutes_columns() -> None:
     cost, a, _ = problems((3, 10, 6))
     b = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.1], dtype=torch.float64)
     order = torch.tensor([5, 2, 0, 1, 4, 3])
-    one = solve(cost, a, b, reg=0.1, iterations=30).plan[..., order]
-    torch.testing.assert_close(solve(cost[..., order], a, b[order], reg=0.1, iterations=30).plan, one)
+    one = solve(cost, a, b, reg=0.1, iterations=30)[..., order]
+    torch.testing.assert_close(solve(cost[..., order], a, b[order], reg=0.1, iterations=30), one)
 
 
 def test_zero_marginals_give_zero_rows_and_columns() -> None:
@@ -173,53 +169,51 @@ def test_zero_marginals_give_zero_rows_and_columns() -> None:
     b = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64)
     for bound in (1.0, None):
         got = solve(cost, a, b, reg=0.1, iterations=200, cost_bound=bound)
-        assert (got.plan[:, [0, 5]] == 0).all()
-        assert (got.plan[:, :, 1] == 0).all()
-        assert got.marginal_error.max() < 1e-9
+        assert (got[:, [0, 5]] == 0).all()
+        assert (got[:, :, 1] == 0).all()
+        assert rows_off(got, a).max() < 1e-9
 
 
 def test_edge_shapes() -> None:
     cost, a, b = problems((4, 7, 3))
     empty = solve(cost[:0], a[:0], b, reg=0.1, iterations=5)
-    assert empty.plan.shape == (0, 7, 3)
-    assert empty.marginal_error.shape == (0,)
+    assert empty.shape == (0, 7, 3)
     single = solve(cost[..., :1], a, torch.ones(1, dtype=torch.float64), reg=0.1, iterations=1)
-    torch.testing.assert_close(single.plan.squeeze(-1), a)
+    torch.testing.assert_close(single.squeeze(-1), a)
     per_problem = solve(cost, a, b.expand(4, 3), reg=0.1, iterations=5)
-    assert torch.equal(per_problem.plan, solve(cost, a, b, reg=0.1, iterations=5).plan)
+    assert torch.equal(per_problem, solve(cost, a, b, reg=0.1, iterations=5))
 
 
 def test_half_precision_is_solved_in_float32() -> None:
     cost, a, b = problems((2, 9, 4))
     got = solve(cost.half(), a.half(), b.half(), reg=0.1, iterations=50)
-    assert got.plan.dtype == torch.float32
+    assert got.dtype == torch.float32
     wanted = solve(cost.half().double(), a.half().double(), b.half().double(), reg=0.1, iterations=50)
-    assert distance(got.plan.double(), wanted.plan) < 1e-5
+    assert distance(got.double(), wanted) < 1e-5
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
     cost, a, b = (t.float() for t in problems((2, 9, 4)))
-    plain = solve(cost, a, b, reg=0.1, iterations=50).plan
+    plain = solve(cost, a, b, reg=0.1, iterations=50)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(solve(cost, a, b, reg=0.1, iterations=50).plan, plain)
+        assert torch.equal(solve(cost, a, b, reg=0.1, iterations=50), plain)
 
 
 def test_no_gradient_flows_through_a_plan() -> None:
     cost, a, b = problems((2, 9, 4))
     cost.requires_grad_()
     got = solve(cost, a.requires_grad_(), b, reg=0.1, iterations=5)
-    assert not got.plan.requires_grad
-    assert not got.marginal_error.requires_grad
-    assert torch.func.grad(lambda c: solve(c, a, b, reg=0.1, iterations=5).plan.square().sum())(cost).abs().sum() == 0
+    assert not got.requires_grad
+    assert torch.func.grad(lambda c: solve(c, a, b, reg=0.1, iterations=5).square().sum())(cost).abs().sum() == 0
 
 
 def test_vmap_gives_what_the_batch_gives() -> None:
     cost, a, b = problems((5, 3, 9, 4))
     for bound in (1.0, None):
-        whole = solve(cost, a, b, reg=0.1, iterations=20, cost_bound=bound).plan
+        whole = solve(cost, a, b, reg=0.1, iterations=20, cost_bound=bound)
 
         def one(c: torch.Tensor, r: torch.Tensor, bound: float | None = bound) -> torch.Tensor:
-            return solve(c, r, b, reg=0.1, iterations=20, cost_bound=bound).plan
+            return solve(c, r, b, reg=0.1, iterations=20, cost_bound=bound)
 
         torch.testing.assert_close(torch.func.vmap(one)(cost, a), whole, rtol=1e-12, atol=1e-15)
 
@@ -227,10 +221,6 @@ def test_vmap_gives_what_the_batch_gives() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"reg": 0.0}, "reg=0.0 must be above 0"),
-        ({"reg": float("nan")}, "reg=nan"),
-        ({"iterations": 0}, "iterations=0"),
-        ({"cost_bound": 0.0}, "cost_bound=0.0"),
         ({"a": torch.ones(2, 8)}, "a has shape"),
         ({"b": torch.ones(5)}, "b has shape"),
         ({"cost": torch.ones(2, 9, 4, dtype=torch.int64)}, "floating-point"),
@@ -251,5 +241,3 @@ def test_patch_importance_is_the_softmax_of_the_best_cosine() -> None:
     weights = np.exp(np.array([0.3, 0.2]) / 0.1)
     np.testing.assert_allclose(got.numpy()[0], weights / weights.sum(), rtol=1e-12)
     assert not got.requires_grad
-    with pytest.raises(ValueError, match="temperature=0"):
-        patch_importance(cosine, 0)
