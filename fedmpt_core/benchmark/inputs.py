@@ -87,42 +87,49 @@ def load_setup(data: str) -> BenchmarkInputs:
     Raises:
         ConfigError: a file is missing or says something impossible.
     """
-    if data in EMBEDDED:
-        return _load(Path(__file__).parent / "jobs" / data)
-    return _load(Path(data))
-
-
-def _load(folder: Path) -> BenchmarkInputs:
+    folder = Path(__file__).parent / "jobs" / data if data in EMBEDDED else Path(data)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder: give one with job.toml and site.toml, or {', '.join(EMBEDDED)}")
     sites = {}
     for name, site in load_sites(folder / "site.toml").items():
         policy = site.privacy and dataclasses.replace(site.privacy, min_sites=1)
         sites[name] = dataclasses.replace(site, privacy=policy, secagg=SiteSecAggConfig(allow_unmasked=True))
-    changes, grid = _table(folder / "methods.toml"), _table(folder / "grid.toml")
+    changes, grid = _changes(folder / "methods.toml"), _grid(folder / "grid.toml")
+    _check_job(folder / "job.toml")
+    inputs = BenchmarkInputs(folder, sites, changes, grid)
+    for method in changes:
+        inputs.job(method, 0)
+    return inputs
+
+
+def _changes(path: Path) -> dict[str, dict[str, Any]]:
+    changes = _table(path)
     for method, sections in changes.items():
         wrong = sorted(set(sections) - set(_SECTIONS))
         if wrong or not all(isinstance(s, dict) for s in sections.values()):
-            raise ConfigError(f"{folder / 'methods.toml'}: [{method}] takes the tables {', '.join(_SECTIONS)}")
+            raise ConfigError(f"{path}: [{method}] takes the tables {', '.join(_SECTIONS)}")
+    return changes
+
+
+def _grid(path: Path) -> dict[str, dict[str, list[Any]]]:
+    grid = _table(path)
     for method, settings in grid.items():
         for key, values in settings.items():
             section, _, name = key.partition(".")
             if section not in _SECTIONS or not name or not isinstance(values, list) or not values:
-                raise ConfigError(
-                    f'{folder / "grid.toml"}: [{method}] {key!r} = {values!r}: write "model.reg" = [0.03, 0.1]'
-                )
-    job = load_job(folder / "job.toml")
+                raise ConfigError(f'{path}: [{method}] {key!r} = {values!r}: write "model.reg" = [0.03, 0.1]')
+    return grid
+
+
+def _check_job(path: Path) -> None:
+    job = load_job(path)
     if job.model.method != "fedmpt":
         raise ConfigError(
-            f"{folder / 'job.toml'}: [model] method='{job.model.method}': a benchmark's job is FedMPT's, remove it and "
+            f"{path}: [model] method='{job.model.method}': a benchmark's job is FedMPT's, remove it and "
             "name other methods on the command line"
         )
     if job.unseen_classes:
-        raise ConfigError(f"{folder / 'job.toml'}: unseen_classes: `fedmpt simulate` alone scores them, remove them")
-    setup = BenchmarkInputs(folder, sites, changes, grid)
-    for method in changes:
-        setup.job(method, 0)
-    return setup
+        raise ConfigError(f"{path}: unseen_classes: `fedmpt simulate` alone scores them, remove them")
 
 
 def _table(path: Path) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,6 @@ class Abort(IntEnum):
     LATCHED = 7
     BAD_SHARE = 8
     OVERFLOW = 9
-    TIMEOUT = 10
     MALFORMED = 11
     STORAGE = 12
 
