@@ -39,8 +39,8 @@ class MlflowReceiver(AnalyticsReceiver):
         except ImportError:
             raise ValueError("MLflow is not installed at the server: pip install 'fedmpt[tracking]'") from None
         self._client = MlflowClient()
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
+        known = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
         job_id, meta = str(fl_ctx.get_job_id()), fl_ctx.get_prop(ReservedKey.JOB_META) or {}
         name = str(meta.get(JobMetaKey.JOB_NAME.value, "simulation"))
         self._run = self._client.create_run(experiment, run_name=name, tags={"job_id": job_id}).info.run_id

@@ -106,7 +106,7 @@ class RunRecord:
             "seconds": round(seconds, 3),
             "sites": sorted(sent),
             "bytes_sent": dict(sent),
-            "privacy": {site: dict(said) for site, said in (privacy or {}).items()},
+            "privacy": {site: dict(budget) for site, budget in (privacy or {}).items()},
             "secagg": dict(secagg or {}),
             **figures,
         }
@@ -185,8 +185,8 @@ def load_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     if not isinstance(record, dict) or record.get("schema") != RESULT_SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else None
-        raise ValueError(f"{path}: schema={found}: this release reads schema {RESULT_SCHEMA}")
+        schema = record.get("schema") if isinstance(record, dict) else None
+        raise ValueError(f"{path}: schema={schema}: this release reads schema {RESULT_SCHEMA}")
     return record
 
 

@@ -111,7 +111,7 @@ def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
 
 def newest_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint that was written last below a folder. Raises CheckpointError when there is none."""
-    found = sorted(folder.glob(f"*/{CHECKPOINT}"), key=lambda p: p.stat().st_mtime)
-    if not found:
+    paths = sorted(folder.glob(f"*/{CHECKPOINT}"), key=lambda p: p.stat().st_mtime)
+    if not paths:
         raise CheckpointError(f"{folder}: holds no checkpoint: the run ended before its first round was complete")
-    return load_checkpoint(folder, found[-1].parent.name)
+    return load_checkpoint(folder, paths[-1].parent.name)

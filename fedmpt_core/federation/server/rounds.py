@@ -306,7 +306,7 @@ class Rounds:
             round_number=number,
             attempt=attempt,
         )
-        heads = {site: said["head"] for site, said in self._privacy.items()}
+        heads = {site: budget["head"] for site, budget in self._privacy.items()}
         training = Training(number, asked, self.layout, self.state, attempt, heads, self._job.privacy.private)
         self._keeper.event("training", round=number, sites=asked)
         try:
