@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.benchmark import charts, tables
+from fedmpt_core.benchmark.cases import Case
 from fedmpt_core.benchmark.inputs import BenchmarkInputs
-from fedmpt_core.benchmark.plan import Case
 from fedmpt_core.benchmark.published import reported_by_the_authors
 from fedmpt_core.common.files import whole_file, write_whole
 
 
 def write_results(
     folder: Path,
-    setup: BenchmarkInputs,
+    inputs: BenchmarkInputs,
     planned: Mapping[str, Sequence[Case]],
     results: Mapping[str, Mapping[str, Any]],
 ) -> str:
@@ -30,7 +30,7 @@ def write_results(
 
     Args:
         folder: that exists.
-        setup: what was run on.
+        inputs: what was run on.
         planned: cases by table.
         results: by run.
 
@@ -40,21 +40,21 @@ def write_results(
     Raises:
         ValueError: a file cannot be written.
     """
-    found = {table: tables.rows_of(cases, results) for table, cases in planned.items()}
+    rows_by_table = {table: tables.rows_of(cases, results) for table, cases in planned.items()}
     done = {c.identity(): c for cases in planned.values() for c in cases if c.identity() in results}
     parts, written = [], [results[identity] for identity in done]
-    for table, rows in found.items():
+    for table, rows in rows_by_table.items():
         # the authors' mean over all t stands beside our own sites' figures only: a sweep has its values apart
-        reported = reported_by_the_authors(planned[table][0].job, setup.sites) if table == "methods" else None
+        reported = reported_by_the_authors(planned[table][0].job, inputs.sites) if table == "methods" else None
         parts.append(tables.markdown(table, rows, reported))
     note = _note(written)
     text = "\n".join([*parts, note, ""])
-    everything = tables.plain(found) | {"note": note, "runs": list(written)}
+    everything = tables.plain(rows_by_table) | {"note": note, "runs": list(written)}
     numbers = tables.comma_separated([c for cases in planned.values() for c in cases], results)
     write_whole(folder / "results.md", text.encode())
     write_whole(folder / "results.json", json.dumps(everything, indent=1, allow_nan=False).encode() + b"\n")
     write_whole(folder / "results.csv", numbers.encode())
-    for table, rows in found.items():
+    for table, rows in rows_by_table.items():
         if rows:
             _draw(folder / f"{table}.png", table, rows, note)
     return text

@@ -78,7 +78,7 @@ class BenchmarkInputs:
         return resolved(job_from_dict(values, f"{self.folder}: {method}"))
 
 
-def load_setup(data: str) -> BenchmarkInputs:
+def load_inputs(data: str) -> BenchmarkInputs:
     """Read a folder.
 
     Args:

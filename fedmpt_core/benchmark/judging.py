@@ -35,12 +35,12 @@ class HeldOut:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
 
-def judge(model: TunedModel, exam: HeldOut) -> dict[str, float | list[float] | None]:
+def judge(model: TunedModel, held_out: HeldOut) -> dict[str, float | list[float] | None]:
     """Figures of a model, its parameters as they are.
 
     Args:
         model: on its device.
-        exam: the records.
+        held_out: the records.
 
     Returns:
         Those of `evaluation.figures` on the independent records, and `mAP_correlated`, `mAP_val`, `AP_spread` (standard
@@ -49,30 +49,30 @@ def judge(model: TunedModel, exam: HeldOut) -> dict[str, float | list[float] | N
         missing.
     """
     threshold, at_recall, val_map = DEFAULT_THRESHOLD, DEFAULT_THRESHOLD, None
-    if exam.val is not None:
-        scores = score(model, exam.val.features).probabilities
-        threshold = metrics.best_threshold(scores, exam.val.targets)
-        at_recall = threshold_at_recall(scores, exam.val.targets, EQUAL_RECALL)
-        val_map = 100 * metrics.average_precision(scores, exam.val.targets).mean
-    found = score(model, exam.independent.features)
-    targets = exam.independent.targets
-    figured: dict[str, float | list[float] | None] = dict(
-        figures(found, targets, threshold, from_val=exam.val is not None)
+    if held_out.val is not None:
+        scores = score(model, held_out.val.features).probabilities
+        threshold = metrics.best_threshold(scores, held_out.val.targets)
+        at_recall = threshold_at_recall(scores, held_out.val.targets, EQUAL_RECALL)
+        val_map = 100 * metrics.average_precision(scores, held_out.val.targets).mean
+    scored = score(model, held_out.independent.features)
+    targets = held_out.independent.targets
+    judged: dict[str, float | list[float] | None] = dict(
+        figures(scored, targets, threshold, from_val=held_out.val is not None)
     )
-    precision = metrics.average_precision(found.probabilities, targets)
+    precision = metrics.average_precision(scored.probabilities, targets)
     correlated = None
-    if exam.correlated is not None:
-        scores = score(model, exam.correlated.features).probabilities
-        correlated = 100 * metrics.average_precision(scores, exam.correlated.targets).mean
-    figured |= {
+    if held_out.correlated is not None:
+        scores = score(model, held_out.correlated.features).probabilities
+        correlated = 100 * metrics.average_precision(scores, held_out.correlated.targets).mean
+    judged |= {
         "mAP_correlated": correlated,
         "mAP_val": val_map,
         "AP_spread": 100 * float(np.nanstd(precision.per_class)),
-        "recall_reached": 100 * metrics.f1_scores(found.probabilities, targets, at_recall).overall_recall,
+        "recall_reached": 100 * metrics.f1_scores(scored.probabilities, targets, at_recall).overall_recall,
     }
     for name, value in (("", threshold), ("_at_recall", at_recall)):
-        rate = false_activation(found.probabilities, targets, exam.pairs, value)
+        rate = false_activation(scored.probabilities, targets, held_out.pairs, value)
         known = rate.cases > 0
-        figured[f"false_activation{name}"] = 100 * rate.partners if known else None
-        figured[f"false_activation_others{name}"] = 100 * rate.others if known else None
-    return figured
+        judged[f"false_activation{name}"] = 100 * rate.partners if known else None
+        judged[f"false_activation_others{name}"] = 100 * rate.others if known else None
+    return judged

@@ -19,7 +19,7 @@ KEYS = (
 """What every line has beside `run`."""
 
 
-class BookError(ValueError):
+class ResultsError(ValueError):
     """The file of results cannot be used: damaged, in use, or not writable."""
 
 
@@ -33,16 +33,16 @@ class ResultsFile:
         self.results: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        """Reads what is there. Raises BookError."""
+        """Reads what is there. Raises ResultsError."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = LineFile(self._path)
         except BlockingIOError:
-            raise BookError(
+            raise ResultsError(
                 f"{self._path}: another benchmark writes here: wait for it, or name another place"
             ) from None
         except OSError as error:
-            raise BookError(f"{self._path}: cannot be written ({error.strerror}): name another place") from None
+            raise ResultsError(f"{self._path}: cannot be written ({error.strerror}): name another place") from None
         try:
             self._read(file.lines)
         except BaseException:
@@ -58,13 +58,13 @@ class ResultsFile:
         self._file = None
 
     def add(self, identity: str, result: dict[str, Any]) -> None:
-        """Keep a finished run; on disk when this returns. Raises BookError."""
+        """Keep a finished run; on disk when this returns. Raises ResultsError."""
         if self._file is None:
-            raise BookError("the book is closed: use it as a context manager")
+            raise ResultsError("the file of results is closed: use it as a context manager")
         try:
             self._file.append({"run": identity, **result})
         except OSError as error:
-            raise BookError(f"{self._path}: cannot be written ({error.strerror}): make room") from None
+            raise ResultsError(f"{self._path}: cannot be written ({error.strerror}): make room") from None
         self.results[identity] = result
 
     def _read(self, lines: Sequence[bytes]) -> None:
@@ -73,6 +73,6 @@ class ResultsFile:
                 row = json.loads(line)
                 self.results[row.pop("run")] = {key: row[key] for key in KEYS}
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise BookError(
+                raise ResultsError(
                     f"{self._path}: line {number} is not a result: remove it, or name another place"
                 ) from None

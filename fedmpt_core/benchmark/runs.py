@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmpt_core.benchmark.cases import Case
 from fedmpt_core.benchmark.in_process import Round, open_federation
 from fedmpt_core.benchmark.inputs import ZERO_SHOT
 from fedmpt_core.benchmark.judging import HeldOut, judge
-from fedmpt_core.benchmark.plan import Case
 from fedmpt_core.benchmark.results_file import ResultsFile
 from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.config.job import JobConfig, ModelConfig
@@ -22,35 +22,35 @@ from fedmpt_core.training.local import DEFAULT_BATCH_SIZE
 _REPEATS = 3
 
 
-def run_missing(cases: Sequence[Case], book: ResultsFile, workshop: SharedRecords, on_run: Any = None) -> None:
-    """Do every run that the book has not.
+def run_missing(cases: Sequence[Case], finished: ResultsFile, shared: SharedRecords, on_run: Any = None) -> None:
+    """Do every run that is not finished yet.
 
     Args:
         cases: in the order in which they share records.
-        book: open.
-        workshop: towers and records.
+        finished: the file of results, open; grows by each run.
+        shared: towers and records.
         on_run: called with (case, result or None before the run, done, total).
 
     Raises:
         ValueError: data, settings or budgets that do not allow a run.
         FloatingPointError: training diverged.
     """
-    missing = list({c.identity(): c for c in cases if c.identity() not in book.results}.items())
+    missing = list({c.identity(): c for c in cases if c.identity() not in finished.results}.items())
     for done, (identity, case) in enumerate(missing):
         if on_run:
             on_run(case, None, done, len(missing))
-        result = run(case, workshop)
-        book.add(identity, result)
+        result = run(case, shared)
+        finished.add(identity, result)
         if on_run:
             on_run(case, result, done + 1, len(missing))
 
 
-def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
+def run(case: Case, shared: SharedRecords) -> dict[str, Any]:
     """Train and judge.
 
     Args:
         case: what to run.
-        workshop: towers and records.
+        shared: towers and records.
 
     Returns:
         Plain values: `method`, `seed`, `figures` (as `judging.judge`), `trained` (numbers), `bytes_per_round` (one
@@ -59,8 +59,8 @@ def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
         pictures), `sites`, `backbone`, `is_stand_in`, `job` (digest), `code`, `seconds`.
     """
     began, job = time.monotonic(), case.job
-    backbone = workshop.backbone(job.backbone)
-    records = workshop.records(job, case.sites, case.heterogeneity)
+    backbone = shared.backbone(job.backbone)
+    records = shared.records(job, case.sites, case.heterogeneity)
     facts: dict[str, Any] = {
         "trained": 0,
         "bytes_per_round": 0,
@@ -69,19 +69,19 @@ def run(case: Case, workshop: SharedRecords) -> dict[str, Any]:
         "pictures_per_step": 0.0,
     }
     if case.method == ZERO_SHOT:
-        figures = judge(zero_shot_model(backbone, job.classes, job.model).to(workshop.device), records.exam)
+        figures = judge(zero_shot_model(backbone, job.classes, job.model).to(shared.device), records.held_out)
     else:
         with open_federation(job, records.sites, backbone=backbone, data=records.data) as federation:
             rounds = list(federation.rounds())
             model = next(iter(federation.sessions.values())).model
             model.load_vector(rounds[-1].state)
-            figures = judge(model, records.exam)
+            figures = judge(model, records.held_out)
         sizes = [len(data.train[1]) for data in records.data.values() if data.train]
         facts = _costs(job, model, rounds, sizes)
     # the same for all methods, so that their ratios compare: softmax pooling, whatever the job has
-    plain = zero_shot_model(backbone, job.classes, ModelConfig(components=())).to(workshop.device)
+    plain = zero_shot_model(backbone, job.classes, ModelConfig(components=())).to(shared.device)
     pictures = int(facts["pictures_per_step"]) or DEFAULT_BATCH_SIZE
-    facts["cpu_ms_zero_shot"] = _inference_ms(plain, records.exam, pictures)
+    facts["cpu_ms_zero_shot"] = _inference_ms(plain, records.held_out, pictures)
     return {
         "method": case.method,
         "seed": job.seed,
@@ -112,15 +112,15 @@ def _costs(job: JobConfig, model: TunedModel, rounds: Sequence[Round], sizes: Se
     }
 
 
-def _inference_ms(model: TunedModel, exam: HeldOut, pictures: int) -> float:
+def _inference_ms(model: TunedModel, held_out: HeldOut, pictures: int) -> float:
     """CPU milliseconds of a prediction on cached features, its text encoded before; the least of several."""
-    rows = np.arange(pictures) % len(exam.independent.targets)
+    rows = np.arange(pictures) % len(held_out.independent.targets)
     device = next(iter(model.trainable_parameters().values())).device
-    batch, found = exam.independent.features.batch(rows).to(device), []
+    batch, milliseconds = held_out.independent.features.batch(rows).to(device), []
     with torch.no_grad():
         text = model.text_features()
         for _ in range(_REPEATS):
             began = time.process_time()
             model(batch, text)
-            found.append(1000 * (time.process_time() - began))
-    return min(found)
+            milliseconds.append(1000 * (time.process_time() - began))
+    return min(milliseconds)

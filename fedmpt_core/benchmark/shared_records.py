@@ -39,19 +39,25 @@ class Records:
     Attributes:
         sites: what each site has and allows; where records were shared out anew, the sites that got them.
         data: their training records.
-        exam: what models are judged on.
+        held_out: what models are judged on.
     """
 
     sites: dict[str, SiteConfig]
     data: dict[str, SiteRecords]
-    exam: HeldOut
+    held_out: HeldOut
 
 
 class SharedRecords:
     """Everything of a benchmark that is the same in several runs."""
 
     def __init__(
-        self, cache: Path, on_progress: Progress | None = None, *, threads: int = 1, device: str = "auto"
+        self,
+        cache: Path,
+        on_progress: Progress | None = None,
+        *,
+        threads: int = 1,
+        device: str = "auto",
+        load: Callable[[BackboneConfig], Backbone] = load_backbone,
     ) -> None:
         """Opens the cache.
 
@@ -60,17 +66,19 @@ class SharedRecords:
             on_progress: called with (what, done, total) while features are computed.
             threads: CPU threads of everything that runs here, >= 1.
             device: `auto` (a GPU where there is one), `cpu`, or a torch device.
+            load: makes a job's frozen towers.
         """
         torch.set_num_threads(threads)
         self.device = pick_device(device)
         self._cache, self._progress = FeatureCache(cache, max_bytes=_MAX_BYTES), on_progress
+        self._load_backbone = load
         self._backbone: tuple[BackboneConfig, Backbone] | None = None
         self._kept: tuple[object, Records] | None = None
 
     def backbone(self, config: BackboneConfig) -> Backbone:
         """The frozen towers. Raises ValueError when they cannot be built."""
         if self._backbone is None or self._backbone[0] != config:
-            self._backbone = config, load_backbone(config).to(self.device)
+            self._backbone = config, self._load_backbone(config).to(self.device)
         return self._backbone[1]
 
     def records(self, job: JobConfig, sites: Mapping[str, SiteConfig], heterogeneity: float | None = None) -> Records:
@@ -99,7 +107,7 @@ class SharedRecords:
         drop = sites[judges[0]].data
         if len({(s.data.drop_positives, s.data.dropped) for s in sites.values()}) > 1:
             raise ValueError("drop_positives differs between sites: a benchmark drops the same share everywhere")
-        exam = self._exam(job, sites, judges[0])
+        held_out = self._held_out(job, sites, judges[0])
         pictures = [picture for dataset in train.values() for picture in dataset.pictures]
         features = self._features(job, "train", pictures)
         starts = np.cumsum([0, *(len(d) for d in train.values())])
@@ -116,23 +124,23 @@ class SharedRecords:
             units = units_of(mine, job.privacy.unit, ())
             data[name] = SiteRecords((features.take(part), mine.targets, units))
         placed = {n: dataclasses.replace(s, device=str(self.device), threads=0) for n, s in sites.items()}
-        return Records(placed, data, exam)
+        return Records(placed, data, held_out)
 
-    def _exam(self, job: JobConfig, sites: Mapping[str, SiteConfig], judge: str) -> HeldOut:
+    def _held_out(self, job: JobConfig, sites: Mapping[str, SiteConfig], judge: str) -> HeldOut:
         val, test = (load_split(job, sites[judge].data, split) for split in ("val", "test"))
         correlated, pairs = None, np.zeros((0, 2), np.int64)
         if all(site.data.source == "scenes" for site in sites.values()):
             column = [job.classes.index(c) for c in CLASSES]
-            drawn, found = [], []
+            drawn, together = [], []
             for site in sites.values():
                 data = site.data
                 config = SceneConfig(seed=job.seed, spurious_strength=data.spurious_strength)
                 count = sites[judge].data.test // len(sites)
                 own = scenes(config, site=data.share - 1, sites=data.shares, split="correlated", count=count)
                 drawn.append(own.of(job.classes))
-                found.append(np.argwhere(np.triu(co_occurrence(config, data.share - 1))))
+                together.append(np.argwhere(np.triu(co_occurrence(config, data.share - 1))))
             correlated = self._split(job, "correlated test", _joined(job.classes, drawn))
-            pairs = np.array(column)[np.concatenate(found)]
+            pairs = np.array(column)[np.concatenate(together)]
         return HeldOut(
             None if val is None else self._split(job, "val", val),
             self._split(job, "test", _present(test)),

@@ -54,10 +54,10 @@ def false_activation(
         raise ValueError("pairs holds a label paired with itself: give two different labels")
     shown = targets.astype(bool)
     awaited = ~shown & (targets.astype(np.int64) @ partner > 0)  # absent, and a partner of it is there
-    found = probabilities >= threshold
+    active = probabilities >= threshold
 
     def share(where: np.ndarray) -> float:
-        return float(found[where].mean()) if where.any() else float("nan")
+        return float(active[where].mean()) if where.any() else float("nan")
 
     return FalseActivation(share(awaited), share(~shown & ~awaited), int(awaited.sum()))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmpt_core.benchmark.plan import Case
+from fedmpt_core.benchmark.cases import Case
 from fedmpt_core.benchmark.published import Reported
 
 SCHEMA = 1
@@ -87,10 +87,10 @@ def figure(result: Mapping[str, Any], key: str) -> float | None:
     if key == "cost_ratio":
         step, plain = result["cpu_ms_per_step"], result["cpu_ms_zero_shot"]
         return step / plain if step and plain else None
-    found: Any = result
+    value: Any = result
     for part in key.split("."):
-        found = found.get(part)
-    return None if found is None else float(found)
+        value = value.get(part)
+    return None if value is None else float(value)
 
 
 def rows_of(cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -101,13 +101,13 @@ def rows_of(cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]]) -> 
         if result is not None:
             places.setdefault((case.row, case.value), []).append((case, result))
     rows = []
-    for (name, value), found in places.items():
+    for (name, value), runs in places.items():
         cells = {}
         for column in COLUMNS:
-            values = (figure(result, column.key) for _, result in found)
+            values = (figure(result, column.key) for _, result in runs)
             cells[column.key] = Cell(tuple(v for v in values if v is not None))
-        seeds = tuple(case.job.seed for case, _ in found)
-        rows.append(Row(name, found[0][0].method, value, seeds, cells))
+        seeds = tuple(case.job.seed for case, _ in runs)
+        rows.append(Row(name, runs[0][0].method, value, seeds, cells))
     return rows
 
 
@@ -115,7 +115,7 @@ def markdown(table: str, rows: Sequence[Row], reported: Reported | None = None) 
     """One table, the best mean of each column in bold.
 
     Args:
-        table: a key of `plan.TABLES`.
+        table: a key of `cases.TABLES`.
         rows: at least none.
         reported: what the authors reported on the same data and weights; None where data or weights are others.
     """
@@ -136,8 +136,8 @@ def markdown(table: str, rows: Sequence[Row], reported: Reported | None = None) 
             text = cell.text(column.digits)
             cells.append(f"**{text}**" if cell.mean is not None and cell.mean == best.get(column.key) else text)
         if reported:
-            found = reported.figures.get(row.method)
-            cells.append("–" if found is None else f"{found:.2f}")
+            theirs = reported.figures.get(row.method)
+            cells.append("–" if theirs is None else f"{theirs:.2f}")
         lines.append("| " + " | ".join([row.name, *([f"{row.value:g}"] if axis else []), *cells]) + " |")
     seeds = sorted({s for r in rows for s in r.seeds})
     unequal = {len(r.seeds) for r in rows} != {len(seeds)}
@@ -157,10 +157,10 @@ def comma_separated(cases: Sequence[Case], results: Mapping[str, Mapping[str, An
     for case in cases:
         result = results.get(case.identity())
         if result is not None:
-            found = [figure(result, c.key) for c in COLUMNS]
-            shown = ["" if v is None else f"{v:.6g}" for v in found]
+            values = (figure(result, c.key) for c in COLUMNS)
+            cells = ["" if v is None else f"{v:.6g}" for v in values]
             writer.writerow(
-                [case.table, case.row, f"{case.value:g}", case.method, case.job.seed, *shown, case.identity()]
+                [case.table, case.row, f"{case.value:g}", case.method, case.job.seed, *cells, case.identity()]
             )
     return text.getvalue()
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedmpt_core.benchmark.inputs import load_setup
-from fedmpt_core.benchmark.plan import plan
+from fedmpt_core.benchmark.cases import cases_of
+from fedmpt_core.benchmark.inputs import load_inputs
 from fedmpt_core.benchmark.runs import run as run_case
 from fedmpt_core.benchmark.shared_records import SharedRecords
 from tests.bench.measure import Row, in_own_process, peak_mib
@@ -21,15 +21,15 @@ BOUND = 1.25
 
 def federate(sites: int) -> dict[str, float]:
     """One round of one step at every site; peak MiB."""
-    setup = load_setup("scenes")
+    inputs = load_inputs("scenes")
     small = {
         name: dataclasses.replace(
             site, data=dataclasses.replace(site.data, train=TRAIN, val=min(TEST, site.data.val), test=TEST)
         )
-        for name, site in setup.sites.items()
+        for name, site in inputs.sites.items()
     }
-    setup = dataclasses.replace(setup, sites=small)
-    case = next(c for c in plan(setup, "heterogeneity", ["fedmpt"], [0]) if round(c.value * LABELS) == sites)
+    inputs = dataclasses.replace(inputs, sites=small)
+    case = next(c for c in cases_of(inputs, "heterogeneity", ["fedmpt"], [0]) if round(c.value * LABELS) == sites)
     training = dataclasses.replace(case.job.training, rounds=1, local_steps=1)
     case = dataclasses.replace(case, job=dataclasses.replace(case.job, training=training))
     with tempfile.TemporaryDirectory() as folder:

@@ -54,31 +54,31 @@ def bench(
 
     Every run is a plain federation with FLARE's arithmetic; differential privacy is as DATA's job has it.
     """
+    from fedmpt_core.benchmark.cases import cases_of
     from fedmpt_core.benchmark.folder import write_results, write_tuning
-    from fedmpt_core.benchmark.inputs import METHODS, load_setup
-    from fedmpt_core.benchmark.plan import plan
+    from fedmpt_core.benchmark.inputs import METHODS, load_inputs
     from fedmpt_core.benchmark.results_file import ResultsFile
     from fedmpt_core.benchmark.runs import run_missing
     from fedmpt_core.benchmark.shared_records import SharedRecords
     from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
 
-    setup = load_setup(data)
+    inputs = load_inputs(data)
     names = METHODS if methods == "all" else tuple(m.strip() for m in methods.split(","))
     numbers = range(first_seed, first_seed + seeds)
     if tune:
-        tried = trials(setup, names, numbers)
+        tried = trials(inputs, names, numbers)
         planned = {"tuning": ordered(tried)}
     else:
         tried = []
-        planned = {name: plan(setup, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
+        planned = {name: cases_of(inputs, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
     cases = [case for cases in planned.values() for case in cases]
-    with ResultsFile(out) as book, _progress(quiet=as_json) as (on_run, on_features):
-        run_missing(cases, book, SharedRecords(cache or default_cache(), on_features, threads=threads), on_run)
+    with ResultsFile(out) as finished, _progress(quiet=as_json) as (on_run, on_features):
+        run_missing(cases, finished, SharedRecords(cache or default_cache(), on_features, threads=threads), on_run)
         if tune:
-            text = tuning_table(tried, book.results)
-            write_tuning(out, methods_toml(setup, chosen(tried, book.results)), text)
+            text = tuning_table(tried, finished.results)
+            write_tuning(out, methods_toml(inputs, chosen(tried, finished.results)), text)
         else:
-            text = write_results(out, setup, planned, book.results)
+            text = write_results(out, inputs, planned, finished.results)
     if as_json:
         typer.echo((out / "results.json").read_text() if not tune else json.dumps({"tuning": text}))
         return

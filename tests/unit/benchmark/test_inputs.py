@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from fedmpt_core.benchmark.inputs import EMBEDDED, METHODS, BenchmarkInputs, load_setup
-from fedmpt_core.benchmark.plan import _content, plan
+from fedmpt_core.benchmark.cases import cases_of
+from fedmpt_core.benchmark.inputs import EMBEDDED, METHODS, BenchmarkInputs, load_inputs
 from fedmpt_core.benchmark.published import reported_by_the_authors
 from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.benchmark.tables import markdown, rows_of
@@ -23,8 +24,8 @@ from tests.benchmarks import JOB, SITES, result
 from tests.fakes import FakeBackbone
 
 
-def test_every_method_gets_as_many_trials_and_validation_alone_decides(setup: BenchmarkInputs) -> None:
-    tried = trials(setup, ["coop", "linear"], [7, 8])
+def test_every_method_gets_as_many_trials_and_validation_alone_decides(inputs: BenchmarkInputs) -> None:
+    tried = trials(inputs, ["coop", "linear"], [7, 8])
     assert [t.method for t in tried] == ["coop", "coop", "linear", "linear"]
     assert [c.job.seed for c in ordered(tried)] == [7] * 4 + [8] * 4
     results = {}
@@ -34,15 +35,15 @@ def test_every_method_gets_as_many_trials_and_validation_alone_decides(setup: Be
     best = chosen(tried, results)
     assert best["coop"].changes == {"training": {"learning_rate": 0.001}}
     assert best["linear"].changes == {"training": {"learning_rate": 0.1}}
-    written = methods_toml(setup, best)
+    written = methods_toml(inputs, best)
     assert "context_tokens = 3" in written
     assert "learning_rate = 0.001" in written
-    (setup.folder / "methods.toml").write_text(written)
-    assert load_setup(str(setup.folder)).job("coop", 0).training.learning_rate == 0.001
+    (inputs.folder / "methods.toml").write_text(written)
+    assert load_inputs(str(inputs.folder)).job("coop", 0).training.learning_rate == 0.001
     assert "| Fed-CoOp: training.learning_rate 0.001 | **20.0** |" in tuning_table(tried, results)
     with pytest.raises(ConfigError, match=r"has no table \[fedmpt\]"):
-        trials(setup, ["coop", "fedmpt"], [7])
-    unequal = dataclasses.replace(setup, grid={**setup.grid, "linear": {"training.learning_rate": [0.1]}})
+        trials(inputs, ["coop", "fedmpt"], [7])
+    unequal = dataclasses.replace(inputs, grid={**inputs.grid, "linear": {"training.learning_rate": [0.1]}})
     with pytest.raises(ConfigError, match=r"grids differ in size \(coop 2, linear 1\)"):
         trials(unequal, ["coop", "linear"], [7])
     results[tried[0].cases[0].identity()]["figures"]["mAP_val"] = None
@@ -63,25 +64,25 @@ def test_every_method_gets_as_many_trials_and_validation_alone_decides(setup: Be
         ("site.toml", "[sites]", "no .sites.NAME. table"),
     ],
 )
-def test_a_wrong_folder_is_named(setup: BenchmarkInputs, file: str, text: str, says: str) -> None:
-    (setup.folder / file).write_text(text)
+def test_a_wrong_folder_is_named(inputs: BenchmarkInputs, file: str, text: str, says: str) -> None:
+    (inputs.folder / file).write_text(text)
     with pytest.raises(ConfigError, match=says):
-        load_setup(str(setup.folder))
+        load_inputs(str(inputs.folder))
 
 
-def test_a_folder_that_is_none_and_one_without_a_judge(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
+def test_a_folder_that_is_none_and_one_without_a_judge(inputs: BenchmarkInputs, shared: SharedRecords) -> None:
     with pytest.raises(ConfigError, match=r"is not a folder: give one with job\.toml and site\.toml, or scenes"):
-        load_setup(str(setup.folder / "nowhere"))
+        load_inputs(str(inputs.folder / "nowhere"))
     blind = {
-        n: dataclasses.replace(s, data=dataclasses.replace(s.data, evaluate=False)) for n, s in setup.sites.items()
+        n: dataclasses.replace(s, data=dataclasses.replace(s.data, evaluate=False)) for n, s in inputs.sites.items()
     }
     with pytest.raises(ValueError, match="no site scores"):
-        workshop.records(setup.job("coop", 0), blind)
+        shared.records(inputs.job("coop", 0), blind)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_folders_have_every_method(name: str) -> None:
-    embedded = load_setup(name)
+    embedded = load_inputs(name)
     assert embedded.job("fedmpt", 3).classes == CLASSES
     assert {embedded.job(m, 0).training.rounds for m in METHODS} == {embedded.job("fedmpt", 0).training.rounds}
     assert embedded.job("fedmpt", 0).privacy.private == (name == "scenes-private")
@@ -89,16 +90,16 @@ def test_the_embedded_folders_have_every_method(name: str) -> None:
 
 
 def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(
-    setup: BenchmarkInputs, tmp_path: Path
+    inputs: BenchmarkInputs, tmp_path: Path
 ) -> None:
-    job = setup.job("fedmpt", 0)
+    job = inputs.job("fedmpt", 0)
     clip = dataclasses.replace(job, backbone=BackboneConfig("open_clip", "ViT-B-16", "openai"))
-    voc = {n: dataclasses.replace(s, data=DataConfig("voc2007", path="/voc")) for n, s in setup.sites.items()}
-    found = reported_by_the_authors(clip, voc)
-    assert found is not None
-    assert found.figures["fedmpt"] == 89.51
-    cases = [dataclasses.replace(c, job=clip, sites=voc) for c in plan(setup, "methods", ["fedmpt"], [0])]
-    text = markdown("methods", rows_of(cases, {cases[0].identity(): result(80, None)}), found)
+    voc = {n: dataclasses.replace(s, data=DataConfig("voc2007", path="/voc")) for n, s in inputs.sites.items()}
+    reported = reported_by_the_authors(clip, voc)
+    assert reported is not None
+    assert reported.figures["fedmpt"] == 89.51
+    cases = [dataclasses.replace(c, job=clip, sites=voc) for c in cases_of(inputs, "methods", ["fedmpt"], [0])]
+    text = markdown("methods", rows_of(cases, {cases[0].identity(): result(80, None)}), reported)
     assert "| 89.51 |" in text
     assert "Reported by the authors" in text
     manifest = tmp_path / "coco.csv"
@@ -112,28 +113,28 @@ def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(
     manifest.write_text("path,labels,split\na.jpg,dog,train\n")
     assert reported_by_the_authors(clip, prepared) is None
     other = dataclasses.replace(job, backbone=BackboneConfig("open_clip", "ViT-B-16", "random:1"))
-    for wrong_job, sites in ((job, voc), (other, voc), (clip, setup.sites)):
+    for wrong_job, sites in ((job, voc), (other, voc), (clip, inputs.sites)):
         assert reported_by_the_authors(wrong_job, sites) is None
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("table", ["ablation", "sensitivity"])
 def test_every_case_names_only_groups_that_it_trains(name: str, table: str) -> None:
-    for case in plan(load_setup(name), table, [], [0]):
+    for case in cases_of(load_inputs(name), table, [], [0]):
         model = build_model(FakeBackbone(), CLASSES, case.job.model, 0)
         rates = {g["lr"] for g in make_optimizer(model, case.job.training, 1).param_groups}
         assert len(rates) == 1 + any(n.startswith("gate.") for n in model.trainable_parameters())
 
 
-def test_a_run_is_another_one_when_a_manifest_changes(setup: BenchmarkInputs, tmp_path: Path) -> None:
-    path, found = tmp_path / "m.csv", []
-    site = dataclasses.replace(setup.sites["site-1"], data=DataConfig("manifest", path=str(path)))
-    for label in ("cat", "dog", "cat"):
+def test_a_run_is_another_one_when_a_manifest_changes(inputs: BenchmarkInputs, tmp_path: Path) -> None:
+    path, identities = tmp_path / "m.csv", []
+    site = dataclasses.replace(inputs.sites["site-1"], data=DataConfig("manifest", path=str(path)))
+    for second, label in enumerate(("cat", "dog", "cat")):
         path.write_text(f"path,labels,split\na.jpg,{label},train\n")
-        _content.cache_clear()  # as in a process of its own
-        case = dataclasses.replace(plan(setup, "methods", ["coop"], [0])[0], sites={"a": site})
-        found.append(case.identity())
-    assert found[0] == found[2] != found[1]
+        os.utime(path, (second, second))
+        case = dataclasses.replace(cases_of(inputs, "methods", ["coop"], [0])[0], sites={"a": site})
+        identities.append(case.identity())
+    assert identities[0] == identities[2] != identities[1]
 
 
 @pytest.mark.parametrize(
@@ -147,11 +148,11 @@ def test_a_benchmark_s_job_is_fedmpt_s_without_unseen_classes(job: str, says: st
     (tmp_path / "job.toml").write_text(job)
     (tmp_path / "site.toml").write_text(SITES)
     with pytest.raises(ConfigError, match=says):
-        load_setup(str(tmp_path))
+        load_inputs(str(tmp_path))
 
 
-def test_sites_that_drop_other_shares_are_refused(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
-    name, site = next(iter(setup.sites.items()))
+def test_sites_that_drop_other_shares_are_refused(inputs: BenchmarkInputs, shared: SharedRecords) -> None:
+    name, site = next(iter(inputs.sites.items()))
     dropping = dataclasses.replace(site, data=dataclasses.replace(site.data, drop_positives=0.5))
     with pytest.raises(ValueError, match="drop_positives differs between sites"):
-        workshop.records(setup.job("coop", 0), {**setup.sites, name: dropping})
+        shared.records(inputs.job("coop", 0), {**inputs.sites, name: dropping})

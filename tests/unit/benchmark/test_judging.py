@@ -36,9 +36,9 @@ def test_false_activation_is_the_count_written_out(seed: int, records: int, clas
             if not targets[r, c]:
                 hit = float(probabilities[r, c] >= threshold)
                 (awaited if any(targets[r, p] for p in partners[c]) else others).append(hit)
-    found = false_activation(probabilities, targets, pairs, threshold)
-    assert found.cases == len(awaited)
-    for value, wanted in ((found.partners, awaited), (found.others, others)):
+    rates = false_activation(probabilities, targets, pairs, threshold)
+    assert rates.cases == len(awaited)
+    for value, wanted in ((rates.partners, awaited), (rates.others, others)):
         assert np.isnan(value) if not wanted else value == pytest.approx(statistics.mean(wanted))
 
 
@@ -109,39 +109,41 @@ def test_correlated_scenes_have_the_sites_pairs_and_the_looks_of_test_scenes() -
     assert "site-2" in drawn["correlated"].pictures[0].name
 
 
-def test_figures_are_the_metrics_on_the_independent_records(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
-    job = setup.job("coop", 0)
-    exam = workshop.records(job, setup.sites).exam
-    model = build_model(workshop.backbone(job.backbone), job.classes, job.model, 0)
-    found = judge(model, exam)
+def test_figures_are_the_metrics_on_the_independent_records(inputs: BenchmarkInputs, shared: SharedRecords) -> None:
+    job = inputs.job("coop", 0)
+    held_out = shared.records(job, inputs.sites).held_out
+    model = build_model(shared.backbone(job.backbone), job.classes, job.model, 0)
+    judged = judge(model, held_out)
 
     def scores(split: Any) -> np.ndarray:
         with torch.no_grad():
             return model(split.features.batch(range(len(split.features)))).probabilities.double().numpy()
 
-    val, test = scores(exam.val), scores(exam.independent)
-    assert exam.val is not None
-    assert exam.correlated is not None
-    threshold = metrics.best_threshold(val, exam.val.targets)
-    assert found["threshold"] == pytest.approx(threshold, rel=1e-5)
-    assert found["mAP"] == pytest.approx(100 * metrics.average_precision(test, exam.independent.targets).mean, abs=1e-3)
-    precision = metrics.average_precision(scores(exam.correlated), exam.correlated.targets).mean
-    assert found["mAP_correlated"] == pytest.approx(100 * precision, abs=1e-3)
-    at_recall = threshold_at_recall(val, exam.val.targets, EQUAL_RECALL)
-    rate = false_activation(test, exam.independent.targets, exam.pairs, at_recall)
-    assert found["false_activation_at_recall"] == pytest.approx(100 * rate.partners, abs=1)
-    spread = np.nanstd(metrics.average_precision(test, exam.independent.targets).per_class)
-    assert found["AP_spread"] == pytest.approx(100 * spread, abs=1e-3)
+    val, test = scores(held_out.val), scores(held_out.independent)
+    assert held_out.val is not None
+    assert held_out.correlated is not None
+    threshold = metrics.best_threshold(val, held_out.val.targets)
+    assert judged["threshold"] == pytest.approx(threshold, rel=1e-5)
+    assert judged["mAP"] == pytest.approx(
+        100 * metrics.average_precision(test, held_out.independent.targets).mean, abs=1e-3
+    )
+    precision = metrics.average_precision(scores(held_out.correlated), held_out.correlated.targets).mean
+    assert judged["mAP_correlated"] == pytest.approx(100 * precision, abs=1e-3)
+    at_recall = threshold_at_recall(val, held_out.val.targets, EQUAL_RECALL)
+    rate = false_activation(test, held_out.independent.targets, held_out.pairs, at_recall)
+    assert judged["false_activation_at_recall"] == pytest.approx(100 * rate.partners, abs=1)
+    spread = np.nanstd(metrics.average_precision(test, held_out.independent.targets).per_class)
+    assert judged["AP_spread"] == pytest.approx(100 * spread, abs=1e-3)
     wanted = np.concatenate([np.argwhere(np.triu(co_occurrence(SceneConfig(0), s))) for s in range(2)])
-    assert {tuple(p) for p in exam.pairs.tolist()} == {tuple(p) for p in wanted.tolist()}
+    assert {tuple(p) for p in held_out.pairs.tolist()} == {tuple(p) for p in wanted.tolist()}
 
 
-def test_thresholds_never_come_from_test_records(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
-    job = setup.job("coop", 0)
-    exam = workshop.records(job, setup.sites).exam
-    model = build_model(workshop.backbone(job.backbone), job.classes, job.model, 0)
-    changed = dataclasses.replace(exam.independent, targets=1 - exam.independent.targets)
-    one, other = judge(model, exam), judge(model, dataclasses.replace(exam, independent=changed))
+def test_thresholds_never_come_from_test_records(inputs: BenchmarkInputs, shared: SharedRecords) -> None:
+    job = inputs.job("coop", 0)
+    held_out = shared.records(job, inputs.sites).held_out
+    model = build_model(shared.backbone(job.backbone), job.classes, job.model, 0)
+    changed = dataclasses.replace(held_out.independent, targets=1 - held_out.independent.targets)
+    one, other = judge(model, held_out), judge(model, dataclasses.replace(held_out, independent=changed))
     assert one["threshold"] == other["threshold"]
     assert one["mAP_val"] == other["mAP_val"]
     assert one["mAP"] != other["mAP"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from fedmpt_core.benchmark.cases import LADDER, TABLES, Case, cases_of
 from fedmpt_core.benchmark.folder import write_results
 from fedmpt_core.benchmark.inputs import METHODS, BenchmarkInputs
-from fedmpt_core.benchmark.plan import LADDER, TABLES, Case, plan
-from fedmpt_core.benchmark.results_file import KEYS, NAME, BookError, ResultsFile
+from fedmpt_core.benchmark.results_file import KEYS, NAME, ResultsError, ResultsFile
 from fedmpt_core.benchmark.runs import run, run_missing
 from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.benchmark.tables import markdown, rows_of
@@ -22,12 +22,12 @@ from tests.fakes import FakeBackbone
 
 
 def test_a_broken_off_benchmark_goes_on_where_it_was(
-    setup: BenchmarkInputs, workshop: SharedRecords, tmp_path: Path
+    inputs: BenchmarkInputs, shared: SharedRecords, tmp_path: Path
 ) -> None:
-    cases = plan(setup, "methods", ["zero-shot", "linear", "coop"], [0, 1])
+    cases = cases_of(inputs, "methods", ["zero-shot", "linear", "coop"], [0, 1])
     whole = tmp_path / "whole"
-    with ResultsFile(whole) as book:
-        run_missing(cases, book, workshop)
+    with ResultsFile(whole) as finished:
+        run_missing(cases, finished, shared)
     done: list[str] = []
 
     def stop_after(count: int) -> Any:
@@ -40,47 +40,47 @@ def test_a_broken_off_benchmark_goes_on_where_it_was(
         return on_run
 
     broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt), ResultsFile(broken) as book:
-        run_missing(cases, book, workshop, stop_after(2))
+    with pytest.raises(KeyboardInterrupt), ResultsFile(broken) as finished:
+        run_missing(cases, finished, shared, stop_after(2))
     with (broken / NAME).open("a") as stream:
         stream.write('{"run": "half a li')
-    with ResultsFile(broken) as book:
-        assert len(book.results) == 2
-        run_missing(cases, book, workshop, stop_after(100))
+    with ResultsFile(broken) as finished:
+        assert len(finished.results) == 2
+        run_missing(cases, finished, shared, stop_after(100))
     assert len(done) == len(cases) == 6  # none of them twice
     tables = []
     for folder in (whole, broken):
-        with ResultsFile(folder) as book:
-            tables.append([book.results[c.identity()]["figures"] for c in cases])
+        with ResultsFile(folder) as finished:
+            tables.append([finished.results[c.identity()]["figures"] for c in cases])
     assert tables[0] == tables[1]
 
 
 def test_a_book_is_written_by_one_and_a_damaged_line_is_named(tmp_path: Path) -> None:
     whole = {**dict.fromkeys(KEYS, 1), "figures": {"mAP": 50.0}}
-    with ResultsFile(tmp_path) as book:
-        book.add("a", whole)
-        with pytest.raises(BookError, match="another benchmark writes here"), ResultsFile(tmp_path):
+    with ResultsFile(tmp_path) as finished:
+        finished.add("a", whole)
+        with pytest.raises(ResultsError, match="another benchmark writes here"), ResultsFile(tmp_path):
             pass
-    with ResultsFile(tmp_path) as book:
-        assert book.results == {"a": whole}
-    with pytest.raises(BookError, match="closed"):
-        book.add("b", {})
+    with ResultsFile(tmp_path) as finished:
+        assert finished.results == {"a": whole}
+    with pytest.raises(ResultsError, match="closed"):
+        finished.add("b", {})
     line = json.dumps({"run": "a", **whole})
     for damaged in ("not json", '{"run": "b"}', "[]"):
         (tmp_path / NAME).write_text(f"{line}\n{damaged}\n")
-        with pytest.raises(BookError, match="line 2 is not a result"), ResultsFile(tmp_path):
+        with pytest.raises(ResultsError, match="line 2 is not a result"), ResultsFile(tmp_path):
             pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(BookError, match="cannot be written"), ResultsFile(tmp_path / "file"):
+    with pytest.raises(ResultsError, match="cannot be written"), ResultsFile(tmp_path / "file"):
         pass
 
 
-def test_a_run_says_what_it_cost(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
-    found = {c.method: run(c, workshop) for c in plan(setup, "methods", ["zero-shot", "coop", "linear"], [0])}
-    assert (found["zero-shot"]["trained"], found["zero-shot"]["epsilon"]) == (0, None)
+def test_a_run_says_what_it_cost(inputs: BenchmarkInputs, shared: SharedRecords) -> None:
+    results = {c.method: run(c, shared) for c in cases_of(inputs, "methods", ["zero-shot", "coop", "linear"], [0])}
+    assert (results["zero-shot"]["trained"], results["zero-shot"]["epsilon"]) == (0, None)
     for method in ("coop", "linear"):
-        result = found[method]
-        model = build_model(FakeBackbone(), CLASSES, setup.job(method, 0).model, 0)
+        result = results[method]
+        model = build_model(FakeBackbone(), CLASSES, inputs.job(method, 0).model, 0)
         assert result["trained"] == model.layout().size
         assert result["bytes_per_round"] == 32 + 4 * result["trained"]
         assert result["epsilon"] is None
@@ -90,26 +90,26 @@ def test_a_run_says_what_it_cost(setup: BenchmarkInputs, workshop: SharedRecords
         json.dumps(result, allow_nan=False)
 
 
-def test_a_private_run_reports_what_it_spent(setup: BenchmarkInputs, workshop: SharedRecords) -> None:
+def test_a_private_run_reports_what_it_spent(inputs: BenchmarkInputs, shared: SharedRecords) -> None:
     private = {"privacy": {"mechanism": "dp-sgd", "sample_rate": 0.5, "epsilon": 5.0}, "training": {"batch_size": None}}
-    job = setup.job("linear", 0, private)
+    job = inputs.job("linear", 0, private)
     assert job.privacy.noise_multiplier is not None
-    result = run(Case("methods", "linear", 0.0, "linear", job, setup.sites), workshop)
+    result = run(Case("methods", "linear", 0.0, "linear", job, inputs.sites), shared)
     assert 0 < result["epsilon"] <= 5.0
     assert result["pictures_per_step"] == 7
 
 
-def test_the_same_run_of_two_tables_is_done_once(setup: BenchmarkInputs) -> None:
+def test_the_same_run_of_two_tables_is_done_once(inputs: BenchmarkInputs) -> None:
     seeds = [0, 1]
-    methods, ablation = plan(setup, "methods", METHODS, seeds), plan(setup, "ablation", METHODS, seeds)
+    methods, ablation = cases_of(inputs, "methods", METHODS, seeds), cases_of(inputs, "ablation", METHODS, seeds)
     assert {c.row for c in ablation} == {*LADDER, "FedMPT, logits mixed"}
     whole = {c.identity() for c in methods if c.method == "fedmpt"}
     assert whole == {c.identity() for c in ablation if c.row == "+ gate (FedMPT)"}
-    every = [c for table in TABLES for c in plan(setup, table, ["linear", "fedmpt"], seeds)]
+    every = [c for table in TABLES for c in cases_of(inputs, table, ["linear", "fedmpt"], seeds)]
     assert len({c.identity() for c in every}) > 100
     assert [c.job.seed for c in methods] == [0] * len(METHODS) + [1] * len(METHODS)
     case = methods[0]
-    assert case.identity() == plan(setup, "methods", METHODS, seeds)[0].identity()
+    assert case.identity() == cases_of(inputs, "methods", METHODS, seeds)[0].identity()
     moved = {n: dataclasses.replace(s, cache_dir="/elsewhere", threads=2) for n, s in case.sites.items()}
     assert dataclasses.replace(case, sites=moved).identity() == case.identity()
     fewer = {n: dataclasses.replace(s, data=dataclasses.replace(s.data, train=9)) for n, s in case.sites.items()}
@@ -117,13 +117,13 @@ def test_the_same_run_of_two_tables_is_done_once(setup: BenchmarkInputs) -> None
         assert other.identity() != case.identity()
     for table, names, says in (("methods", ["clip"], "method 'clip'"), ("speed", ["coop"], "table 'speed'")):
         with pytest.raises(ValueError, match=says):
-            plan(setup, table, names, seeds)
+            cases_of(inputs, table, names, seeds)
 
 
-def test_tables_hold_means_deviations_and_the_best_in_bold(setup: BenchmarkInputs, tmp_path: Path) -> None:
-    cases = plan(setup, "methods", ["coop", "fedmpt"], [0, 1])
+def test_tables_hold_means_deviations_and_the_best_in_bold(inputs: BenchmarkInputs, tmp_path: Path) -> None:
+    cases = cases_of(inputs, "methods", ["coop", "fedmpt"], [0, 1])
     results = {c.identity(): result(40 + 10 * c.job.seed + (c.method == "fedmpt"), 5.0) for c in cases}
-    text = write_results(tmp_path, setup, {"methods": cases}, results)
+    text = write_results(tmp_path, inputs, {"methods": cases}, results)
     assert f"| Fed-CoOp | 45.0 ± {statistics.stdev([40, 50]):.1f} |" in text
     assert f"| FedMPT | **46.0 ± {statistics.stdev([41, 51]):.1f}** |" in text
     assert "seeds 0, 1." in text
@@ -141,17 +141,17 @@ def test_tables_hold_means_deviations_and_the_best_in_bold(setup: BenchmarkInput
     assert lines[0].startswith("table,row,value,method,seed,figures.mAP")
     assert lines[1].startswith("methods,Fed-CoOp,0,coop,0,40,")
     assert (tmp_path / "methods.png").stat().st_size > 5000
-    fewer = write_results(tmp_path, setup, {"methods": cases}, dict(list(results.items())[:3]))
+    fewer = write_results(tmp_path, inputs, {"methods": cases}, dict(list(results.items())[:3]))
     assert "Not all runs are finished" in fewer
     none = {c.identity(): result(40, None) for c in cases}
     assert "false activation" not in markdown("methods", rows_of(cases, none))
-    assert "No finished run" in write_results(tmp_path, setup, {"methods": cases}, {})
+    assert "No finished run" in write_results(tmp_path, inputs, {"methods": cases}, {})
 
 
 @pytest.mark.parametrize("table", ["heterogeneity", "ablation", "sensitivity"])
-def test_every_table_has_its_picture(setup: BenchmarkInputs, tmp_path: Path, table: str) -> None:
-    cases = plan(setup, table, ["coop", "fedmpt"], [0])
-    text = write_results(tmp_path, setup, {table: cases}, {c.identity(): result(40 + c.value, 5.0) for c in cases})
+def test_every_table_has_its_picture(inputs: BenchmarkInputs, tmp_path: Path, table: str) -> None:
+    cases = cases_of(inputs, table, ["coop", "fedmpt"], [0])
+    text = write_results(tmp_path, inputs, {table: cases}, {c.identity(): result(40 + c.value, 5.0) for c in cases})
     assert (tmp_path / f"{table}.png").stat().st_size > 5000
     assert ("| value |" in text) == (table != "ablation")
     assert text.count("\n| ") == 1 + len({(c.row, c.value) for c in cases})

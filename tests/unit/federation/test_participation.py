@@ -17,10 +17,10 @@ def test_the_number_asked_is_the_share_and_never_below_the_least(
     count: int, share: float, least: int, round_number: int, attempt: int
 ) -> None:
     sites = [f"s{i:02d}" for i in range(count)]
-    found = participants(sites, share, least=least, seed=0, round_number=round_number, attempt=attempt)
-    assert len(found) == len(set(found)) == min(count, max(least, int(share * count + 0.5)))
-    assert set(found) <= set(sites)
-    assert found == sorted(found)
+    asked = participants(sites, share, least=least, seed=0, round_number=round_number, attempt=attempt)
+    assert len(asked) == len(set(asked)) == min(count, max(least, int(share * count + 0.5)))
+    assert set(asked) <= set(sites)
+    assert asked == sorted(asked)
 
 
 def draw(number: int, attempt: int = 0, seed: int = 0, share: float = 0.25) -> list[str]:

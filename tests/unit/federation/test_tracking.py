@@ -24,11 +24,11 @@ def test_scalars_come_back(tmp_path: Path) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         write_tensorboard(RECORD, tmp_path)
-        found = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("global/mAP")] == [(0, 20.0), (1, 30.0)]
-    assert [e.value for e in found.Scalars("round/bytes_sent")] == [0.0, 22.0, 1.0]
-    assert [(e.step, e.value) for e in found.Scalars("epsilon/a")] == [(2, 2.5)]
-    assert found.Scalars("gate/1")[1].value == pytest.approx(0.8)
+        events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("global/mAP")] == [(0, 20.0), (1, 30.0)]
+    assert [e.value for e in events.Scalars("round/bytes_sent")] == [0.0, 22.0, 1.0]
+    assert [(e.step, e.value) for e in events.Scalars("epsilon/a")] == [(2, 2.5)]
+    assert events.Scalars("gate/1")[1].value == pytest.approx(0.8)
 
 
 def test_it_needs_no_torch(tmp_path: Path) -> None:

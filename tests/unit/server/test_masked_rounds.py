@@ -275,9 +275,9 @@ def test_a_liar_about_its_edges_and_the_peer_that_it_quarrels_with_are_left_out(
 
     def lying(answer: Shareable) -> Shareable:
         secure = workflow.sites["b"].secure
-        said = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
-        edges = (bytes(32), *said.edge_commitments[1:])
-        forged = dataclasses.replace(said, edge_commitments=edges)
+        masked = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
+        edges = (bytes(32), *masked.edge_commitments[1:])
+        forged = dataclasses.replace(masked, edge_commitments=edges)
         exchange = secure._client._exchange
         assert exchange
         signed = dataclasses.replace(forged, signature=exchange.sign(forged.text))
@@ -375,9 +375,9 @@ def test_the_blame_of_few_leaves_nobody_out(tmp_path: Path) -> None:
         workflow = Workflow(job(rounds=2), tmp_path / str(count))
 
         def dealing(answer: Shareable, workflow: Workflow = workflow, count: int = count) -> Shareable:
-            said = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
+            masked = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
             bad = dataclasses.replace(
-                said, sealed=(*[bytes(len(row)) for row in said.sealed[:count]], *said.sealed[count:])
+                masked, sealed=(*[bytes(len(row)) for row in masked.sealed[:count]], *masked.sealed[count:])
             )
             exchange = workflow.sites["e"].secure._client._exchange
             assert exchange

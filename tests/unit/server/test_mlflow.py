@@ -24,12 +24,12 @@ from fedmpt_flare.tasks import TRACKING_CLASSES
 def context(receiver: MlflowReceiver, job_id: str = "job-1") -> FLContext:
     """Of a job at a server whose only component is the receiver."""
     engine = SimpleNamespace(fire_event=lambda kind, fl_ctx: fire_event(kind, [receiver], fl_ctx))
-    found = FLContext()
-    found.set_prop(ReservedKey.ENGINE, engine, private=True)
-    found.set_prop(ReservedKey.IDENTITY_NAME, "server")
-    found.set_prop(ReservedKey.RUN_NUM, job_id)
-    found.set_prop(ReservedKey.JOB_META, {"name": "agreed"}, private=True)
-    return found
+    context = FLContext()
+    context.set_prop(ReservedKey.ENGINE, engine, private=True)
+    context.set_prop(ReservedKey.IDENTITY_NAME, "server")
+    context.set_prop(ReservedKey.RUN_NUM, job_id)
+    context.set_prop(ReservedKey.JOB_META, {"name": "agreed"}, private=True)
+    return context
 
 
 def say(fl_ctx: FLContext, tag: str, value: float, step: int) -> None:

@@ -84,11 +84,11 @@ class Case:
         return canonical_digest(known)
 
 
-def plan(setup: BenchmarkInputs, table: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Case]:
+def cases_of(inputs: BenchmarkInputs, table: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Case]:
     """The cases of a table, those of one seed one after the other, so that they share their records.
 
     Args:
-        setup: the folder.
+        inputs: the folder.
         table: a key of `TABLES`.
         methods: of `METHODS`; `ablation` and `sensitivity` are of FedMPT whatever stands here.
         seeds: at least one.
@@ -103,13 +103,21 @@ def plan(setup: BenchmarkInputs, table: str, methods: Sequence[str], seeds: Sequ
     if table not in TABLES:
         raise ValueError(f"table {table!r} is not known: use {', '.join(TABLES)}")
     ordered = [m for m in METHODS if m in methods]
-    return [case for seed in seeds for case in TABLES[table](setup, ordered, seed)]
+    return [case for seed in seeds for case in TABLES[table](inputs, ordered, seed)]
+
+
+def _content(path: str) -> str:
+    """SHA-256 hex of a file; empty for no file and for a folder."""
+    if not path or not Path(path).is_file():
+        return ""
+    facts = Path(path).stat()
+    return _digest(path, facts.st_mtime_ns, facts.st_size)
 
 
 @lru_cache
-def _content(path: str) -> str:
-    """SHA-256 hex of a file, read once; empty for no file and for a folder."""
-    return file_digest(Path(path)) if path and Path(path).is_file() else ""
+def _digest(path: str, changed: int, size: int) -> str:
+    """Read once while the file stays as it is; every case of a table asks."""
+    return file_digest(Path(path))
 
 
 def title(method: str) -> str:
@@ -117,38 +125,38 @@ def title(method: str) -> str:
     return LABELS.get(method, method)
 
 
-def _methods(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _methods(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for method in methods:
-        yield Case("methods", title(method), 0.0, method, setup.job(method, seed), setup.sites)
+        yield Case("methods", title(method), 0.0, method, inputs.job(method, seed), inputs.sites)
 
 
-def _heterogeneity(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _heterogeneity(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for share in SHARES:
         for method in methods:
-            job = setup.job(method, seed)
-            yield Case("heterogeneity", title(method), share, method, job, setup.sites, share)
+            job = inputs.job(method, seed)
+            yield Case("heterogeneity", title(method), share, method, job, inputs.sites, share)
 
 
-def _masks(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _masks(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for share in MASKS:
         sites = {
             n: dataclasses.replace(s, data=dataclasses.replace(s.data, drop_positives=share))
-            for n, s in setup.sites.items()
+            for n, s in inputs.sites.items()
         }
         for method in methods:
-            yield Case("masks", title(method), share, method, setup.job(method, seed), sites)
+            yield Case("masks", title(method), share, method, inputs.job(method, seed), sites)
 
 
-def _participation(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
+def _participation(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for method in methods:
         for share in (0.1, 0.3, 0.5, 1.0):
-            job = setup.job(method, seed)
+            job = inputs.job(method, seed)
             job = dataclasses.replace(job, federation=dataclasses.replace(job.federation, participation=share))
-            yield Case("participation", title(method), share, method, job, setup.sites, PARTICIPATION_CLUSTERS)
+            yield Case("participation", title(method), share, method, job, inputs.sites, PARTICIPATION_CLUSTERS)
 
 
-def _ablation(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
-    base = setup.job("fedmpt", seed)
+def _ablation(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    base = inputs.job("fedmpt", seed)
 
     def rung(parts: tuple[str, ...]) -> Changes:
         model: dict[str, Any] = {"components": parts}
@@ -161,21 +169,21 @@ def _ablation(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iter
     rows = {name: rung(parts) for name, parts in LADDER.items()}
     rows["FedMPT, logits mixed"] = {"model": {"mixture": "logits"}}
     for row, extra in rows.items():
-        yield Case("ablation", row, 0.0, "fedmpt", setup.job("fedmpt", seed, extra), setup.sites)
+        yield Case("ablation", row, 0.0, "fedmpt", inputs.job("fedmpt", seed, extra), inputs.sites)
 
 
-def _sensitivity(setup: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
-    base = setup.job("fedmpt", seed)
+def _sensitivity(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
+    base = inputs.job("fedmpt", seed)
     conditions = base.model.conditions
     for n in range(1, len(conditions) + 1):
         lone = _without({"gate"}, base) if n == 1 else {}  # one condition needs no gate
-        job = setup.job("fedmpt", seed, {"model": {"conditions": conditions[:n]}, **lone})
-        yield Case("sensitivity", "conditions", float(n), "fedmpt", job, setup.sites)
+        job = inputs.job("fedmpt", seed, {"model": {"conditions": conditions[:n]}, **lone})
+        yield Case("sensitivity", "conditions", float(n), "fedmpt", job, inputs.sites)
     for key, values in SENSITIVITY.items():
         section, _, name = key.partition(".")
         for value in values:
-            job = setup.job("fedmpt", seed, {section: {name: value}})
-            yield Case("sensitivity", name, float(value), "fedmpt", job, setup.sites)
+            job = inputs.job("fedmpt", seed, {section: {name: value}})
+            yield Case("sensitivity", name, float(value), "fedmpt", job, inputs.sites)
 
 
 def _without(groups: Set[str], job: JobConfig) -> Changes:
