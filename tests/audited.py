@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fedmpt_core.audit.run_evidence import KnownKeys
+from fedmpt_core.common.canonical import canonical
 from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
@@ -22,7 +23,7 @@ from fedmpt_core.federation.run.record import MANIFEST, RunRecord
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import Budget, resolved
-from fedmpt_core.privacy.ledger.chain import SIGNED_PREFIX, canonical
+from fedmpt_core.privacy.ledger.chain import SIGNED_PREFIX
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_copy, open_ledger
 from fedmpt_core.secagg.policy import Floors
 from fedmpt_core.secagg.roster import Member, Roster

@@ -13,7 +13,7 @@ from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_ledgers import check_ledgers, reused_keys
 from fedmpt_core.audit.site_ledger import OwnLedger
 from fedmpt_core.audit.spending import Spending, further_accountants
-from fedmpt_core.config.checks import json_value
+from fedmpt_core.common.canonical import json_value
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.chain import Entry
 

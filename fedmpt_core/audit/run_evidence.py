@@ -11,8 +11,8 @@ from typing_extensions import TypedDict
 
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.ledger_copy import LedgerReader, inside, key_of_site, time_of
+from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.common.signing import KeyVerifier, SigningError
-from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.run.manifest import RunManifest, RunManifestError, check_manifest, read_manifest

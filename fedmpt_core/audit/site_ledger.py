@@ -12,8 +12,8 @@ from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun
 from fedmpt_core.audit.run_ledgers import SAME_EPSILON, reused_keys
 from fedmpt_core.audit.spending import Accountant, recompute
+from fedmpt_core.common.canonical import json_value
 from fedmpt_core.common.signing import SigningError, verifier
-from fedmpt_core.config.checks import json_value
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, Verifier
 from fedmpt_core.privacy.ledger.export import EXPORT, ExportError, LedgerExport, check_export, read_export

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.benchmark.inputs import LABELS, METHODS, ZERO_SHOT, BenchmarkInputs, Changes
+from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.release import RELEASE
-from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 

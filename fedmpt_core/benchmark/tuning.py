@@ -13,7 +13,7 @@ import tomli_w
 
 from fedmpt_core.benchmark.cases import Case, title
 from fedmpt_core.benchmark.inputs import ZERO_SHOT, BenchmarkInputs, Changes
-from fedmpt_core.config.checks import json_value
+from fedmpt_core.common.canonical import json_value
 from fedmpt_core.config.toml import ConfigError
 
 

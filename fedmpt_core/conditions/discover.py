@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.common.files import WriteError, write_whole
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.conditions.answers import names_a_class
@@ -34,7 +35,6 @@ from fedmpt_core.conditions.stages import (
     choose,
     generate,
 )
-from fedmpt_core.config.checks import canonical_digest
 from fedmpt_core.config.condition_lists import SCHEMA_VERSION, content_digest
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.model.backbone.base import Backbone

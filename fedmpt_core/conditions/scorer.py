@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.config.condition_lists import check_words
 
 LEXICON = "lexicon.json"

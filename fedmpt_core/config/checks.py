@@ -1,14 +1,11 @@
 """What all configuration classes share: types and bounds that hold however a class is made, problems as sentences.
 
-Bounds and descriptions stand once, at the fields: pydantic checks them, and the JSON Schema shows them. Also here: a
-digest.
+Bounds and descriptions stand once, at the fields: pydantic checks them, and the JSON Schema shows them.
 """
 
 import dataclasses
 import difflib
 import functools
-import hashlib
-import json
 import math
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -151,22 +148,3 @@ def _unknown(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
     return f"unknown key '{key}': {hint}"
-
-
-def json_value(value: Any) -> Any:
-    """The same in values that JSON has: text for keys, lists for tuples, None for numbers that are not finite."""
-    match value:
-        case dict():
-            return {str(key): json_value(item) for key, item in value.items()}
-        case list() | tuple():
-            return [json_value(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
-
-
-def canonical_digest(value: Any) -> str:
-    """SHA-256 hex of `value` as JSON with sorted keys, no blanks, ASCII only."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

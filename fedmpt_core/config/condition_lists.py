@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.config.provenance import check_provenance
 
 SCHEMA_VERSION = 2

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fedmpt_core.config.checks import Name, Once, canonical_digest, checked, pattern
+from fedmpt_core.common.canonical import canonical_digest
+from fedmpt_core.config.checks import Name, Once, checked, pattern
 from fedmpt_core.config.federation import FederationConfig, ResumeConfig
 from fedmpt_core.config.methods import METHODS, MethodName
 from fedmpt_core.config.secagg import SecAggConfig

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from fedmpt_core.config.checks import canonical_digest
+from fedmpt_core.common.canonical import canonical_digest
 
 LAYOUT_VERSION = 1
 _DIGEST_BYTES = 32

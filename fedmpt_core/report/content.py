@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fedmpt_core.audit.disclosure import Disclosure, Sums
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.spending import Spending
-from fedmpt_core.config.checks import json_value
+from fedmpt_core.common.canonical import json_value
 
 REPORT_SCHEMA = 1
 

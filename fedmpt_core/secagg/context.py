@@ -5,13 +5,13 @@ open. Every field has a fixed length or a length before it, so no two different 
 are frozen; a change of any is a new suite. Hash: SHA-256 (FIPS 180-4); integers are big-endian.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from fedmpt_core.common.canonical import canonical
 from fedmpt_core.secagg.errors import Abort, SecAggError
 
 SUITE = 1
@@ -33,9 +33,7 @@ def job_digest(terms: Mapping[str, Any]) -> bytes:
         ValueError: NaN, an infinity, or a key that is not text.
         TypeError: any other value.
     """
-    plain = _plain(terms)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return sha256(b"FLARE-SA/1/job\0" + lp(text.encode("ascii"))).digest()
+    return sha256(b"FLARE-SA/1/job\0" + lp(canonical(_plain(terms)))).digest()
 
 
 def roster_digest(members: Iterable[tuple[str, bytes]]) -> bytes:

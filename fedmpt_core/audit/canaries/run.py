@@ -29,7 +29,7 @@ from fedmpt_core.audit.canaries.planting import (
     public_generator,
 )
 from fedmpt_core.audit.finding import Finding, in_order, worst
-from fedmpt_core.config.checks import json_value
+from fedmpt_core.common.canonical import json_value
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.pictures import Dataset

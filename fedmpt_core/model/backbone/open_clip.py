@@ -9,7 +9,6 @@ Must never: run code from a weights file, fall back to random weights, or touch 
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from fedmpt_core.common.canonical import canonical
 from fedmpt_core.model.backbone.base import Backbone, centre_square
 from fedmpt_core.model.backbone.files import (
     CONFIG_FILE,
@@ -143,16 +143,16 @@ class OpenClipBackbone(Backbone):
     def digest(self) -> str:
         """See `Backbone`; computed once and kept. The same for equal weights, wherever they came from."""
         if not self._digest:
-            hasher = hashlib.sha256(_canonical(self._description))
+            hasher = hashlib.sha256(canonical(self._description, default=str))
             for name, tensor in sorted(self.model.state_dict().items()):
-                hasher.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
+                hasher.update(canonical([name, str(tensor.dtype), list(tensor.shape)]))
                 hasher.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             self._digest = hasher.hexdigest()
         return self._digest
 
     def preprocessing_digest(self) -> str:
         """See `Backbone`."""
-        return hashlib.sha256(_canonical(self._preprocessing)).hexdigest()
+        return hashlib.sha256(canonical(self._preprocessing, default=str)).hexdigest()
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """See `Backbone`; open_clip's own transform for inference."""
@@ -210,10 +210,6 @@ class OpenClipBackbone(Backbone):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.autocast("cuda", torch.bfloat16)
         return contextlib.nullcontext() if gradients else torch.autocast("cuda", torch.float16)
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
 
 
 def _find_architecture(name: str) -> _Architecture:

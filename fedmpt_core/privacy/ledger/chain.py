@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fedmpt_core.common.canonical import canonical, canonical_digest
+
 LEDGER_SCHEMA = 1
 SIGNED_PREFIX = b"\xffFEDMPT-LEDGER/1\0"  # 0xff starts no text, so no signed text can pass for an entry
 PROOF_PREFIX = b"\xffFEDMPT-LEDGER-KEY/1\0"
@@ -199,7 +201,7 @@ class Chain:
                 raise Damage(f"has a malformed field {name}")
         entry = Entry(**plain)
         body = {name: value for name, value in plain.items() if name not in ("hash", "sig")}
-        if hashlib.sha256(canonical(body)).hexdigest() != entry.hash:
+        if canonical_digest(body) != entry.hash:
             raise Damage("has a hash that is not that of its content")
         if entry.seq != number or entry.prev != (last.hash if last else FIRST) or (kind == "genesis") != (last is None):
             raise Damage("does not follow the line before it")
@@ -260,11 +262,6 @@ class Chain:
             self.closed = True
         self.last = line + b"\n"
         self.offset += len(self.last)
-
-
-def canonical(plain: Mapping[str, Any]) -> bytes:
-    """The one form of these fields."""
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _decoded(line: bytes) -> dict[str, Any]:

@@ -11,7 +11,6 @@ This module never writes an epsilon as truth, never edits a line, and starts no 
 needs the standard library alone, so that an auditor can run it.
 """
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.common.canonical import canonical, canonical_digest
 from fedmpt_core.common.files import append, sync_folder, write_whole
 from fedmpt_core.privacy.ledger.chain import (
     ADJACENCY,
@@ -36,7 +36,6 @@ from fedmpt_core.privacy.ledger.chain import (
     LedgerError,
     LedgerHead,
     Verifier,
-    canonical,
     plain_details,
 )
 from fedmpt_core.privacy.ledger.file import disk, fetch, opened
@@ -335,7 +334,7 @@ class Ledger:
                     f"the clock says {now}, before {last.time}, the time of the last entry of {self._path}: "
                     "correct the clock of this machine"
                 )
-        digest = hashlib.sha256(canonical(plain)).hexdigest()
+        digest = canonical_digest(plain)
         sig = self._signer(SIGNED_PREFIX + bytes.fromhex(digest)) if self._signer else ""
         line = canonical({**plain, "hash": digest, "sig": sig})
         try:

@@ -15,8 +15,9 @@ from fedmpt_core.audit.auditor import audit_run, compare
 from fedmpt_core.audit.ledger_copy import LedgerReader
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
+from fedmpt_core.common.canonical import canonical
 from fedmpt_core.federation.run.record import MANIFEST
-from fedmpt_core.privacy.ledger.chain import FIRST, canonical
+from fedmpt_core.privacy.ledger.chain import FIRST
 from tests.audited import SITES, Federation
 from tests.unit.audit.test_audit import anchors, kits  # noqa: F401 - fixtures
 

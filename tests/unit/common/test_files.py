@@ -13,8 +13,16 @@ from typing import Any
 
 import pytest
 
-from fedmpt_core.common.files import LineFile, ReplacedError, WriteError, append, file_digest, locked, write_whole
-from fedmpt_core.common.files import whole_file as new_file
+from fedmpt_core.common.files import (
+    LineFile,
+    ReplacedError,
+    WriteError,
+    append,
+    file_digest,
+    locked,
+    whole_file,
+    write_whole,
+)
 
 
 @contextmanager
@@ -47,7 +55,7 @@ def refuse(code: int) -> Any:
 def test_nobody_sees_a_file_before_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with new_file(path) as file:
+    with whole_file(path) as file:
         file.write(b"half")
         file.flush()
         assert path.read_bytes() == b"old"
@@ -60,7 +68,7 @@ def test_nobody_sees_a_file_before_it_is_whole(tmp_path: Path) -> None:
 def test_what_breaks_off_leaves_no_trace(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error), new_file(path) as file:
+    with pytest.raises(error), whole_file(path) as file:
         file.write(b"new")
         raise error
     assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
@@ -81,7 +89,7 @@ def test_permissions_are_given_kept_or_usual(tmp_path: Path, given: int | None, 
 
 
 def test_a_secret_is_never_readable_for_others(tmp_path: Path) -> None:
-    with umask(0), new_file(tmp_path / "file"):
+    with umask(0), whole_file(tmp_path / "file"):
         assert [mode(p) for p in tmp_path.iterdir()] == [0o600]
 
 

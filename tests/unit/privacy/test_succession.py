@@ -11,13 +11,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fedmpt_core.common.canonical import canonical
 from fedmpt_core.common.signing import SigningError, load_signer, verifier
 from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger import succession
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, charges, history, resolved
-from fedmpt_core.privacy.ledger.chain import PROOF_PREFIX, SIGNED_PREFIX, canonical
+from fedmpt_core.privacy.ledger.chain import PROOF_PREFIX, SIGNED_PREFIX
 from fedmpt_core.privacy.ledger.ledger import Ledger, LedgerError, read_ledger
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, open_ledger, read_site_ledger
 from fedmpt_core.privacy.ledger.statement import plan, statement
