@@ -42,7 +42,7 @@ JOB = resolved(
         federation=FederationConfig(max_failed_rounds=1, evaluate_every=0),
     )
 )
-SAID = {"device": "cpu", "versions": {"fedmpt": "1"}, "evaluates": False, "backbone_digest": "aa"}
+JOINED = {"device": "cpu", "versions": {"fedmpt": "1"}, "evaluates": False, "backbone_digest": "aa"}
 
 
 def provision(root: Path, sites: Sequence[str] = SITES) -> Path:
@@ -81,7 +81,7 @@ class Federation:
         folder = self.root / run_id
         (folder / "privacy").mkdir(parents=True)
         record = RunRecord.start(job, run_id).joined(
-            {site: {"backbone": "b", "is_stand_in": False, **SAID} for site in self.sites}
+            {site: {"backbone": "b", "is_stand_in": False, **JOINED} for site in self.sites}
         )
         record = record.with_round(0, 0.1, {}, {})
         budgets = {site: self._budget(site, job, run_id) for site in self.sites}
@@ -119,10 +119,10 @@ class Federation:
             (folder / copies[site]["file"]).write_bytes(ledger)
             (folder / copies[site]["certificate"]).write_bytes(certificate)
             files += copies[site].values()
-        found = RunManifest.of(
+        manifest = RunManifest.of(
             record, folder, versions={"fedmpt": "1"}, ledgers=copies, files=files, kit=self.kit(SERVER)
         )
-        (folder / MANIFEST).write_text(found.to_json())
+        (folder / MANIFEST).write_text(manifest.to_json())
         return folder
 
     def resign(self, folder: Path, **changes: Any) -> None:
@@ -147,7 +147,7 @@ def resign(folder: Path, kit: Path, **changes: Any) -> None:
     old = read_manifest(folder)
     record = json.loads((folder / "result.json").read_text())
     digests = {name: file_digest(folder / name) for name in old.files if (folder / name).exists()}
-    found = replace(
+    new = replace(
         old,
         files=digests,
         rounds=[round_facts(row) for row in record["rounds"]],
@@ -156,7 +156,7 @@ def resign(folder: Path, kit: Path, **changes: Any) -> None:
         **changes,
     )
     sign, _, _ = load_signer(kit / "server.key", kit / "server.crt")
-    (folder / MANIFEST).write_text(replace(found, signature=sign(found.signed_text())).to_json())
+    (folder / MANIFEST).write_text(replace(new, signature=sign(new.signed_text())).to_json())
 
 
 def ledger_of(folder: Path, number: int = 0) -> Path:
@@ -168,8 +168,8 @@ def lines(folder: Path) -> list[bytes]:
     return ledger_of(folder).read_bytes().splitlines(keepends=True)
 
 
-def write(folder: Path, found: list[bytes]) -> None:
-    ledger_of(folder).write_bytes(b"".join(found))
+def write(folder: Path, changed: list[bytes]) -> None:
+    ledger_of(folder).write_bytes(b"".join(changed))
 
 
 def edit_record(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -179,18 +179,18 @@ def edit_record(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def edit_field(folder: Path) -> None:
-    found = lines(folder)
-    number, entry = next((i, e) for i, e in enumerate(map(json.loads, found)) if e["kind"] == "reserve")
+    changed = lines(folder)
+    number, entry = next((i, e) for i, e in enumerate(map(json.loads, changed)) if e["kind"] == "reserve")
     entry["details"]["steps"] -= 1
-    found[number] = canonical(entry) + b"\n"
-    write(folder, found)
+    changed[number] = canonical(entry) + b"\n"
+    write(folder, changed)
 
 
 def forge(folder: Path) -> None:
-    found = lines(folder)
-    entry = json.loads(found[-1])
-    found[-1] = canonical({**entry, "sig": "00" * 256}) + b"\n"
-    write(folder, found)
+    changed = lines(folder)
+    entry = json.loads(changed[-1])
+    changed[-1] = canonical({**entry, "sig": "00" * 256}) + b"\n"
+    write(folder, changed)
 
 
 def swap(folder: Path) -> None:
@@ -207,15 +207,15 @@ def another_key(folder: Path) -> None:
     kit, site = folder.parent / "forged", ledger_of(folder).name.removesuffix(".ledger.jsonl")
     write_kit(kit, site)
     sign, _, spki = load_signer(kit / "client.key", kit / "client.crt")
-    found, before = [], "0" * 64
+    forged, before = [], "0" * 64
     for line in lines(folder):
         entry = json.loads(line)
         genesis = {"key_spki": spki, "public_key": sign.public_key}
         entry |= {"prev": before} | (genesis if entry["kind"] == "genesis" else {})
         body = {k: v for k, v in entry.items() if k not in ("hash", "sig")}
         before = hashlib.sha256(canonical(body)).hexdigest()
-        found.append(canonical({**body, "hash": before, "sig": sign(SIGNED_PREFIX + bytes.fromhex(before))}) + b"\n")
-    write(folder, found)
+        forged.append(canonical({**body, "hash": before, "sig": sign(SIGNED_PREFIX + bytes.fromhex(before))}) + b"\n")
+    write(folder, forged)
     shutil.copy(kit / "client.crt", folder / "privacy" / f"{site}.crt")
 
 
@@ -234,8 +234,8 @@ def repeat_round(folder: Path) -> None:
 
 def before_this_run(folder: Path) -> None:
     """An old ledger, as it was when the run began."""
-    run_id, found = read_manifest(folder).run_id, lines(folder)
-    write(folder, found[: next(i for i, line in enumerate(found) if json.loads(line).get("job") == run_id)])
+    run_id, copy = read_manifest(folder).run_id, lines(folder)
+    write(folder, copy[: next(i for i, line in enumerate(copy) if json.loads(line).get("job") == run_id)])
 
 
 # what is done, and what an auditor finds when the server signs the change all the same; nothing a site signs speaks of

@@ -18,7 +18,10 @@ GRID = 1e-3  # what more steps may lower epsilon by, twice the freedom of its ac
 
 
 def check_ledgers(
-    run: Run, accountants: Mapping[str, Accountant], caps: Mapping[str, float] | None = None
+    run: Run,
+    accountants: Mapping[str, Accountant],
+    caps: Mapping[str, float] | None = None,
+    most_rounds: int = MOST_ROUNDS,
 ) -> dict[str, Spending]:
     """Compare every ledger with the record; adds findings to the run.
 
@@ -26,6 +29,7 @@ def check_ledgers(
         run: as loaded.
         accountants: further ones to ask, by name.
         caps: by site, the cap in its policy.
+        most_rounds: of a site, for which epsilon is worked out; the rounds between them are held to these.
 
     Returns:
         By site, what it spent.
@@ -35,13 +39,15 @@ def check_ledgers(
         return spending
     for site, entries in run.ledgers.items():
         try:
-            spending[site] = _spending(run, site, entries, accountants, (caps or {}).get(site))
+            by_round = _by_round(run, entries, most_rounds)
+            spending[site] = _spending(run, site, entries, accountants, (caps or {}).get(site), by_round)
         except LedgerError as error:
             run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
             continue
         _check_heads(run, site, entries)
         _check_mechanism(run, site, entries)
         _check_rounds(run, site, entries)
+        _check_epsilons(run, site, by_round)
     run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in spending})
     return spending
 
@@ -141,7 +147,12 @@ def _check_rounds(run: Run, site: str, entries: Sequence[Entry]) -> None:
 
 
 def _spending(
-    run: Run, site: str, entries: Sequence[Entry], accountants: Mapping[str, Accountant], cap: float | None
+    run: Run,
+    site: str,
+    entries: Sequence[Entry],
+    accountants: Mapping[str, Accountant],
+    cap: float | None,
+    by_round: dict[int, float],
 ) -> Spending:
     jobs, delta, genesis = own_jobs(run), run.job.privacy.delta, entries[0]
     every = charges(entries)
@@ -156,8 +167,6 @@ def _spending(
     if cap is not None and total > cap * (1 + SAME_EPSILON):
         text = f"all jobs on '{genesis.dataset}' spent epsilon {total:.3f}, its cap is {cap:g}"
         run.say("epsilon-above-the-cap", site, text, "the site's policy was not kept: find out how")
-    by_round = _by_round(run, entries, delta)
-    _check_epsilons(run, site, by_round)
     kinds = Counter(entry.kind for entry in entries)
     return Spending(
         dataset=genesis.dataset,
@@ -197,10 +206,11 @@ def _check_epsilons(run: Run, site: str, by_round: Mapping[int, float]) -> None:
             return
 
 
-def _by_round(run: Run, entries: Sequence[Entry], delta: float) -> dict[int, float]:
+def _by_round(run: Run, entries: Sequence[Entry], most: int) -> dict[int, float]:
     """Epsilon of the job at each release: what was charged until the commit, open reservations included."""
-    jobs, numbers = own_jobs(run), sorted({e.round for e in entries if e.kind == "commit" and e.job in own_jobs(run)})
-    stride = -(-len(numbers) // MOST_ROUNDS) or 1
+    jobs, delta = own_jobs(run), run.job.privacy.delta
+    numbers = sorted({e.round for e in entries if e.kind == "commit" and e.job in jobs})
+    stride = -(-len(numbers) // most) or 1
     wanted = {*numbers[::stride], *numbers[-1:]}
     sums: dict[tuple[float, float], int] = {}
     epsilons: dict[int, float] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 
 from fedmpt_core.audit.finding import Finding
@@ -92,4 +93,7 @@ def merged(history: Sequence[Steps]) -> tuple[tuple[float, float, int], ...]:
 
 
 def _independent(history: Sequence[Steps], delta: float) -> float:
-    return independent.epsilon([(s.sample_rate, s.noise_multiplier, s.count) for s in history], delta)
+    return _independent_once(merged(history), delta)
+
+
+_independent_once = lru_cache(maxsize=1024)(independent.epsilon)  # sites of one run are charged alike

@@ -28,26 +28,26 @@ LONG = "<b>\u202egnp</b>" + "W" * 10_000
 
 # elements that stick out of the window, of what scrolls, or of the chart that they are in
 CUT_OFF = """() => {
-  const found = [], wide = innerWidth + 0.5;
+  const cut = [], wide = innerWidth + 0.5;
   for (const e of document.body.querySelectorAll('*')) {
     const box = e.getBoundingClientRect();
     if (!box.width || !box.height || e.closest('details:not([open]) > :not(summary)')) continue;
     const scroll = e.closest('.scroll'), chart = e.closest('svg.chart');
-    if (!scroll && (box.left < -0.5 || box.right > wide)) found.push(e.outerHTML.slice(0, 120));
+    if (!scroll && (box.left < -0.5 || box.right > wide)) cut.push(e.outerHTML.slice(0, 120));
     if (scroll && e !== scroll) {
       const start = scroll.getBoundingClientRect().left - scroll.scrollLeft;
-      if (box.left < start - 0.5 || box.right > start + scroll.scrollWidth + 0.5) found.push(e.outerHTML.slice(0, 120));
+      if (box.left < start - 0.5 || box.right > start + scroll.scrollWidth + 0.5) cut.push(e.outerHTML.slice(0, 120));
     }
     if (chart && e.tagName === 'text') {
       const frame = chart.getBoundingClientRect();
       if (box.left < frame.left - 0.5 || box.right > frame.right + 0.5 || box.bottom > frame.bottom + 0.5
-          || box.top < frame.top - 0.5) found.push('chart: ' + e.textContent);
+          || box.top < frame.top - 0.5) cut.push('chart: ' + e.textContent);
     }
     const style = getComputedStyle(e);
     if (['hidden', 'clip'].includes(style.overflowX) && e.tagName !== 'svg' && e.scrollWidth > e.clientWidth + 1)
-      found.push('clipped: ' + e.outerHTML.slice(0, 120));
+      cut.push('clipped: ' + e.outerHTML.slice(0, 120));
   }
-  return found;
+  return cut;
 }"""
 
 
@@ -58,7 +58,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kits = provision(root)
     federation = Federation(root, kits)
     folder = federation.run("run-1")
-    anchors = roster_of(kits)
+    keys = roster_of(kits)
 
     def write(name: str, run: Any, **changes: Any) -> Path:
         run = replace(run, findings=[], **changes) if changes else run
@@ -69,18 +69,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         return path
 
-    run = load_run(folder, anchors)
+    run = load_run(folder, keys)
     figures = {"mAP": 30.0, "AP": [20.0, 40.0], "gate": [0.2] * 5, "share": [0.4, 0.01]}
     rows = [{**row, **figures} for row in run.record["rounds"]]
     rows[0]["zero_shot"] = {"mAP": 25.0, "AP": [30.0, 20.0]}
-    found = {"honest": write("honest", run, record={**run.record, "rounds": rows})}
-    said = {"device": LONG, "versions": {LONG: LONG}, "evaluates": True}
-    record = {**run.record, "rounds": rows, "sites": {LONG: said, SITES[0]: said}, "backbone": LONG, "outcome": LONG}
+    written = {"honest": write("honest", run, record={**run.record, "rounds": rows})}
+    joined = {"device": LONG, "versions": {LONG: LONG}, "evaluates": True}
+    record = {**run.record, "rounds": rows, "backbone": LONG, "outcome": LONG}
+    record["sites"] = {LONG: joined, SITES[0]: joined}
     job = replace(run.job, classes=("dog", LONG))
-    found["hostile"] = write("hostile", run, record=record, job=job)
+    written["hostile"] = write("hostile", run, record=record, job=job)
     MANIPULATIONS["cut the tail"][0](folder)
-    found["tampered"] = write("tampered", load_run(folder, anchors))
-    return found
+    written["tampered"] = write("tampered", load_run(folder, keys))
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,9 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda v: f"{v[0]}-{v[1]}")
@@ -98,13 +99,13 @@ def view(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A tab of that width and colour scheme; at its end, whatever was said or asked for is a failure."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda asked: said.append(asked.url) if not asked.url.startswith("file://") else None)
+    noise: list[str] = []
+    page.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("request", lambda asked: noise.append(asked.url) if not asked.url.startswith("file://") else None)
     yield page
     page.close()
-    assert said == []
+    assert noise == []
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -115,9 +116,9 @@ def test_nothing_is_cut_off_and_everybody_can_use_it(view: Any, pages: dict[str,
     view.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert view.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
     assert view.evaluate(CUT_OFF) == []
-    found = Axe().run(view).response
-    assert [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found["violations"]] == []
-    assert any(check["id"] == "color-contrast" for check in found["passes"])
+    response = Axe().run(view).response
+    assert [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in response["violations"]] == []
+    assert any(check["id"] == "color-contrast" for check in response["passes"])
 
 
 def test_keyboard_and_paper(view: Any, pages: dict[str, Path]) -> None:

@@ -1,12 +1,17 @@
-"""Kits that several modules look at: made once in every test process, not to be changed."""
+"""What several modules look at: made once in every test process, not to be changed."""
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.federation import DEPLOY
 from tests.provisioning import SERVER, SITE, flare, overlay
+
+if TYPE_CHECKING:  # a run's job is calibrated when it is loaded: only tests that look at one wait for it
+    from fedmpt_core.audit.run_evidence import KnownKeys
+    from tests.audited import Federation
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +29,28 @@ def kits(provisioned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, who in ((SITE, "site"), (SERVER, "server")):
         overlay(Path(shutil.copytree(provisioned / name, root / name)), who)
     return root
+
+
+@pytest.fixture(scope="session")
+def keys(provisioned: Path) -> "KnownKeys":
+    """What an auditor knows who was given the roster."""
+    from tests.audited import roster_of
+
+    return roster_of(provisioned)
+
+
+@pytest.fixture(scope="session")
+def audited(provisioned: Path, tmp_path_factory: pytest.TempPathFactory) -> "Federation":
+    """Ledgers of three sites, and the runs `earlier` and `run-1` that were charged to them."""
+    from tests.audited import Federation
+
+    federation = Federation(tmp_path_factory.mktemp("audited"), provisioned)
+    federation.run("earlier")
+    federation.run("run-1")
+    return federation
+
+
+@pytest.fixture
+def folder(audited: "Federation", tmp_path: Path) -> Path:
+    """A copy of `run-1`, to be changed."""
+    return Path(shutil.copytree(audited.root / "run-1", tmp_path / "run-1"))

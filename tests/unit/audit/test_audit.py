@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import audit_run, compare
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
+from fedmpt_core.audit.run_ledgers import check_ledgers
 from fedmpt_core.audit.spending import INDEPENDENT, REPORTED, SECOND
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.federation.run.manifest import read_manifest
@@ -22,46 +23,26 @@ from fedmpt_flare.cli.main import app
 from tests.audited import (
     JOB,
     MANIPULATIONS,
-    SERVER,
     SITES,
     Federation,
     edit_record,
     lines,
-    provision,
-    roster_of,
     write,
 )
 from tests.kits import write_kit
+from tests.provisioning import SERVER
 
 
-@pytest.fixture(scope="module")
-def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return provision(tmp_path_factory.mktemp("provisioned"))
+def codes(folder: Path, keys: KnownKeys, severity: str = "fail", **options: Any) -> set[str]:
+    return {f.code for f in audit_run(load_run(folder, keys), **options).findings if f.severity == severity}
 
 
-@pytest.fixture(scope="module")
-def anchors(kits: Path) -> KnownKeys:
-    return roster_of(kits)
-
-
-@pytest.fixture
-def federation(tmp_path: Path, kits: Path) -> Federation:
-    return Federation(tmp_path, kits)
-
-
-def codes(folder: Path, anchors: KnownKeys, severity: str = "fail", **options: Any) -> set[str]:
-    return {f.code for f in audit_run(load_run(folder, anchors), **options).findings if f.severity == severity}
-
-
-def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anchors: KnownKeys) -> None:
-    federation.run("earlier")
-    folder = federation.run("run-1")
-    found = audit_run(
-        load_run(folder, anchors), independent=True, policy_cards=[federation.policy_card(SITES[0], 20.0)]
-    )
-    assert found.passed
-    assert [(f.code, f.severity) for f in found.findings] == [("retries-charged", "note")] * 3
-    for site, spent in found.spending.items():
+def test_an_honest_run_passes_and_its_numbers_agree(audited: Federation, keys: KnownKeys) -> None:
+    folder, capped = audited.root / "run-1", [audited.policy_card(SITES[0], 20.0)]
+    audit = audit_run(load_run(folder, keys), independent=True, policy_cards=capped)
+    assert audit.passed
+    assert [(f.code, f.severity) for f in audit.findings] == [("retries-charged", "note")] * 3
+    for site, spent in audit.spending.items():
         assert (spent.dataset, spent.jobs, spent.cap) == ("images", 2, 20.0 if site == SITES[0] else None)
         assert 0 < spent.job <= JOB.privacy.epsilon < spent.total
         assert list(spent.accountants) == [REPORTED, SECOND, INDEPENDENT]
@@ -69,30 +50,24 @@ def test_an_honest_run_passes_and_its_numbers_agree(federation: Federation, anch
             assert value == pytest.approx(spent.job, abs=AGREEMENT)
         assert sorted(spent.by_round) == [1, 2, 3]
     record = json.loads((folder / "result.json").read_text())
-    assert record["rounds"][3]["privacy"][SITES[0]]["epsilon"] == pytest.approx(found.spending[SITES[0]].by_round[3])
+    assert record["rounds"][3]["privacy"][SITES[0]]["epsilon"] == pytest.approx(audit.spending[SITES[0]].by_round[3])
 
 
 @pytest.mark.parametrize(("change", "code"), MANIPULATIONS.values(), ids=MANIPULATIONS)
 def test_a_manipulation_is_found_and_named(
-    federation: Federation, anchors: KnownKeys, change: Callable[[Path], Any], code: str
+    audited: Federation, folder: Path, keys: KnownKeys, change: Callable[[Path], Any], code: str
 ) -> None:
-    federation.run("earlier")
-    folder = federation.run("run-1")
-    assert codes(folder, anchors) == set()
+    assert codes(folder, keys) == set()
     change(folder)
-    found = codes(folder, anchors)
-    assert "file-changed" in found
+    assert "file-changed" in codes(folder, keys)
     if code:
-        federation.resign(folder)
-        found = codes(folder, anchors)
-        assert code in found
-        assert "file-changed" not in found
+        audited.resign(folder)
+        after = codes(folder, keys)
+        assert code in after
+        assert "file-changed" not in after
 
 
-def test_a_manifest_signed_by_somebody_else_is_not_believed(
-    federation: Federation, anchors: KnownKeys, tmp_path: Path
-) -> None:
-    folder = federation.run("run-1")
+def test_a_manifest_signed_by_somebody_else_is_not_believed(folder: Path, keys: KnownKeys, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_kit(other, SERVER, who="server")
     old, (sign, _, _) = read_manifest(folder), load_signer(other / "server.key", other / "server.crt")
@@ -100,42 +75,40 @@ def test_a_manifest_signed_by_somebody_else_is_not_believed(
     for root in (old.root, theirs):
         new = replace(old, server={**old.server, "certificate": theirs}, root=root, signature="")
         (folder / MANIFEST).write_text(replace(new, signature=sign(new.signed_text())).to_json())
-        assert "manifest-signed-by-another" in codes(folder, anchors)
+        assert "manifest-signed-by-another" in codes(folder, keys)
 
 
-def test_without_a_roster_the_audit_says_what_it_could_not_check(federation: Federation) -> None:
-    folder = federation.run("run-1")
+def test_without_a_roster_the_audit_says_what_it_could_not_check(audited: Federation) -> None:
+    folder = audited.root / "run-1"
     assert codes(folder, KnownKeys()) == set()
     assert codes(folder, KnownKeys(), "warning") == {"no-roster"}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_epsilon_that_the_ledger_does_not_bear_out_is_named(
-    federation: Federation, anchors: KnownKeys, monkeypatch: pytest.MonkeyPatch, number: int
+    audited: Federation, folder: Path, keys: KnownKeys, number: int
 ) -> None:
     """Also in a round whose epsilon is not worked out, as there are too many."""
-    monkeypatch.setattr("fedmpt_core.audit.run_ledgers.MOST_ROUNDS", 2)
-    folder = federation.run("run-1")
-    assert sorted(audit_run(load_run(folder, anchors)).spending[SITES[1]].by_round) == [1, 3]
     edit_record(folder, lambda r: r["rounds"][number]["privacy"][SITES[1]].update(epsilon=0.5))
-    federation.resign(folder)
-    assert codes(folder, anchors) == {"epsilon-differs"}
+    audited.resign(folder)
+    run = load_run(folder, keys)
+    assert run.findings == []
+    spending = check_ledgers(run, {}, most_rounds=2)
+    assert sorted(spending[SITES[1]].by_round) == [1, 3]
+    assert [(f.code, f.where) for f in run.findings if f.severity == "fail"] == [("epsilon-differs", SITES[1])]
 
 
-def test_a_site_over_its_cap_is_named(federation: Federation, anchors: KnownKeys) -> None:
-    folder = federation.run("run-1")
-    assert codes(folder, anchors, policy_cards=[federation.policy_card(SITES[1], 1.0)]) == {"epsilon-above-the-cap"}
+def test_a_site_over_its_cap_is_named(audited: Federation, keys: KnownKeys) -> None:
+    capped = [audited.policy_card(SITES[1], 1.0)]
+    assert codes(audited.root / "run-1", keys, policy_cards=capped) == {"epsilon-above-the-cap"}
 
 
-def test_ledgers_that_do_not_continue_between_runs_are_named(
-    federation: Federation, anchors: KnownKeys, tmp_path: Path, kits: Path
-) -> None:
-    first, second = federation.run("run-1"), federation.run("run-2")
-    runs = [load_run(f, anchors) for f in (second, first)]
-    assert compare(runs) == []
-    kept = runs[1].ledgers[SITES[0]]  # the shorter one ends differently
-    runs[1].ledgers[SITES[0]] = (*kept[:-1], replace(kept[-1], hash="f" * 64))
-    assert [(f.code, f.where) for f in compare(runs)] == [("ledger-forked", SITES[0])]
+def test_ledgers_that_do_not_continue_between_runs_are_named(audited: Federation, keys: KnownKeys) -> None:
+    later, earlier = (load_run(audited.root / name, keys) for name in ("run-1", "earlier"))
+    assert compare([later, earlier]) == []
+    copy = earlier.ledgers[SITES[0]]
+    earlier.ledgers[SITES[0]] = (*copy[:-1], replace(copy[-1], hash="f" * 64))
+    assert [(f.code, f.where) for f in compare([later, earlier])] == [("ledger-forked", SITES[0])]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +122,11 @@ def test_ledgers_that_do_not_continue_between_runs_are_named(
     ids=["threshold", "no cohort", "too few", "a stranger"],
 )
 def test_sums_against_the_rules_are_named(
-    federation: Federation, anchors: KnownKeys, change: Callable[[dict[str, Any]], Any]
+    audited: Federation, folder: Path, keys: KnownKeys, change: Callable[[dict[str, Any]], Any]
 ) -> None:
-    folder = federation.run("run-1")
     edit_record(folder, change)
-    federation.resign(folder)
-    assert "aggregation-rules" in codes(folder, anchors)
+    audited.resign(folder)
+    assert "aggregation-rules" in codes(folder, keys)
 
 
 BROKEN: dict[str, Callable[[Path], Any]] = {
@@ -173,28 +145,24 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("breaks", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_run_is_a_sentence(
-    federation: Federation, anchors: KnownKeys, breaks: Callable[[Path], Any]
-) -> None:
-    folder = federation.run("run-1")
+def test_what_is_no_run_is_a_sentence(folder: Path, keys: KnownKeys, breaks: Callable[[Path], Any]) -> None:
     breaks(folder)
     with pytest.raises(NoRun, match="run-1"):
-        load_run(folder, anchors)
+        load_run(folder, keys)
     done = CliRunner().invoke(app, ["audit", str(folder)])
     assert isinstance(done.exception, NoRun)
 
 
-def test_the_command_line_tells_scripts_and_people(federation: Federation, anchors: KnownKeys, tmp_path: Path) -> None:
-    folder = federation.run("run-1")
-    assert anchors.roster
-    write_roster(tmp_path / "roster.json", anchors.roster)
+def test_the_command_line_tells_scripts_and_people(folder: Path, keys: KnownKeys, tmp_path: Path) -> None:
+    assert keys.roster
+    write_roster(tmp_path / "roster.json", keys.roster)
     options = ["--roster", str(tmp_path / "roster.json")]
     done = CliRunner().invoke(app, ["audit", str(folder), *options, "--json", "--independent"])
     assert done.exit_code == 0, done.output
     plain = json.loads(done.output)
     assert plain["passed"]
-    found = audit_run(load_run(folder, anchors), independent=True)
-    assert plain["runs"][0]["spending"] == json.loads(json.dumps({s: asdict(v) for s, v in found.spending.items()}))
+    spending = audit_run(load_run(folder, keys), independent=True).spending
+    assert plain["runs"][0]["spending"] == json.loads(json.dumps({site: asdict(s) for site, s in spending.items()}))
     write(folder, lines(folder)[:-1])
     done = CliRunner().invoke(app, ["audit", str(folder), *options])
     assert done.exit_code == 1
@@ -203,8 +171,7 @@ def test_the_command_line_tells_scripts_and_people(federation: Federation, ancho
     assert not json.loads(CliRunner().invoke(app, ["audit", str(folder), *options, "--json"]).output)["passed"]
 
 
-def test_names_cannot_draw_on_the_terminal(federation: Federation) -> None:
-    folder = federation.run("run-1")
+def test_names_cannot_draw_on_the_terminal(folder: Path) -> None:
     name = "\x1b[31m[red]hospital\x07"
     edit_record(folder, lambda r: r["sites"].update({name: r["sites"][SITES[0]]}))
     done = CliRunner().invoke(app, ["audit", str(folder)], terminal_width=200)

@@ -1,7 +1,6 @@
 """The privacy report: its numbers are the audit's, its words never say more, and no name can do harm."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from scipy.stats import norm
 from typer.testing import CliRunner
 
@@ -30,8 +28,9 @@ from fedmpt_core.report.html import render
 from fedmpt_core.report.model_card import to_markdown
 from fedmpt_core.report.strength import gaussian_delta, gaussian_mu, profiles_of
 from fedmpt_core.secagg.start_up_kit import write_roster
-from fedmpt_flare.cli.report import NotWritten, report
-from tests.audited import JOB, MANIPULATIONS, SITES, Federation, edit_record, provision, resign, roster_of
+from fedmpt_flare.cli.main import app
+from fedmpt_flare.cli.report import NotWritten
+from tests.audited import JOB, MANIPULATIONS, SITES, Federation, edit_record
 
 MADE = "2026-11-26T02:00:00+00:00"
 CAPS = (16.0, 20.0, 12.0)
@@ -39,44 +38,15 @@ HOSTILE = (
     "<script>alert(1)</script>\x1b[31m\u202egnp.exe\u200d\n</style>{{ 7 * 7 }}[x](javascript:y) `z` " + "w" * 10_000
 )
 
-app = typer.Typer()
-app.command()(report)
+
+@pytest.fixture(scope="module")
+def run(audited: Federation, keys: KnownKeys) -> Run:
+    return load_run(audited.root / "run-1", keys)
 
 
 @pytest.fixture(scope="module")
-def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return provision(tmp_path_factory.mktemp("provisioned"))
-
-
-@pytest.fixture(scope="module")
-def anchors(kits: Path) -> KnownKeys:
-    return roster_of(kits)
-
-
-@pytest.fixture(scope="module")
-def federation(kits: Path, tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    found = Federation(tmp_path_factory.mktemp("federation"), kits)
-    found.run("earlier")
-    found.run("run-1")
-    return found
-
-
-@pytest.fixture
-def folder(federation: Federation, tmp_path: Path) -> Path:
-    """A copy of the second of two runs, to be changed."""
-    return Path(shutil.copytree(federation.root / "run-1", tmp_path / "run-1"))
-
-
-@pytest.fixture(scope="module")
-def run(federation: Federation, anchors: KnownKeys) -> Run:
-    return load_run(federation.root / "run-1", anchors)
-
-
-@pytest.fixture(scope="module")
-def audit(run: Run, federation: Federation) -> Audit:
-    return audit_run(
-        run, policy_cards=[federation.policy_card(site, cap) for site, cap in zip(SITES, CAPS, strict=True)]
-    )
+def audit(run: Run, audited: Federation) -> Audit:
+    return audit_run(run, policy_cards=[audited.policy_card(site, cap) for site, cap in zip(SITES, CAPS, strict=True)])
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +65,18 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.elements.append((tag, found))
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
         self._inside.append(tag) if tag in ("style", "th", "td") else None
         match tag:
             case "table":
-                self._rows = self.rows.setdefault(found.get("id") or "", [])
+                self._rows = self.rows.setdefault(attributes.get("id") or "", [])
             case "tr":
                 self._rows.append([])
             case "th" | "td":
                 self._rows[-1].append("")
             case "data":
-                self.handle_data(f"[{found['value']}]")
+                self.handle_data(f"[{attributes['value']}]")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == self._inside[-1]:
@@ -144,15 +114,11 @@ def test_the_page_has_the_audit_s_numbers(honest: Report, audit: Audit) -> None:
     rows = {row[0]: row[1:] for row in page.rows["budget-table"][1:]}
     assert set(rows) == set(SITES)
     for site, row in rows.items():
-        said = theirs[site]
+        spent = theirs[site]
         dataset, unit, job, _, total, delta, cap, _, jobs, still_open = row
-        assert (dataset, unit, int(jobs), int(still_open)) == (
-            said["dataset"],
-            said["unit"],
-            said["jobs"],
-            said["open"],
-        )
-        assert [exact(cell) for cell in (job, total, delta, cap)] == [said[k] for k in ("job", "total", "delta", "cap")]
+        assert [dataset, unit, int(jobs), int(still_open)] == [spent[k] for k in ("dataset", "unit", "jobs", "open")]
+        numbers = {"job": exact(job), "total": exact(total), "delta": exact(delta), "cap": exact(cap)}
+        assert numbers == {kind: spent[kind] for kind in numbers}
     heads, *by_site = page.rows["accountant-table"]
     for row in by_site:
         assert dict(zip(heads[1:], map(exact, row[1:]), strict=True)) == theirs[row[0]]["accountants"]
@@ -187,19 +153,19 @@ CONTRADICTED = ("edit a field", "cut the tail", "change sigma", "remove a site's
 
 @pytest.mark.parametrize("change", [MANIPULATIONS[name][0] for name in CONTRADICTED], ids=CONTRADICTED)
 def test_no_manipulated_run_s_report_says_that_all_is_well(
-    folder: Path, anchors: KnownKeys, change: Callable[[Path], Any]
+    folder: Path, keys: KnownKeys, change: Callable[[Path], Any]
 ) -> None:
     change(folder)
-    run = load_run(folder, anchors)
-    found = build_report(run, audit_run(run), MADE)
-    page = Page(render(found))
-    assert found.claim.status == "fails"
-    assert found.claim.headline.startswith("The claim does not stand")
-    assert found.claim.reasons
+    run = load_run(folder, keys)
+    report = build_report(run, audit_run(run), MADE)
+    page = Page(render(report))
+    assert report.claim.status == "fails"
+    assert report.claim.headline.startswith("The claim does not stand")
+    assert report.claim.reasons
     assert "The claim stands" not in page.text
     assert not [attrs for attrs in page.tags("dl") if attrs.get("class") == "key"]
     assert not [attrs for attrs in page.tags("span") if attrs.get("class") == "tag answered"]
-    assert "does not stand" in to_markdown(found)
+    assert "does not stand" in to_markdown(report)
 
 
 def judged(run: Run, **changes: Any) -> Report:
@@ -208,7 +174,7 @@ def judged(run: Run, **changes: Any) -> Report:
     return build_report(other, audit_run(other), MADE)
 
 
-def test_what_kind_of_run_it_was_is_said_on_top(run: Run, federation: Federation) -> None:
+def test_what_kind_of_run_it_was_is_said_on_top(run: Run, audited: Federation) -> None:
     bare = replace(run.job, privacy=PrivacyConfig(mechanism="none"))
     assert judged(run, job=bare).claim.status == "none"
     open_job = replace(run.job, secagg=replace(run.job.secagg, mechanism="none"))
@@ -218,26 +184,26 @@ def test_what_kind_of_run_it_was_is_said_on_top(run: Run, federation: Federation
     assert simulated.claim.status == "rehearsal"
     failed = judged(run, record={"outcome": "failed: no site answered"})
     assert any("did not complete" in reason for reason in failed.claim.reasons)
-    unknown = load_run(federation.root / "run-1", KnownKeys())
+    unknown = load_run(audited.root / "run-1", KnownKeys())
     doubtful = build_report(unknown, audit_run(unknown), MADE)
     assert doubtful.claim.status == "judge"
     assert any("roster" in reason for reason in doubtful.claim.reasons)
     nobody = build_report(replace(run, record={**run.record, "sites": None}), replace(audit_run(run), spending={},
                           releases={}, findings=[]), MADE)  # fmt: skip
     assert nobody.claim.status == "nothing"
-    for found in (judged(run, job=bare), nobody):
-        page = Page(render(found))
+    for report in (judged(run, job=bare), nobody):
+        page = Page(render(report))
         assert "The claim stands" not in page.text
         assert not [attrs for attrs in page.tags("dl") if attrs.get("class") == "key"]
 
 
 def test_what_cannot_be_accounted_for_is_no_number(run: Run, audit: Audit) -> None:
     broken = replace(audit.spending[SITES[0]], job=inf, total=inf, charged=((0.5, 1e-9, 10),))
-    found = build_report(run, replace(audit, spending={**audit.spending, SITES[0]: broken}), MADE)
-    assert found.claim.epsilon is None
-    assert found.claim.facts[2].value.startswith("Not known")
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["spending"][SITES[0]]["total"] is None
-    assert "unbounded" in render(found)
+    report = build_report(run, replace(audit, spending={**audit.spending, SITES[0]: broken}), MADE)
+    assert report.claim.epsilon is None
+    assert report.claim.facts[2].value.startswith("Not known")
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["spending"][SITES[0]]["total"] is None
+    assert "unbounded" in render(report)
 
 
 def spent(*charged: tuple[float, float, int], before: tuple[tuple[float, float, int], ...] = ()) -> Spending:
@@ -247,23 +213,23 @@ def spent(*charged: tuple[float, float, int], before: tuple[tuple[float, float, 
 
 def test_odds_and_mu_are_those_of_the_gaussian_mechanism_where_it_is_one() -> None:
     mu = sqrt(9) / 4.0
-    (found,) = profiles_of({"a": spent((1.0, 4.0, 9))})
-    assert found.mu == pytest.approx(mu, abs=2e-3)
-    assert found.guess == pytest.approx(100 * norm.cdf(mu / 2), abs=0.05)
+    (profile,) = profiles_of({"a": spent((1.0, 4.0, 9))})
+    assert profile.mu == pytest.approx(mu, abs=2e-3)
+    assert profile.guess == pytest.approx(100 * norm.cdf(mu / 2), abs=0.05)
     exact_named = 100 * norm.cdf(norm.ppf(0.01) + mu)
-    assert exact_named <= found.named <= exact_named + 0.2
-    assert found.replace_one == pytest.approx(epsilon([Steps(1.0, 2.0, 9)], 1e-5), abs=0.02)
+    assert exact_named <= profile.named <= exact_named + 0.2
+    assert profile.replace_one == pytest.approx(epsilon([Steps(1.0, 2.0, 9)], 1e-5), abs=0.02)
 
 
 def test_mu_is_the_least_that_covers_the_profile() -> None:
-    (found,) = profiles_of({"a": spent((0.25, 1.2, 40), before=((0.1, 1.0, 100),))})
-    assert found.mu is not None
-    points = [(e, d) for e, d in zip(found.epsilons, found.deltas, strict=True) if d >= 1e-10]
-    assert all(gaussian_delta(e, found.mu) >= d * (1 - 1e-6) for e, d in points)
-    assert any(gaussian_delta(e, 0.99 * found.mu) < d for e, d in points)
-    assert found.deltas == tuple(sorted(found.deltas, reverse=True))
-    assert found.at(8.0) is not None
-    assert found.guess < 100 and found.named < 100
+    (profile,) = profiles_of({"a": spent((0.25, 1.2, 40), before=((0.1, 1.0, 100),))})
+    assert profile.mu is not None
+    points = [(e, d) for e, d in zip(profile.epsilons, profile.deltas, strict=True) if d >= 1e-10]
+    assert all(gaussian_delta(e, profile.mu) >= d * (1 - 1e-6) for e, d in points)
+    assert any(gaussian_delta(e, 0.99 * profile.mu) < d for e, d in points)
+    assert profile.deltas == tuple(sorted(profile.deltas, reverse=True))
+    assert profile.at(8.0) is not None
+    assert profile.guess < 100 and profile.named < 100
 
 
 def test_mu_has_its_edge_cases() -> None:
@@ -290,22 +256,22 @@ def scored(run: Run, **last: Any) -> Report:
 
 
 def test_labels_stand_from_the_rarest_with_the_gap_to_zero_shot(run: Run) -> None:
-    found = scored(run).utility
-    assert [(label.name, label.share, label.gain) for label in found.labels] == [
+    utility = scored(run).utility
+    assert [(label.name, label.share, label.gain) for label in utility.labels] == [
         ("dog", 0.01, 20.0),
         ("cat", 0.4, -10.0),
     ]
-    assert (found.worse, found.rare, found.common, found.round) == (1, 20.0, -10.0, 3)
-    assert found.figures[0] == ("mAP", 25.0, 33.0)
+    assert (utility.worse, utility.rare, utility.common, utility.round) == (1, 20.0, -10.0, 3)
+    assert utility.figures[0] == ("mAP", 25.0, 33.0)
     text = Page(render(scored(run))).text
     assert "+20.0" in text and "−10.0" in text
 
 
 def test_without_shares_labels_stand_from_the_least_gain(run: Run) -> None:
-    found = scored(run, share=None)
-    assert [label.name for label in found.utility.labels] == ["cat", "dog"]
-    assert any("not in the record" in text for text in found.notes["labels"])
-    assert "Share of test pictures" not in Page(render(found)).text
+    report = scored(run, share=None)
+    assert [label.name for label in report.utility.labels] == ["cat", "dog"]
+    assert any("not in the record" in text for text in report.notes["labels"])
+    assert "Share of test pictures" not in Page(render(report)).text
 
 
 @pytest.mark.parametrize(
@@ -315,28 +281,28 @@ def test_without_shares_labels_stand_from_the_least_gain(run: Run) -> None:
         {"gate": [-1.0] * 5}, {"mAP": -(10**400)}, {"OF1": 10**400}, {"AP": [-1.0, 40.0]}, {"share": [2, "x"]},
         {"ece": []},
     ],
-    ids=lambda found: next(iter(found)),
+    ids=lambda figures: next(iter(figures)),
 )  # fmt: skip
 def test_figures_of_another_kind_are_dashes(run: Run, figures: dict[str, Any]) -> None:
-    found = scored(run, **figures)
-    json.dumps(found.to_dict(), allow_nan=False)
-    assert "nan" not in Page(render(found)).text.lower().split()
+    report = scored(run, **figures)
+    json.dumps(report.to_dict(), allow_nan=False)
+    assert "nan" not in Page(render(report)).text.lower().split()
 
 
 def hostile(run: Run) -> Report:
     """Every name in a record that its author may choose."""
     job = replace(run.job, classes=(f"{HOSTILE[:200]}.", HOSTILE.strip()[:5000].replace("|", "")))
-    said = {"device": HOSTILE, "versions": {HOSTILE: HOSTILE}, "evaluates": True}
-    record = {"sites": {HOSTILE: said, SITES[0]: said}, "outcome": HOSTILE, "backbone": HOSTILE}
+    joined = {"device": HOSTILE, "versions": {HOSTILE: HOSTILE}, "evaluates": True}
+    record = {"sites": {HOSTILE: joined, SITES[0]: joined}, "outcome": HOSTILE, "backbone": HOSTILE}
     record["rounds"] = [with_figures(row) for row in run.record["rounds"]]
     manifest = replace(run.manifest, outcome=HOSTILE, run_id=HOSTILE, files={HOSTILE: HOSTILE})
-    found = judged(run, job=job, record=record, manifest=manifest)
-    return replace(found, findings=(*found.findings, Finding(HOSTILE, "note", HOSTILE, HOSTILE, HOSTILE)))
+    report = judged(run, job=job, record=record, manifest=manifest)
+    return replace(report, findings=(*report.findings, Finding(HOSTILE, "note", HOSTILE, HOSTILE, HOSTILE)))
 
 
 def test_hostile_names_are_shown_and_do_nothing(run: Run) -> None:
-    found = hostile(run)
-    text = render(found)
+    report = hostile(run)
+    text = render(report)
     page = Page(text)
     assert not page.tags("script", "img", "iframe", "object", "link", "form")
     assert len(page.tags("style")) == 1
@@ -346,7 +312,7 @@ def test_hostile_names_are_shown_and_do_nothing(run: Run) -> None:
     for attrs in (attrs for _, attrs in page.elements):
         assert not [key for key in attrs if key.startswith("on")]
         assert not (attrs.get("href") or "#").removeprefix("#").strip("abcdefghijklmnopqrstuvwxyz")
-    card = to_markdown(found)
+    card = to_markdown(report)
     assert "<script" not in card.replace("\\<", "")
     assert "](" not in card.replace("\\]", "")
     assert all(c.isprintable() or c == "\n" for c in card)
@@ -409,33 +375,33 @@ def test_twenty_sites_and_two_hundred_rounds_stay_small(run: Run, audit: Audit) 
         with_figures({**run.record["rounds"][1], "round": r}, AP=[50.0] * 500, share=[0.1] * 500) for r in range(201)
     ]
     rows[0]["zero_shot"] = {"mAP": 20.0, "AP": [40.0] * 500}
-    said = {"device": "cpu", "versions": {"torch": "2"}, "evaluates": True}
-    record = {**run.record, "rounds": rows, "sites": dict.fromkeys(spending, said)}
+    joined = {"device": "cpu", "versions": {"torch": "2"}, "evaluates": True}
+    record = {**run.record, "rounds": rows, "sites": dict.fromkeys(spending, joined)}
     large = replace(run, record=record, job=replace(run.job, classes=classes))
-    found = build_report(large, replace(audit, spending=spending), MADE)
-    text = render(found)
+    report = build_report(large, replace(audit, spending=spending), MADE)
+    text = render(report)
     assert len(text.encode()) < 1_000_000
-    assert len(found.to_dict()["spending"]["site-7"]["by_round"]) == 200
+    assert len(report.to_dict()["spending"]["site-7"]["by_round"]) == 200
     assert "300 more labels are in the JSON report" in text
     assert len(Page(text).rows["round-table"]) < 30
 
 
 def test_thinning_keeps_both_ends() -> None:
     points = [(float(i), float(i)) for i in range(1001)]
-    found = thinned(points, 100)
-    assert (found[0], found[-1]) == (points[0], points[-1])
-    assert len(found) <= 102
+    kept = thinned(points, 100)
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert len(kept) <= 102
     assert thinned(points[:3], 100) == tuple(points[:3])
     assert thinned([], 100) == ()
 
 
 def invoke(*words: object) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(app, ["report", *map(str, words)])
 
 
-def test_the_command_writes_the_report_and_the_card(folder: Path, anchors: KnownKeys, tmp_path: Path) -> None:
-    assert anchors.roster
-    write_roster(tmp_path / "roster.json", anchors.roster)
+def test_the_command_writes_the_report_and_the_card(folder: Path, keys: KnownKeys, tmp_path: Path) -> None:
+    assert keys.roster
+    write_roster(tmp_path / "roster.json", keys.roster)
     options = ("--roster", tmp_path / "roster.json")
     done = invoke(folder, *options, "--model-card", tmp_path / "card.md")
     assert done.exit_code == 0, done.output
@@ -451,10 +417,10 @@ def test_the_command_writes_the_report_and_the_card(folder: Path, anchors: Known
 
 def test_json_is_all_that_is_printed_and_nothing_is_written(folder: Path) -> None:
     done = invoke(folder, "--json")
-    said = json.loads(done.output)
+    printed = json.loads(done.output)
     run = load_run(folder, KnownKeys())
-    expected = json.loads(json.dumps(build_report(run, audit_run(run), said["made"]).to_dict()))
-    assert said == expected
+    expected = json.loads(json.dumps(build_report(run, audit_run(run), printed["made"]).to_dict()))
+    assert printed == expected
     assert not (folder / "report.html").exists()
     elsewhere = invoke(folder, "--json", "--out", folder.parent / "page.html")
     assert json.loads(elsewhere.output)["run_id"] == "run-1"
@@ -497,13 +463,13 @@ def test_no_run_is_no_report(tmp_path: Path) -> None:
 
 
 def test_a_record_that_a_liar_signed_is_shown_for_what_it_is(
-    folder: Path, federation: Federation, anchors: KnownKeys
+    folder: Path, audited: Federation, keys: KnownKeys
 ) -> None:
     """A server that claims less than the ledgers say."""
     edit_record(folder, lambda r: [row["privacy"][s].update(epsilon=0.1) for row in r["rounds"][1:] for s in SITES])
-    resign(folder, federation.kit("fl.example.org"))
-    run = load_run(folder, anchors)
-    found = build_report(run, audit_run(run), MADE)
-    assert found.claim.status == "fails"
-    assert found.spending[SITES[0]].job > 1 > 0.1
-    assert JOB.name in to_markdown(found)
+    audited.resign(folder)
+    run = load_run(folder, keys)
+    report = build_report(run, audit_run(run), MADE)
+    assert report.claim.status == "fails"
+    assert report.spending[SITES[0]].job > 1 > 0.1
+    assert JOB.name in to_markdown(report)
