@@ -45,8 +45,8 @@ PRIVACY = PrivacyConfig(epsilon=8.0, delta=DELTA, sample_rate=0.5, noise_multipl
 
 # A server that shows the sites the job that they agreed to, and then asks for the rounds of another.
 GREEDY = """
-from fedmpt_core.config_file import job_from_dict
-from fedmpt_flare.workflow import FedMPTWorkflow
+from fedmpt_core.config.toml import job_from_dict
+from fedmpt_flare.server.workflow import FedMPTWorkflow
 
 
 class Greedy(FedMPTWorkflow):

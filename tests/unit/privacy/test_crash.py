@@ -1,4 +1,4 @@
-"""`kill -9` of a training site, 200 times: the ledger verifies and never shows less than what left the site."""
+"""`kill -9` of a training site, again and again: the ledger verifies and never shows less than what left the site."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from tests import crash
 
-KILLS = 200
+KILLS = 24
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_killed_site_has_charged_whatever_it_released(tmp_path: Path) -> None:
         assert committed[name, int(number)] == (reserved[name, int(number)], digest)
     # the kills struck where they matter: between promise and release, and after releases
     assert len(reserved) > len(committed) > 0
-    assert len(committed) >= len(released) > KILLS / 4
+    assert len(committed) >= len(released) > KILLS / 2
     steps = sum(int(e.details["steps"]) for e in entries if e.kind == "reserve")
     assert steps == 2 * len(reserved) >= 2 * len(released)
     keys = {e.details["rng_key_id"]: e.job for e in entries if e.kind == "reserve"}
