@@ -7,7 +7,7 @@ LOCK := requirements.lock
 export UV_NO_PROGRESS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels bench bench-peers lint lock clean
+.PHONY: help demo test test-all test-kernels bench bench-peers lint lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,12 +25,16 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 demo: $(VENV)/.ready  ## Tune FedMPT across three simulated sites (embedded pictures, CPU)
 	@$(BIN)/fedmpt simulate jobs/demo/job.toml --out runs/demo
 
-test: $(VENV)/.ready  ## Run all tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+test: $(VENV)/.ready  ## Run the tests, without those that take long and prove more of the same
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not thorough"
+
+test-all: $(VENV)/.ready  ## Run all tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations=20
 
 test-kernels: $(VENV)/.ready  ## Run the gradients' tests with the arithmetic of other processors
-	@MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py
-	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py & \
+		MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py; \
+		status=$$?; wait $$! && exit $$status
 
 bench: $(VENV)/.ready  ## Measure speed and memory (ratios of two things timed in one run)
 	@$(BIN)/python -m tests.bench

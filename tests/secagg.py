@@ -107,7 +107,7 @@ def vectors(count: int, words: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {n: generator.integers(0, 2**32, words, dtype=np.uint32) for n in names(count)}
 
 
-def plain_sum(found: Mapping[str, np.ndarray], survivors: Collection[str]) -> np.ndarray:
+def plain_sum(summands: Mapping[str, np.ndarray], survivors: Collection[str]) -> np.ndarray:
     """What the protocol must give, added up with Python's own integers."""
-    columns = zip(*(found[n].tolist() for n in survivors), strict=True)
+    columns = zip(*(summands[n].tolist() for n in survivors), strict=True)
     return np.array([sum(column) % 2**32 for column in columns], dtype=np.uint32)

@@ -327,10 +327,11 @@ def test_the_real_mechanism_passes(trained: str, privacy: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
-def test_the_real_mechanism_passes_two_hundred_times() -> None:
+@pytest.mark.parametrize(("times", "most"), [(40, 1), pytest.param(200, 2, marks=pytest.mark.thorough)])
+def test_the_real_mechanism_passes_many_times(times: int, most: int) -> None:
     settings = [setting(trained, **privacy) for trained, privacy in SOUND[:4]]
-    alarms = [failed(self_test(*settings[i % 4])) for i in range(200)]
-    assert sum(map(bool, alarms)) <= 2, alarms
+    alarms = [failed(self_test(*settings[i % 4])) for i in range(times)]
+    assert sum(map(bool, alarms)) <= most, alarms
 
 
 def test_the_model_and_the_global_generators_stay_as_they_are() -> None:
