@@ -173,50 +173,51 @@ def test_a_run_that_failed_ends_with_its_sentence(
     assert sorted(p.name for p in tmp_path.iterdir()) == left
 
 
-def test_private_sites_keep_ledgers_and_one_of_a_low_cap_or_without_data_stays_out(
+def private(name: str, rounds: int) -> JobConfig:
+    """A job with masks and differential privacy."""
+    plain = job(name, rounds, REHEARSED, min_sites=3)
+    training = dataclasses.replace(plain.training, batch_size=None)
+    return resolved(dataclasses.replace(plain, training=training, privacy=PrivacyConfig(epsilon=5.0, sample_rate=0.5)))
+
+
+def test_private_masked_sites_keep_ledgers_and_one_of_a_low_cap_or_without_data_stays_out(
     sites: dict[str, SiteConfig], tmp_path: Path
 ) -> None:
-    plain = job("private", rounds=2)
-    training = dataclasses.replace(plain.training, batch_size=None)
-    agreed = resolved(
-        dataclasses.replace(plain, training=training, privacy=PrivacyConfig(epsilon=5.0, sample_rate=0.5))
-    )
+    agreed = private("private", rounds=2)
     poor = dataclasses.replace(sites["site-3"], privacy=dataclasses.replace(POLICY, epsilon=1.0))
     lost = dataclasses.replace(sites["site-1"], data=DataConfig(path=str(tmp_path / "nowhere.csv")))
-    events = run(Simulation(agreed, {**sites, "site-3": poor, "site-4": lost}, tmp_path / "out"))
+    events = run(Simulation(agreed, {**sites, "site-4": poor, "site-5": lost}, tmp_path / "out"))
     dropped = {e["site"]: e["reason"] for e in events if e["event"] == "dropped"}
-    assert sorted(dropped) == ["site-3", "site-4"]
-    assert "0.000 is spent and the cap is 1" in dropped["site-3"]
+    assert sorted(dropped) == ["site-4", "site-5"]
+    assert "0.000 is spent and the cap is 1" in dropped["site-4"]
     # paths stay at the site, in its own log
-    assert "nowhere" not in dropped["site-4"]
-    assert "nowhere.csv" in (tmp_path / "out" / "fedmpt.log").read_text().split("trainer of site-4")[1]
+    assert "nowhere" not in dropped["site-5"]
+    assert "nowhere.csv" in (tmp_path / "out" / "fedmpt.log").read_text().split("trainer of site-5")[1]
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["outcome"] == "completed"
-    assert record["aggregation"] == "unmasked"
+    assert record["aggregation"] == "masked"
     spent = [r["privacy"] for r in record["rounds"]]
-    assert [sorted(p) for p in spent] == [[], ["site-1", "site-2"], ["site-1", "site-2"]]
+    assert [sorted(p) for p in spent] == [[], sorted(sites), sorted(sites)]
     assert 0 < spent[1]["site-1"]["epsilon"] < spent[2]["site-1"]["epsilon"] <= 5.0
-    for site in ("site-1", "site-2"):
+    for site in sites:
         entries = read_ledger(tmp_path / "out" / "ledgers" / site / "pictures.ledger.jsonl")
-        assert {e.details["aggregation"] for e in entries if e.kind == "reserve"} == {"unmasked"}
+        assert {e.details["aggregation"] for e in entries if e.kind == "reserve"} == {"masked"}
+        assert {e.details["identities"] for e in entries if e.kind == "reserve"} == {"insecure"}
         assert [e.kind for e in entries] == ["genesis", "reserve", "commit", "reserve", "commit"]
         assert [e.round for e in entries[1:]] == [1, 1, 2, 2]
         assert len({e.job for e in entries[1:]}) == 1
         assert spent[2][site]["head"] == {"seq": 4, "hash": entries[4].hash, "sig": ""}
         assert spent[1][site]["head"]["hash"] == entries[2].hash
-    for site in ("site-3", "site-4"):
+    for site in ("site-4", "site-5"):
         assert len(read_ledger(tmp_path / "out" / "ledgers" / site / "pictures.ledger.jsonl")) == 1
 
 
+@pytest.mark.thorough
 def test_a_private_masked_run_that_was_killed_goes_on_where_it_was(
     sites: dict[str, SiteConfig], tmp_path: Path
 ) -> None:
     """A trainer is killed in its second round, which costs one attempt of that round; all of it in the third."""
-    plain = job("resumed", rounds=3, secagg=REHEARSED, min_sites=3)
-    training = dataclasses.replace(plain.training, batch_size=None)
-    agreed = resolved(
-        dataclasses.replace(plain, training=training, privacy=PrivacyConfig(epsilon=5.0, sample_rate=0.5))
-    )
+    agreed = private("resumed", rounds=3)
     simulation = Simulation(agreed, sites, tmp_path).run()
     killed: list[int] = []
     for event in simulation:
