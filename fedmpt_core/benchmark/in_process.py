@@ -5,7 +5,6 @@ them over the patch features, are shared by all of them. The server's half is th
 parameters equal to those of FLARE's simulator. Secure aggregation is left out: it adds the same numbers.
 """
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.server.rounds import Evaluation, Rounds, Training
 from fedmpt_core.federation.site.session import SiteRecords, SiteSession, SiteUpdate
 from fedmpt_core.model.backbone.base import Backbone
-from fedmpt_core.privacy.ledger.site_ledger import create_ledger
+from fedmpt_core.privacy.ledger.site_ledger import with_ledger
 
 
 @dataclass(frozen=True)
@@ -122,17 +121,8 @@ def open_federation(
     """
     with tempfile.TemporaryDirectory() as folder:
         sessions = {
-            name: SiteSession(job, with_ledger(name, site, Path(folder)), name, backbone=backbone)
+            name: SiteSession(job, with_ledger(site, name, Path(folder) / name), name, backbone=backbone)
             for name, site in sites.items()
         }
         joined = {name: session.prepare(data=data[name] if data else None) for name, session in sessions.items()}
         yield Federation(job, sessions, joined)
-
-
-def with_ledger(name: str, site: SiteConfig, folder: Path) -> SiteConfig:
-    """The site with a new unsigned ledger below `folder`, unless it names one or has no policy."""
-    if site.privacy is None or site.privacy.ledger:
-        return site
-    policy = dataclasses.replace(site.privacy, ledger=str(folder / name))
-    create_ledger(policy, name, None)
-    return dataclasses.replace(site, privacy=policy)

@@ -9,9 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedmpt_core.benchmark.in_process import with_ledger
 from fedmpt_core.config.toml import load_job, load_sites
 from fedmpt_core.privacy.ledger.budget import resolved
+from fedmpt_core.privacy.ledger.site_ledger import with_ledger
 from tests.bench.measure import Row, in_own_process, peak_mib
 
 JOB = Path(__file__).parents[2] / "jobs" / "demo"
@@ -57,7 +57,7 @@ def one_site(cache: str) -> None:
 
     job = resolved(load_job(JOB / "job.toml"))
     site = dataclasses.replace(load_sites(JOB / "site.toml")["site-1"], cache_dir=cache)
-    session = SiteSession(job, with_ledger("site-1", site, Path(cache)), "site-1")
+    session = SiteSession(job, with_ledger(site, "site-1", Path(cache) / "site-1"), "site-1")
     state = session.prepare().initial
     session.train(state, 1)
     session.evaluate(state)

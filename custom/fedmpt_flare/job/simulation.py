@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fedmpt_core.federation.run.record import (
     MODEL,
     RESULT,
 )
-from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
+from fedmpt_core.privacy.ledger.site_ledger import with_ledger
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
 from fedmpt_flare.workspace import RUN_FILE, SERVER_FILE, SIMULATED_JOB, SITE_FILE
 
@@ -182,20 +182,10 @@ def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace
     (local / "resources.json").write_text(
         json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
     )
-    plain = {name: without_none(asdict(_rehearsed(name, site, keep))) for name, site in sites.items()}
+    plain = {name: without_none(asdict(with_ledger(site, name, keep / LEDGERS / name))) for name, site in sites.items()}
     (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
     (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
     (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
-
-
-def _rehearsed(name: str, site: SiteConfig, keep: Path) -> SiteConfig:
-    """With a ledger of its own where the site names none; unsigned, since a simulation has no keys."""
-    if site.privacy is None or site.privacy.ledger:
-        return site
-    policy = replace(site.privacy, ledger=str(keep / LEDGERS / name))
-    if not ledger_path(policy).exists():
-        create_ledger(policy, name, kit=None)
-    return replace(site, privacy=policy)
 
 
 def _main(spec_path: Path) -> None:

@@ -41,7 +41,7 @@ from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, steps_of
-from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
+from fedmpt_core.privacy.ledger.site_ledger import ledger_path, with_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.private_update import mechanism, private_update
@@ -282,9 +282,7 @@ def _with_ledger(site: SiteConfig, name: str, folder: Path) -> SiteConfig:
             f"privacy.ledger is empty and data.source='{site.data.source}': a canary run on pictures is charged like a "
             "job, so name the folder of the site's ledger and start one with `fedmpt ledger create`"
         )
-    policy = replace(site.privacy, ledger=str(folder))
-    create_ledger(policy, name, None)
-    return replace(site, privacy=policy)
+    return with_ledger(site, name, folder)
 
 
 def _records(job: JobConfig, site: SiteConfig) -> tuple[Dataset, np.ndarray]:

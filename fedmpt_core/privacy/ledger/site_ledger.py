@@ -1,11 +1,12 @@
 """Where a site's policy keeps the ledger of its data set, and the key that signs it. Needs no torch."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.signing import load_signer, verifier
-from fedmpt_core.config.site import SitePrivacyConfig
+from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, LedgerError, read_ledger
 
 SUFFIX = ".ledger.jsonl"
@@ -31,6 +32,19 @@ def create_ledger(
     signer, verify = signing(kit)
     identity = _identity(policy, name)
     return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried)
+
+
+def with_ledger(site: SiteConfig, name: str, folder: Path) -> SiteConfig:
+    """A simulated site with an unsigned ledger in `folder`, unless it names one or has no policy.
+
+    A ledger that is there already goes on.
+    """
+    if site.privacy is None or site.privacy.ledger:
+        return site
+    policy = dataclasses.replace(site.privacy, ledger=str(folder))
+    if not ledger_path(policy).exists():
+        create_ledger(policy, name, None)
+    return dataclasses.replace(site, privacy=policy)
 
 
 def _identity(policy: SitePrivacyConfig, name: str) -> dict[str, Any]:

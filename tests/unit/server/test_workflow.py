@@ -140,6 +140,22 @@ def not_a_number() -> Shareable:
     return tasks.message(fields={"weight": 1.0}, vector=bad)
 
 
+def no_bytes() -> Shareable:
+    answer = tasks.message(fields={"weight": 1.0})
+    answer[tasks.VECTOR] = "x" * 44
+    return answer
+
+
+def weight_of_nothing() -> Shareable:
+    return tasks.message(fields={"weight": 0.0}, vector=LAYOUT.encode(INITIAL))
+
+
+def no_fields() -> Shareable:
+    answer = garbage()
+    answer[tasks.FIELDS] = ["weight"]
+    return answer
+
+
 def no_weight() -> Shareable:
     return tasks.message(fields={}, vector=LAYOUT.encode(INITIAL))
 
@@ -148,7 +164,10 @@ def refused() -> Shareable:
     return tasks.refusal(tasks.SITE_REFUSED, "budget spent")
 
 
-@pytest.mark.parametrize("fault", [nothing, error, garbage, not_a_number, no_weight, refused])
+FAULTS = [nothing, error, garbage, not_a_number, no_bytes, weight_of_nothing, no_fields, no_weight, refused]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_site_that_fails_a_round_costs_only_its_own_contribution(tmp_path: Path, fault: Callable[[], Any]) -> None:
     sites = [ScriptedSite("a", 1.0), ScriptedSite("b", 3.0), ScriptedSite("c", 100.0, train_1=fault)]
     workflow = ScriptedWorkflow(job(rounds=1), sites, tmp_path)
@@ -186,6 +205,14 @@ def test_a_site_with_other_weights_is_left_out(tmp_path: Path) -> None:
     ScriptedWorkflow(job(rounds=1), [ScriptedSite("a", 1.0), ScriptedSite("b", 1.0), odd], tmp_path).run()
     assert odd.asked == [(tasks.JOIN, 0)]
     assert load_model(tmp_path)[2].tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("fault", [nothing, garbage, no_bytes, no_fields])
+def test_a_site_that_joins_with_nonsense_is_dropped(tmp_path: Path, fault: Callable[[], Any]) -> None:
+    sites = [ScriptedSite("a", 1.0), ScriptedSite("b", 3.0), ScriptedSite("c", 100.0, join_0=fault)]
+    ScriptedWorkflow(job(rounds=1), sites, tmp_path).run()
+    assert sorted(record(tmp_path)["sites"]) == ["a", "b"]
+    assert load_model(tmp_path)[2].tolist() == [3, 4, 5]
 
 
 def test_no_round_starts_when_too_few_sites_join(tmp_path: Path) -> None:
