@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from fedmpt_core.config.site import DataConfig, SiteConfig
-from fedmpt_core.data.manifest import write_manifest
-from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from tests.settings import OPEN, POLICY
 

@@ -14,7 +14,7 @@ line. Must never guess: an unknown label or split is refused, and no relative pa
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -26,34 +26,14 @@ import numpy as np
 from fedmpt_core.data.manifest_rows import (
     CONTROL,
     SPLITS,
-    ManifestError,
     ManifestRow,
-    Problem,
     Problems,
     nearest,
     parse,
-    read_rows,
-    write_manifest,
 )
 from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture, Picture
 
-__all__ = [
-    "SPLITS",
-    "ManifestError",
-    "ManifestRow",
-    "Problem",
-    "Problems",
-    "check_manifest",
-    "load_manifest",
-    "load_rows",
-    "read_rows",
-    "verified",
-    "write_manifest",
-]
-
-_CHUNK = 512
-
-Progress = Callable[[int, int], None]
+_CHUNK, _THREADS = 512, 4  # pictures and threads that decode (chosen)
 
 
 def load_manifest(
@@ -65,8 +45,6 @@ def load_manifest(
     on_bad_image: Literal["refuse", "skip"] = "refuse",
     verify: bool = False,
     allow_empty: bool = False,
-    threads: int = 4,
-    on_progress: Progress | None = None,
 ) -> Dataset:
     """The records of one split; the lines of the other splits are checked, their pictures are not decoded.
 
@@ -80,8 +58,6 @@ def load_manifest(
         verify: decode every picture of the split now; always done for `skip`. Otherwise a damaged picture is
             refused when it is first loaded.
         allow_empty: whether the split may hold no picture.
-        threads: decoding threads, at least 1.
-        on_progress: called with (done, total) while pictures are decoded.
 
     Returns:
         The records in the manifest's order; `skipped` says how many pictures were left out.
@@ -101,8 +77,6 @@ def load_manifest(
         on_bad_image=on_bad_image,
         verify=verify,
         allow_empty=allow_empty,
-        threads=threads,
-        on_progress=on_progress,
     )
 
 
@@ -116,8 +90,6 @@ def load_rows(
     on_bad_image: Literal["refuse", "skip"] = "refuse",
     verify: bool = False,
     allow_empty: bool = False,
-    threads: int = 4,
-    on_progress: Progress | None = None,
 ) -> Dataset:
     """`load_manifest` for rows that do not come from a manifest file.
 
@@ -130,8 +102,6 @@ def load_rows(
         on_bad_image: as in `load_manifest`.
         verify: as in `load_manifest`.
         allow_empty: as in `load_manifest`.
-        threads: as in `load_manifest`.
-        on_progress: as in `load_manifest`.
 
     Returns:
         The records of the split.
@@ -145,13 +115,12 @@ def load_rows(
     if on_bad_image not in ("refuse", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r}: use 'refuse' or 'skip'")
     rows = list(rows)
-    found = _check_rows(rows, classes, root, problems)
-    mine = [(row, picture) for row, picture in found if row.split == split]
+    mine = [entry for entry in _check_rows(rows, classes, root, problems) if entry[0].split == split]
     if not allow_empty:
         _require(split, rows, problems)
     skipped = 0
     if verify or on_bad_image == "skip":
-        unreadable = _unreadable([picture for _, picture in mine], threads, on_progress)
+        unreadable = _unreadable([picture for _, picture in mine])
         if on_bad_image == "skip":
             skipped = len(unreadable)
             mine = [entry for i, entry in enumerate(mine) if i not in unreadable]
@@ -179,8 +148,6 @@ def verified(
     source: str,
     *,
     on_bad_image: Literal["refuse", "skip"] = "refuse",
-    threads: int = 4,
-    on_progress: Progress | None = None,
 ) -> Dataset:
     """Decode every picture of records that are already loaded.
 
@@ -188,8 +155,6 @@ def verified(
         dataset: the records.
         source: where they come from, for messages.
         on_bad_image: as in `load_manifest`.
-        threads: as in `load_manifest`.
-        on_progress: as in `load_manifest`.
 
     Returns:
         The records, without those that cannot be decoded where `on_bad_image` is `skip`.
@@ -197,7 +162,7 @@ def verified(
     Raises:
         ManifestError: pictures cannot be decoded; names them.
     """
-    unreadable = _unreadable(dataset.pictures, threads, on_progress)
+    unreadable = _unreadable(dataset.pictures)
     if on_bad_image == "skip":
         kept = [i for i in range(len(dataset)) if i not in unreadable]
         return replace(dataset.take(kept), skipped=dataset.skipped + len(unreadable))
@@ -205,40 +170,6 @@ def verified(
     _add_unreadable(unreadable, problems)
     problems.refuse_any()
     return dataset
-
-
-def check_manifest(
-    path: str | Path,
-    classes: Sequence[str],
-    root: str | Path | None = None,
-    *,
-    splits: Sequence[str] = SPLITS,
-    verify: bool = True,
-    threads: int = 4,
-    on_progress: Progress | None = None,
-) -> Problems:
-    """Every problem of a manifest, found in one pass; nothing is raised for what it holds.
-
-    Args:
-        path: a `.csv` or `.parquet` manifest.
-        classes: the job's C labels.
-        root: folder that relative paths start from; None means the manifest's own folder.
-        splits: splits that must hold pictures.
-        verify: decode every picture of every split.
-        threads: decoding threads, at least 1.
-        on_progress: called with (done, total) while pictures are decoded.
-
-    Returns:
-        The first problems and their number; its length is 0 when there are none.
-    """
-    problems = Problems(Path(path).name)
-    rows = parse(Path(path), problems)
-    found = _check_rows(rows, classes, Path(path).parent if root is None else root, problems)
-    for split in splits:
-        _require(split, rows, problems)
-    if verify:
-        _add_unreadable(_unreadable([picture for _, picture in found], threads, on_progress), problems)
-    return problems
 
 
 def _require(split: str, rows: Sequence[ManifestRow], problems: Problems) -> None:
@@ -259,7 +190,7 @@ def _check_rows(
     grouped = any(row.group for row in rows)
     first: dict[str, str] = {}
     unknown: dict[str, list[str]] = {}
-    found = []
+    checked = []
     for row in rows:
         if row.split not in SPLITS:
             hint = nearest(row.split, SPLITS) or f": use {', '.join(SPLITS)}"
@@ -277,10 +208,10 @@ def _check_rows(
             problems.add(row.origin, f"picture {row.path!r} is already listed in {first[path]}")
         else:
             first[path] = row.origin
-            found.append((row, FilePicture(path, row.origin)))
+            checked.append((row, FilePicture(path, row.origin)))
     for label, origins in unknown.items():
         problems.add(origins[0], partial(_unknown_label, label, len(origins), classes))
-    return found
+    return checked
 
 
 def _unknown_label(label: str, times: int, classes: Sequence[str]) -> str:
@@ -318,7 +249,7 @@ def _resolve(row: ManifestRow, base: str, problems: Problems) -> str | None:
     return None
 
 
-def _unreadable(pictures: Sequence[Picture], threads: int, on_progress: Progress | None) -> dict[int, BadPicture]:
+def _unreadable(pictures: Sequence[Picture]) -> dict[int, BadPicture]:
     """Decodes every picture; what is wrong with those that cannot be, by position."""
 
     def error(picture: Picture) -> BadPicture | None:
@@ -328,15 +259,13 @@ def _unreadable(pictures: Sequence[Picture], threads: int, on_progress: Progress
             return bad
         return None
 
-    found: dict[int, BadPicture] = {}
-    with ThreadPoolExecutor(threads) as pool:
-        # In pieces: an interrupt or an exception of the callback must not wait for the whole set.
+    unreadable: dict[int, BadPicture] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # In pieces: an interrupt must not wait for the whole set.
         for start in range(0, len(pictures), _CHUNK):
             piece = pictures[start : start + _CHUNK]
-            found |= {start + i: bad for i, bad in enumerate(pool.map(error, piece)) if bad}
-            if on_progress:
-                on_progress(start + len(piece), len(pictures))
-    return found
+            unreadable |= {start + i: bad for i, bad in enumerate(pool.map(error, piece)) if bad}
+    return unreadable
 
 
 def _add_unreadable(unreadable: dict[int, BadPicture], problems: Problems) -> None:

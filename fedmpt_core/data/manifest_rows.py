@@ -219,42 +219,47 @@ def _read_csv(path: Path, problems: Problems) -> list[ManifestRow]:
     if not raw.strip():
         problems.add(path.name, f"is empty: it needs a header with the columns {', '.join(_REQUIRED)}")
         return []
-    # Bytes that are not UTF-8 become lone surrogates, so that each line with one can be named.
-    text = raw.decode("utf-8-sig", "surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     rows: list[ManifestRow] = []
     header: list[str] | None = None
-    while True:
-        where = f"{path.name} line {reader.line_num + 1}"
-        try:
-            cells = [cell.strip() for cell in next(reader)]
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            problems.add(where, f"is not valid CSV ({error}): is a quote missing?")
-            continue
-        if not any(cells):
-            continue
-        if any("\udc80" <= c <= "\udcff" for cell in cells for c in cell):
-            problems.add(where, "is not UTF-8: save the file as UTF-8")
-        elif any("\n" in cell or "\r" in cell for cell in cells):
-            problems.add(where, "has a cell of several lines: is a quote missing?")
-        elif header is None:
+    for where, cells in _csv_lines(raw, path.name, problems):
+        if header is None:
             header = cells
-            if not _check_header(header, where, problems):
+            if not cells or not _check_header(cells, where, problems):
                 return []
-            continue
-        elif len(cells) != len(header):
+        elif len(cells) == len(header):
+            row = dict(zip(header, cells, strict=True))
+            labels = [label.strip() for label in re.split(r"[|;]", row["labels"])] if row["labels"] else []
+            rows.append(ManifestRow(row["path"], tuple(labels), row["split"], row.get("group", ""), where))
+        elif cells:
             problems.add(
                 where,
                 f"has {len(cells)} cells, the header has {len(header)}: put a cell with a comma in quotes",
             )
-        else:
-            row = dict(zip(header, cells, strict=True))
-            labels = [label.strip() for label in re.split(r"[|;]", row["labels"])] if row["labels"] else []
-            rows.append(ManifestRow(row["path"], tuple(labels), row["split"], row.get("group", ""), where))
-        if header is None:
-            return []
+    return rows
+
+
+def _csv_lines(raw: bytes, name: str, problems: Problems) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells) of every line that is not blank; no cells once its problem was added."""
+    # Bytes that are not UTF-8 become lone surrogates, so that each line with one can be named.
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    while True:
+        where, problem = f"{name} line {reader.line_num + 1}", ""
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells, problem = [], f"is not valid CSV ({error}): is a quote missing?"
+        if any("\udc80" <= c <= "\udcff" for cell in cells for c in cell):
+            problem = "is not UTF-8: save the file as UTF-8"
+        elif any("\n" in cell or "\r" in cell for cell in cells):
+            problem = "has a cell of several lines: is a quote missing?"
+        if problem:
+            problems.add(where, problem)
+            yield where, []
+        elif any(cells):
+            yield where, cells
 
 
 def _read_parquet(path: Path, problems: Problems) -> list[ManifestRow]:

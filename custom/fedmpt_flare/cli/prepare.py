@@ -9,15 +9,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from fedmpt_core.config.site import PublicName
 from fedmpt_core.config.toml import ConfigError, load_job, load_sites
 from fedmpt_flare.cli.screen import say
 
-Kind = Literal["voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet"]
 Division = Literal["labels", "features", "dirichlet", "uniform"]
 
 
 def prepare(
-    kind: Annotated[Kind, typer.Argument(help="The data set.")],
+    kind: Annotated[PublicName, typer.Argument(help="The data set.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its archives were unpacked.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Manifest to write (.csv or .parquet).")] = Path(
         "manifest.csv"
@@ -50,9 +50,10 @@ def prepare(
     ] = 0,
 ) -> None:
     """Turn a data set's folder into a manifest, and say beside it, in FILE.json, what was kept and what left out."""
+    from fedmpt_core.data.public.folder import FolderOptions
     from fedmpt_core.data.public.prepare import ClassFile, PrepareOptions, record_path
     from fedmpt_core.data.public.prepare import prepare as prepare_folder
-    from fedmpt_core.data.public.registry import FolderOptions, classes_of
+    from fedmpt_core.data.public.registry import DATASETS
     from fedmpt_core.data.public.splits import class_split
 
     if unseen_share is not None and classes is None:
@@ -60,7 +61,7 @@ def prepare(
     options = PrepareOptions(FolderOptions(val_share, seed, split, difficult), missing, min_labels)
     lists = None
     if classes:
-        every = classes_of(kind)
+        every = DATASETS[kind].classes
         seen, unseen = (every, ()) if unseen_share is None else class_split(every, unseen_share, seed)
         lists = ClassFile(classes, seen, unseen)
         lists.check(out)

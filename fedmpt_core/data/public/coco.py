@@ -8,13 +8,11 @@ list (82,783), of which a seeded tenth is `val`, where thresholds are chosen. Al
 annotation as pictures without labels; crowds count (see `instances`). The 80 classes stand in the official order.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress, first_folder, present
-from fedmpt_core.data.public.instances import Instances, read_instances
-from fedmpt_core.data.public.splits import VAL_SHARE, drawn
+from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.public.folder import Folder
+from fedmpt_core.data.public.instances import Instances, read_instances, split_by_id
 
 CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
@@ -33,57 +31,26 @@ _COLUMNS = {name: c for c, name in enumerate(CLASSES)}
 _HINT = "unpack annotations_trainval2014.zip into the folder"
 
 
-def coco_rows(
-    folder: str | Path,
-    splits: Sequence[str] = SPLITS,
-    *,
-    val_share: float = VAL_SHARE,
-    seed: int = 0,
-    left_out: LeftOut | None = None,
-    on_progress: Progress | None = None,
-) -> Iterator[ManifestRow]:
-    """One row per picture, with absolute paths, by file and id.
-
-    Args:
-        folder: the folder that holds `annotations`.
-        splits: which of `train`, `val`, `test` to read; a file that none of them needs may be missing.
-        val_share: share of the official train list that becomes `val`, (0, 1).
-        seed: which pictures become `val`.
-        left_out: as in `folder_checks.present`.
-        on_progress: called with (bytes done, bytes in all) for each annotation file.
-
-    Yields:
-        The rows, their labels in the order of `CLASSES`. They are good only once the iterator has ended.
+def rows(folder: Folder) -> Iterator[ManifestRow]:
+    """One row per picture, with absolute paths, by file and id; good only once the iterator has ended.
 
     Raises:
         ManifestError: the folder cannot be used; names every problem.
-        ValueError: the share is out of range.
+        ValueError: the share of `val` is out of range.
     """
-    problems = Problems("the COCO 2014 folder")
-    base = Path(folder).absolute()
-    found: dict[str, Instances] = {}
-    for year_list, needed in (("train2014", {"train", "val"}), ("val2014", {"test"})):
-        if needed & set(splits):
-            path = base / "annotations" / f"instances_{year_list}.json"
-            read = read_instances(path, _COLUMNS, _HINT, problems, on_progress)
-            if read:
-                found[year_list] = read
-    problems.refuse_any()
-    if len(found) == 2:
-        both = set(found["train2014"].ids) & set(found["val2014"].ids)
+    lists: dict[str, Instances] = {}
+    for name, needed in (("train2014", ("train", "val")), ("val2014", ("test",))):
+        if folder.asks(*needed):
+            path = folder.base / "annotations" / f"instances_{name}.json"
+            instances = read_instances(path, _COLUMNS, _HINT, folder.problems, folder.on_progress)
+            if instances:
+                lists[name] = instances
+    folder.problems.refuse_any()
+    if len(lists) == 2:
+        both = set(lists["train2014"].ids) & set(lists["val2014"].ids)
         if both:
-            problems.add("instances_train2014.json", f"shares image {min(both)} with instances_val2014.json")
-    val: frozenset[str] = frozenset()
-    if "train2014" in found:
-        val = drawn([str(n) for n in found["train2014"].ids], val_share, seed)
-
-    def split_of(number: int, year_list: str) -> str:
-        split = "test" if year_list == "val2014" else "val" if str(number) in val else "train"
-        return split if split in splits else ""
-
-    for year_list, instances in found.items():
-        hint = f"unpack {year_list}.zip into the folder"
-        pictures = first_folder(base, (year_list, f"images/{year_list}"), hint, problems)
-        rows = instances.rows(CLASSES, lambda name, p=pictures: str(p / name), lambda n, y=year_list: split_of(n, y))
-        yield from present(rows, problems, left_out)
-    problems.refuse_any()
+            folder.problems.add("instances_train2014.json", f"shares image {min(both)} with instances_val2014.json")
+    for name, instances in lists.items():
+        pictures = folder.first((name, f"images/{name}"), f"unpack {name}.zip into the folder")
+        split_of = split_by_id(folder, instances, test=name == "val2014")
+        yield from instances.rows(CLASSES, lambda file, place=pictures: str(place / file), split_of)

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from fedmpt_core.data.manifest_rows import ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import Progress, inside
+from fedmpt_core.data.public.folder import Folder, Progress, inside
 
 _REPORT_EVERY = 5000  # entries between two reports of progress (chosen)
 _BUFFER = 1 << 16
@@ -50,13 +50,11 @@ class Instances:
         Args:
             classes: words of the classes, in the order of the bits.
             path_of: absolute path of a file's path.
-            split_of: split of an image id; a row of the split '' is left away.
+            split_of: split of an image id.
         """
         for number, name, labels in zip(self.ids, self.files, self.labels, strict=True):
-            split = split_of(number)
-            if split:
-                words = tuple(classes[c] for c in _bits(labels))
-                yield ManifestRow(path_of(name), words, split, origin=f"{self.source} image {number}")
+            words = tuple(classes[c] for c in _bits(labels))
+            yield ManifestRow(path_of(name), words, split_of(number), origin=f"{self.source} image {number}")
 
 
 def read_instances(
@@ -79,24 +77,7 @@ def read_instances(
     column_of = _categories(reader, columns, problems)
     if column_of is None:
         return None
-    place: dict[int, int] = {}
-    files: list[str] = []
-    seen: set[str] = set()
-    for entry in reader.entries("images", 1):
-        number = entry.get("id")
-        if type(number) is not int or number in place:
-            problems.add(f"{path.name} image {number!r}", "has an id that is no number, or given twice")
-            continue
-        name = inside(entry.get("file_name"), f"{path.name} image {number}", problems)
-        if name is None:
-            continue
-        if name in seen:
-            problems.add(f"{path.name} image {number}", f"picture {name!r} is listed more than once")
-        seen.add(name)
-        place[number] = len(files)
-        files.append(name)
-    if not files and problems.count == before:
-        problems.add(path.name, 'has no "images": it is not an annotation file of this data set')
+    place, files = _pictures(reader, problems)
     if problems.count > before:
         return None
     labels = [0] * len(files)
@@ -115,27 +96,60 @@ def read_instances(
     return Instances(path.name, order, [files[place[n]] for n in order], [labels[place[n]] for n in order])
 
 
+def split_by_id(folder: Folder, instances: Instances, *, test: bool) -> Callable[[int], str]:
+    """From an image id to its split: a list is either all `test`, or `train` with a drawn `val`."""
+    if test:
+        return lambda number: "test"
+    val = folder.held_out([str(number) for number in instances.ids])
+    return lambda number: "val" if str(number) in val else "train"
+
+
+def _pictures(reader: "_Reader", problems: Problems) -> tuple[dict[int, int], list[str]]:
+    """Place of every image id, and the files by place."""
+    before = problems.count
+    place: dict[int, int] = {}
+    files: list[str] = []
+    seen: set[str] = set()
+    for entry in reader.entries("images", 1):
+        number = entry.get("id")
+        where = f"{reader.path.name} image {number!r}"
+        if type(number) is not int or number in place:
+            problems.add(where, "has an id that is no number, or given twice")
+            continue
+        name = inside(entry.get("file_name"), where, problems)
+        if name is None:
+            continue
+        if name in seen:
+            problems.add(where, f"picture {name!r} is listed more than once")
+        seen.add(name)
+        place[number] = len(files)
+        files.append(name)
+    if not files and problems.count == before:
+        problems.add(reader.path.name, 'has no "images": it is not an annotation file of this data set')
+    return place, files
+
+
 def _categories(reader: "_Reader", columns: Mapping[str, int], problems: Problems) -> dict[int, int] | None:
     """Category id to column; None once a problem was added."""
     before = problems.count
-    found: dict[int, int] = {}
+    column_of: dict[int, int] = {}
     for entry in reader.entries("categories", 0):
         number, name = entry.get("id"), entry.get("name")
         column = columns.get(name.strip().casefold()) if isinstance(name, str) else None
         where = f"{reader.path.name} category {number!r}"
-        if type(number) is not int or number in found:
+        if type(number) is not int or number in column_of:
             problems.add(where, "has an id that is no number, or given twice")
         elif column is None:
             problems.add(where, f"{name!r} is not one of the data set's classes: is this the right file?")
-        elif column in found.values():
+        elif column in column_of.values():
             problems.add(where, f"{name!r} is listed more than once")
         else:
-            found[number] = column
-    missing = sorted(name for name, column in columns.items() if column not in found.values())
+            column_of[number] = column
+    missing = sorted(name for name, column in columns.items() if column not in column_of.values())
     if missing and problems.count == before:
         few = ", ".join(map(repr, missing[:5]))
         problems.add(reader.path.name, f"lacks the categories {few}: is this the right file?")
-    return found if problems.count == before else None
+    return column_of if problems.count == before else None
 
 
 class _Reader:

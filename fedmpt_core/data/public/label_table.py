@@ -8,14 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedmpt_core.data.manifest_rows import Problems
-from fedmpt_core.data.public.folder_checks import inside
+from fedmpt_core.data.public.folder import inside
+
+Line = tuple[str, tuple[str, ...], str]
+"""Name of a picture, its labels in the table's order, and where it stands."""
 
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
 def read_table(
     path: Path, where: str, order: Callable[[Sequence[str]], Sequence[str] | None], problems: Problems
-) -> list[tuple[str, tuple[str, ...], str]]:
+) -> list[Line]:
     """The lines of a table.
 
     Args:
@@ -25,7 +28,7 @@ def read_table(
         problems: what is wrong is added here.
 
     Returns:
-        (name, labels in the table's order, origin) of every line that can be read.
+        Every line that can be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -33,34 +36,35 @@ def read_table(
         problems.add(where, f"cannot be read ({error}): unpack the data set again")
         return []
     reader = csv.reader(text.splitlines(), strict=True)
-    found: list[tuple[str, tuple[str, ...], str]] = []
-    seen: set[str] = set()
-    labels: Sequence[str] | None = None
+    lines: dict[str, Line] = {}
     try:
+        header = next(reader, None)
+        labels = order([cell.strip() for cell in header[1:]]) if header is not None else ()
+        if labels is None:
+            return []
         for cells in reader:
             origin = f"{where} line {reader.line_num}"
-            if labels is None:
-                labels = order([cell.strip() for cell in cells[1:]])
-                if labels is None:
-                    return []
-                continue
-            if not any(cells):
-                continue
-            values = [_VALUES.get(cell.strip()) for cell in cells[1:]]
-            if len(values) != len(labels):
-                problems.add(origin, f"has {len(values)} labels, the header has {len(labels)}")
-            elif None in values:
-                c = values.index(None)
-                problems.add(origin, f"{labels[c]!r} is {cells[c + 1]!r}, neither 0 nor 1")
-            elif (name := inside(cells[0], origin, problems)) is None:
-                continue
-            elif name in seen:
-                problems.add(origin, f"picture {name!r} is listed more than once")
-            else:
-                seen.add(name)
-                found.append((name, tuple(n for n, v in zip(labels, values, strict=True) if v), origin))
+            line = _line(cells, labels, origin, problems) if any(cells) else None
+            if line and line[0] in lines:
+                problems.add(origin, f"picture {line[0]!r} is listed more than once")
+            elif line:
+                lines[line[0]] = line
     except csv.Error as error:
         problems.add(f"{where} line {reader.line_num}", f"is not valid CSV ({error})")
-    if not found and not problems:
+    if not lines and not problems:
         problems.add(where, "lists no picture")
-    return found
+    return list(lines.values())
+
+
+def _line(cells: Sequence[str], labels: Sequence[str], origin: str, problems: Problems) -> Line | None:
+    """One line; None once its problem was added."""
+    values = [_VALUES.get(cell.strip()) for cell in cells[1:]]
+    if len(values) != len(labels):
+        problems.add(origin, f"has {len(values)} labels, the header has {len(labels)}")
+        return None
+    if None in values:
+        c = values.index(None)
+        problems.add(origin, f"{labels[c]!r} is {cells[c + 1]!r}, neither 0 nor 1")
+        return None
+    name = inside(cells[0], origin, problems)
+    return None if name is None else (name, tuple(n for n, v in zip(labels, values, strict=True) if v), origin)

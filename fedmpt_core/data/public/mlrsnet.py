@@ -9,16 +9,12 @@ describes: the first 23 categories by name are trained, the last 23 tested, so t
 never seen in training. A tenth of the training pictures is `val` there too.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress, first_folder, present
+from fedmpt_core.data.manifest_rows import ManifestRow, Problems
+from fedmpt_core.data.public.folder import Folder, FolderOptions
 from fedmpt_core.data.public.label_table import read_table
 from fedmpt_core.data.public.splits import VAL_SHARE, drawn
-
-TestSplit = Literal["random", "scenes"]
 
 NAMES = (
     *("airplane", "airport", "bare soil", "baseball diamond", "basketball court", "beach", "bridge", "buildings"),
@@ -48,66 +44,42 @@ TEST_SHARE = 0.5
 """Of each category's pictures, in the `random` split (chosen)."""
 
 
-def mlrsnet_rows(
-    folder: str | Path,
-    splits: Sequence[str] = SPLITS,
-    *,
-    test_split: TestSplit = "random",
-    val_share: float = VAL_SHARE,
-    seed: int = 0,
-    left_out: LeftOut | None = None,
-    on_progress: Progress | None = None,
-) -> list[ManifestRow]:
-    """One row per picture, with absolute paths, by category and name.
-
-    Args:
-        folder: the folder that holds `Images` and `Labels`.
-        splits: which of `train`, `val`, `test` to return; all files are needed in any case.
-        test_split: `random` or `scenes`, see above.
-        val_share: share of the training half that becomes `val`, (0, 1).
-        seed: which pictures become `val`, and, in the `random` split, `test`.
-        left_out: as in `folder_checks.present`.
-        on_progress: called with (categories done, categories in all).
-
-    Returns:
-        The rows, their labels in the order of their file's columns.
+def rows(folder: Folder) -> Iterator[ManifestRow]:
+    """One row per picture, with absolute paths, by category and name; all files are needed in any case.
 
     Raises:
         ManifestError: the folder cannot be used; names every problem.
-        ValueError: an argument is out of range.
+        ValueError: the share of `val` is out of range.
     """
-    problems = Problems("the MLRSNet folder")
-    base = Path(folder).absolute()
-    labels = first_folder(base, ("Labels", "labels"), "take them from the data set's archive", problems)
-    pictures = first_folder(base, ("Images", "images"), "unpack all categories' archives there", problems)
+    problems = folder.problems
+    labels = folder.first(("Labels", "labels"), "take them from the data set's archive")
+    pictures = folder.first(("Images", "images"), "unpack all categories' archives there")
     for path in sorted(labels.glob("*.csv")):
         if path.stem not in CATEGORIES:
             problems.add(f"{labels.name}/{path.name}", f"{path.stem!r} is not one of the 46 categories")
-    rows: list[ManifestRow] = []
+    tables = {}
     for done, category in enumerate(CATEGORIES, start=1):
         where = f"{labels.name}/{category}.csv"
-        table = read_table(labels / f"{category}.csv", where, lambda h, w=where: _order(h, w, problems), problems)
-        split_of = _splits([name for name, *_ in table], category, test_split, val_share, seed)
+        path = labels / f"{category}.csv"
+        tables[category] = read_table(path, where, lambda h, w=where: _order(h, w, problems), problems)
+        folder.report(done, len(CATEGORIES))
+    problems.refuse_any()
+    for category, table in tables.items():
+        split_of = _splits([name for name, *_ in table], category, folder.options)
         for name, words, origin in table:
-            if split_of[name] in splits:
-                rows.append(ManifestRow(str(pictures / category / name), words, split_of[name], origin=origin))
-        if on_progress:
-            on_progress(done, len(CATEGORIES))
-    problems.refuse_any()
-    found = list(present(rows, problems, left_out))
-    problems.refuse_any()
-    return found
+            yield ManifestRow(str(pictures / category / name), words, split_of[name], origin=origin)
 
 
-def _splits(names: list[str], category: str, test_split: TestSplit, val_share: float, seed: int) -> dict[str, str]:
+def _splits(names: list[str], category: str, options: FolderOptions) -> dict[str, str]:
     """Split of every picture of a category."""
-    if test_split == "scenes":
+    if options.test_split == "scenes":
         tested = CATEGORIES.index(category) >= len(CATEGORIES) // 2
         test = frozenset(names) if tested else frozenset[str]()
     else:
-        test = drawn(names, TEST_SHARE, seed) if len(names) > 1 else frozenset[str]()
+        test = drawn(names, TEST_SHARE, options.seed) if len(names) > 1 else frozenset[str]()
     rest = [name for name in names if name not in test]
-    val = drawn(rest, val_share, seed + 1) if len(rest) > 1 else frozenset[str]()
+    share = VAL_SHARE if options.val_share is None else options.val_share
+    val = drawn(rest, share, options.seed + 1) if len(rest) > 1 else frozenset[str]()
     return {name: "test" if name in test else "val" if name in val else "train" for name in names}
 
 

@@ -10,13 +10,11 @@ class than its place says, or like none, is refused. Labels are readable words, 
 
 import difflib
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress, first_folder, present
+from fedmpt_core.data.manifest_rows import ManifestRow, Problems
+from fedmpt_core.data.public.folder import Folder
 from fedmpt_core.data.public.label_table import read_table
-from fedmpt_core.data.public.splits import VAL_SHARE, drawn
 
 NAMES = {
     "Apron": "apron",
@@ -60,61 +58,35 @@ NAMES = {
 
 CLASSES = tuple(NAMES.values())
 
-_LISTS = {"Tra.csv": {"train", "val"}, "Test.csv": {"test"}}
+_LISTS = {"Tra.csv": ("train", "val"), "Test.csv": ("test",)}
 _ALIKE = 0.6  # of difflib: from here on two spellings are taken for one name (chosen)
 
 
-def multiscene_rows(
-    folder: str | Path,
-    splits: Sequence[str] = SPLITS,
-    *,
-    val_share: float = VAL_SHARE,
-    seed: int = 0,
-    left_out: LeftOut | None = None,
-    on_progress: Progress | None = None,
-) -> list[ManifestRow]:
+def rows(folder: Folder) -> Iterator[ManifestRow]:
     """One row per picture, with absolute paths, in the order of the lists.
-
-    Args:
-        folder: the folder that holds `Tra.csv`.
-        splits: which of `train`, `val`, `test` to read; a list that none of them needs may be missing.
-        val_share: share of `Tra.csv` that becomes `val`, (0, 1).
-        seed: which pictures become `val`.
-        left_out: as in `folder_checks.present`.
-        on_progress: called with (lists done, lists in all).
-
-    Returns:
-        The rows, their labels in the order of `CLASSES`.
 
     Raises:
         ManifestError: the folder cannot be used; names every problem.
-        ValueError: the share is out of range.
+        ValueError: the share of `val` is out of range.
     """
-    problems = Problems("the MultiScene-Clean folder")
-    base = Path(folder).absolute()
-    pictures = first_folder(base, ("images", "Images"), "give the folder of MultiScene-Clean", problems)
+    problems = folder.problems
+    pictures = folder.first(("images", "Images"), "give the folder of MultiScene-Clean")
     tables = {}
     for done, (name, needed) in enumerate(_LISTS.items(), start=1):
-        if (base / name).is_file() or needed & set(splits):
-            tables[name] = read_table(base / name, name, lambda h, n=name: _order(h, n, problems), problems)
-        if on_progress:
-            on_progress(done, len(_LISTS))
+        if (folder.base / name).is_file() or folder.asks(*needed):
+            tables[name] = read_table(folder.base / name, name, lambda h, n=name: _order(h, n, problems), problems)
+        folder.report(done, len(_LISTS))
     listed = {name: {row[0] for row in table} for name, table in tables.items()}
     both = set.intersection(*listed.values()) if len(listed) == 2 else set()
     if both:
         problems.add("Tra.csv", f"shares picture {min(both)!r} with Test.csv")
     problems.refuse_any()
-    val = drawn(listed["Tra.csv"], val_share, seed) if {"train", "val"} & set(splits) else frozenset()
-    rows = []
+    val = folder.held_out(listed.get("Tra.csv", ()))
     for name, table in tables.items():
         for picture, labels, origin in table:
             split = "test" if name == "Test.csv" else "val" if picture in val else "train"
-            if split in splits:
-                file = picture if picture.lower().endswith((".jpg", ".png")) else f"{picture}.jpg"
-                rows.append(ManifestRow(str(pictures / file), labels, split, origin=origin))
-    found = list(present(rows, problems, left_out))
-    problems.refuse_any()
-    return found
+            file = picture if picture.lower().endswith((".jpg", ".png")) else f"{picture}.jpg"
+            yield ManifestRow(str(pictures / file), labels, split, origin=origin)
 
 
 def _order(header: Sequence[str], where: str, problems: Problems) -> Sequence[str] | None:

@@ -13,14 +13,13 @@ explicitly, and figures on different remainders cannot be compared.
 """
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress, first_folder, inside, present
-from fedmpt_core.data.public.splits import VAL_SHARE, drawn
+from fedmpt_core.data.manifest_rows import ManifestRow, Problems
+from fedmpt_core.data.public.folder import Folder, inside
 
 CLASSES = (
     *("airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat"),
@@ -35,65 +34,37 @@ CLASSES = (
 """The 81 concepts in the order of `Concepts81.txt`, as their label files are named."""
 
 
-def nuswide_rows(
-    folder: str | Path,
-    splits: Sequence[str] = SPLITS,
-    *,
-    val_share: float = VAL_SHARE,
-    seed: int = 0,
-    left_out: LeftOut | None = None,
-    on_progress: Progress | None = None,
-) -> list[ManifestRow]:
+_LISTS = {"Train": ("train", "val"), "Test": ("test",)}
+
+
+def rows(folder: Folder) -> Iterator[ManifestRow]:
     """One row per picture, with absolute paths, in the order of the official lists.
-
-    Args:
-        folder: the folder that holds `ImageList`.
-        splits: which of `train`, `val`, `test` to read; files that none of them needs may be missing.
-        val_share: share of the official train list that becomes `val`, (0, 1).
-        seed: which pictures become `val`.
-        left_out: as in `folder_checks.present`.
-        on_progress: called with (concepts done, concepts in all) for each list.
-
-    Returns:
-        The rows, their labels in the order of `CLASSES`.
 
     Raises:
         ManifestError: the folder cannot be used; names every problem.
-        ValueError: the share is out of range.
+        ValueError: the share of `val` is out of range.
     """
-    problems = Problems("the NUS-WIDE folder")
-    base = Path(folder).absolute()
-    lists = first_folder(base, ("ImageList", "."), "give the folder of the data set", problems)
-    truth = first_folder(
-        base, ("Groundtruth/TrainTestLabels", "TrainTestLabels"), "unpack Groundtruth.zip into the folder", problems
-    )
-    pictures = first_folder(base, ("Flickr", "images"), "unpack the pictures into Flickr", problems)
-    _check_concepts(base, truth, problems)
+    problems = folder.problems
+    lists = folder.first(("ImageList", "."), "give the folder of the data set")
+    truth = folder.first(("Groundtruth/TrainTestLabels", "TrainTestLabels"), "unpack Groundtruth.zip into the folder")
+    pictures = folder.first(("Flickr", "images"), "unpack the pictures into Flickr")
+    _check_concepts(folder.base, truth, problems)
     # Both lists, whatever is asked for: a picture in both would be trained and tested on.
-    names = {part: _read_list(lists / f"{part}Imagelist.txt", part, splits, problems) for part in ("Train", "Test")}
+    names = {part: _read_list(folder, lists / f"{part}Imagelist.txt", part) for part in _LISTS}
     both = sorted(set(names["Train"]) & set(names["Test"]))
     if both:
         problems.add("TrainImagelist.txt", f"shares picture {both[0]!r} with TestImagelist.txt")
     problems.refuse_any()
-    val = drawn(names["Train"], val_share, seed) if {"train", "val"} & set(splits) else frozenset()
-    rows = []
+    val = folder.held_out(names["Train"])
     for part, listed in names.items():
-        if not _needed(part) & set(splits):
+        if not folder.asks(*_LISTS[part]):
             continue
-        labels = _read_labels(truth, part, len(listed), problems, on_progress)
+        labels = _read_labels(folder, truth, part, len(listed))
         problems.refuse_any()
         for i, name in enumerate(listed):
             split = "test" if part == "Test" else "val" if name in val else "train"
-            if split in splits:
-                words = tuple(CLASSES[c] for c in np.flatnonzero(labels[i]))
-                rows.append(ManifestRow(str(pictures / name), words, split, origin=f"{part}Imagelist.txt line {i + 1}"))
-    found = list(present(rows, problems, left_out))
-    problems.refuse_any()
-    return found
-
-
-def _needed(part: str) -> set[str]:
-    return {"train", "val"} if part == "Train" else {"test"}
+            words = tuple(CLASSES[c] for c in np.flatnonzero(labels[i]))
+            yield ManifestRow(str(pictures / name), words, split, origin=f"{part}Imagelist.txt line {i + 1}")
 
 
 def _check_concepts(base: Path, truth: Path, problems: Problems) -> None:
@@ -109,12 +80,13 @@ def _check_concepts(base: Path, truth: Path, problems: Problems) -> None:
             problems.add(path.name, f"{concept!r} is not one of the 81 concepts")
 
 
-def _read_list(path: Path, part: str, splits: Sequence[str], problems: Problems) -> list[str]:
+def _read_list(folder: Folder, path: Path, part: str) -> list[str]:
+    problems = folder.problems
     if not path.is_file():
-        if _needed(part) & set(splits):
+        if folder.asks(*_LISTS[part]):
             problems.add(str(path), "does not exist: unpack ImageList.zip into the folder")
         return []
-    found: list[str] = []
+    names: list[str] = []
     seen: set[str] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         where = f"{path.name} line {number}"
@@ -124,14 +96,15 @@ def _read_list(path: Path, part: str, splits: Sequence[str], problems: Problems)
         if name in seen:
             problems.add(where, f"picture {name!r} is listed more than once")
         seen.add(name)
-        found.append(name)
-    if not found:
+        names.append(name)
+    if not names:
         problems.add(path.name, "lists no picture")
-    return found
+    return names
 
 
-def _read_labels(truth: Path, part: str, count: int, problems: Problems, on_progress: Progress | None) -> np.ndarray:
+def _read_labels(folder: Folder, truth: Path, part: str, count: int) -> np.ndarray:
     """(R, 81) bool."""
+    problems = folder.problems
     labels = np.zeros((count, len(CLASSES)), bool)
     for c, concept in enumerate(CLASSES):
         name = f"Labels_{concept}_{part}.txt"
@@ -151,6 +124,5 @@ def _read_labels(truth: Path, part: str, count: int, problems: Problems, on_prog
             problems.add(name, f"has {len(values)} labels for the {count} pictures of {part}Imagelist.txt")
         else:
             labels[:, c] = values == b"1"
-        if on_progress:
-            on_progress(c + 1, len(CLASSES))
+        folder.report(c + 1, len(CLASSES))
     return labels

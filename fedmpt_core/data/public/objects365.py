@@ -12,13 +12,12 @@ The train file holds 25 million annotations; it is streamed. Three pictures of i
 archives: leave missing pictures out explicitly.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestError, ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress, present
-from fedmpt_core.data.public.instances import Instances, read_instances
-from fedmpt_core.data.public.splits import VAL_SHARE, drawn
+from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow, Problems
+from fedmpt_core.data.public.folder import Folder
+from fedmpt_core.data.public.instances import Instances, read_instances, split_by_id
 
 # fmt: off
 NAMES: tuple[str, ...] = (
@@ -95,67 +94,40 @@ CLASSES = tuple(_CORRECTED.get(name, name).lower().replace("/", " or ") for name
 _COLUMNS = {spelling.casefold(): c for c, pair in enumerate(zip(NAMES, CLASSES, strict=True)) for spelling in pair}
 
 
-def objects365_rows(
-    folder: str | Path,
-    splits: Sequence[str] = SPLITS,
-    *,
-    val_share: float = VAL_SHARE,
-    seed: int = 0,
-    left_out: LeftOut | None = None,
-    on_progress: Progress | None = None,
-) -> Iterator[ManifestRow]:
-    """One row per picture, with absolute paths, by file and id; as `coco.coco_rows`.
-
-    Args:
-        folder: the folder that holds `train` and `val`.
-        splits: which of `train`, `val`, `test` to read; a file that none of them needs may be missing.
-        val_share: share of the official train list that becomes `val`, (0, 1).
-        seed: which pictures become `val`.
-        left_out: as in `folder_checks.present`.
-        on_progress: called with (bytes done, bytes in all) for each annotation file.
-
-    Yields:
-        The rows, their labels in the order of `CLASSES`. They are good only once the iterator has ended.
+def rows(folder: Folder) -> Iterator[ManifestRow]:
+    """One row per picture, with absolute paths, by file and id; good only once the iterator has ended.
 
     Raises:
         ManifestError: the folder cannot be used; names every problem.
-        ValueError: the share is out of range.
+        ValueError: the share of `val` is out of range.
     """
-    problems = Problems("the Objects365 folder")
-    base = Path(folder).absolute()
     names: set[str] = set()
     for part, needed in (("train", ("train", "val")), ("val", ("test",))):
-        if not set(needed) & set(splits):
+        if not folder.asks(*needed):
             continue
-        found = _read(base, part, problems, on_progress)
-        own = {PurePosixPath(name).name for name in found.files}
-        if len(own) < len(found.files) or own & names:
-            problems.add(found.source, "lists a picture that this file or the train file lists too")
+        instances = _read(folder, part)
+        own = {PurePosixPath(name).name for name in instances.files}
+        if len(own) < len(instances.files) or own & names:
+            folder.problems.add(instances.source, "lists a picture that this file or the train file lists too")
         names |= own
-        drawn_ids = drawn([str(n) for n in found.ids], val_share, seed) if part == "train" else frozenset()
-
-        def split_of(number: int, part: str = part, val: frozenset[str] = drawn_ids) -> str:
-            split = "test" if part == "val" else "val" if str(number) in val else "train"
-            return split if split in splits else ""
-
-        rows = found.rows(CLASSES, _paths(base / part, found, problems), split_of)
-        yield from present(rows, problems, left_out)
-    problems.refuse_any()
+        path_of = _paths(folder.base / part, instances, folder.problems)
+        yield from instances.rows(CLASSES, path_of, split_by_id(folder, instances, test=part == "val"))
 
 
-def _read(base: Path, part: str, problems: Problems, on_progress: Progress | None) -> Instances:
+def _read(folder: Folder, part: str) -> Instances:
     name = f"zhiyuan_objv2_{part}.json"
-    places = [base / "annotations" / name, base / part / name]
+    places = [folder.base / "annotations" / name, folder.base / part / name]
     path = next((place for place in places if place.is_file()), places[0])
-    found = read_instances(path, _COLUMNS, f"unpack {name} there, or into {base / part}", problems, on_progress)
-    if found is None:
-        raise ManifestError(problems)
-    return found
+    hint = f"unpack {name} there, or into {folder.base / part}"
+    instances = read_instances(path, _COLUMNS, hint, folder.problems, folder.on_progress)
+    if instances is None:
+        raise ManifestError(folder.problems)
+    return instances
 
 
-def _paths(pictures: Path, found: Instances, problems: Problems) -> Callable[[str], str]:
+def _paths(pictures: Path, instances: Instances, problems: Problems) -> Callable[[str], str]:
     """From `images/v1/patch8/NAME.jpg` to where such a picture lies: at that path below the folder, or in `patch8`."""
-    as_listed = bool(found.files) and (pictures / PurePosixPath(found.files[0]).parts[0]).is_dir()
+    as_listed = bool(instances.files) and (pictures / PurePosixPath(instances.files[0]).parts[0]).is_dir()
     if not pictures.is_dir():
         problems.add(str(pictures), "does not exist: unpack the patches there")
         raise ManifestError(problems)

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from fedmpt_core.common.files import file_digest, whole_file, write_whole
 from fedmpt_core.common.release import RELEASE
+from fedmpt_core.config.site import PublicName
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, write_manifest
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress
-from fedmpt_core.data.public.registry import FolderKind, FolderOptions, classes_of, folder_rows
+from fedmpt_core.data.public.folder import FolderOptions, LeftOut, Progress
+from fedmpt_core.data.public.registry import DATASETS, folder_rows
 
 SCHEMA = 1
 
@@ -50,7 +51,7 @@ class PreparedManifest:
         options: that were asked for.
     """
 
-    kind: FolderKind
+    kind: PublicName
     classes: tuple[str, ...]
     pictures: dict[str, int]
     unlabelled: dict[str, int]
@@ -64,7 +65,7 @@ class PreparedManifest:
 
 
 def prepare(
-    kind: FolderKind,
+    kind: PublicName,
     folder: Path,
     out: Path,
     options: PrepareOptions | None = None,
@@ -91,7 +92,7 @@ def prepare(
     if options.min_labels < 0:
         raise ValueError(f"min_labels={options.min_labels} is negative: 0 keeps every picture")
     left_out: LeftOut | None = [] if options.missing == "skip" else None
-    rows = folder_rows(kind, str(folder), SPLITS, options.folder, left_out=left_out, on_progress=on_progress)
+    rows = folder_rows(kind, folder, SPLITS, options.folder, left_out=left_out, on_progress=on_progress)
     pictures, unlabelled, few = Counter[str](), Counter[str](), Counter[str]()
 
     def kept(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -111,7 +112,7 @@ def prepare(
         write_manifest(kept(rows), out)
         found = PreparedManifest(
             kind,
-            classes_of(kind),
+            DATASETS[kind].classes,
             {split: pictures[split] for split in SPLITS},
             {split: unlabelled[split] for split in SPLITS},
             {split: few[split] for split in SPLITS},

@@ -3,67 +3,54 @@
 What each folder must look like is the docstring of its own module; docs/data.md has them all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal
 
+from fedmpt_core.config.site import PublicName
 from fedmpt_core.data.manifest import load_rows
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.public import coco, mlrsnet, multiscene, nuswide, objects365, voc
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress
-
-FolderKind = Literal["voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet"]
-KINDS: tuple[FolderKind, ...] = get_args(FolderKind)
+from fedmpt_core.data.public.folder import Folder, FolderOptions, LeftOut, Progress, present
 
 
 @dataclass(frozen=True)
-class FolderOptions:
-    """How a folder is split.
+class PublicDataset:
+    """One data set.
 
     Attributes:
-        val_share: share of the training pictures that becomes `val`, (0, 1); None is the standard: VOC2007's own lists,
-            a tenth elsewhere.
-        seed: of every draw.
-        test_split: MLRSNet only: `random`, or `scenes` for the first and last 23 categories.
-        include_difficult: VOC2007 only: a class with difficult objects only counts as present.
+        title: what messages call it.
+        classes: the words of its classes, in their official order.
+        rows: reads a folder; some of the rows may be of splits that are not asked for.
     """
 
-    val_share: float | None = None
-    seed: int = 0
-    test_split: mlrsnet.TestSplit = "random"
-    include_difficult: bool = False
+    title: str
+    classes: tuple[str, ...]
+    rows: Callable[[Folder], Iterable[ManifestRow]]
 
 
+DATASETS: dict[PublicName, PublicDataset] = {
+    "voc2007": PublicDataset("VOC2007", voc.CLASSES, voc.rows),
+    "coco2014": PublicDataset("COCO 2014", coco.CLASSES, coco.rows),
+    "nuswide": PublicDataset("NUS-WIDE", nuswide.CLASSES, nuswide.rows),
+    "objects365": PublicDataset("Objects365", objects365.CLASSES, objects365.rows),
+    "multiscene": PublicDataset("MultiScene-Clean", multiscene.CLASSES, multiscene.rows),
+    "mlrsnet": PublicDataset("MLRSNet", mlrsnet.CLASSES, mlrsnet.rows),
+}
 STANDARD = FolderOptions()
 
 
-def classes_of(kind: FolderKind) -> tuple[str, ...]:
-    """The words of a data set's classes, in its official order."""
-    match kind:
-        case "voc2007":
-            return voc.CLASSES
-        case "coco2014":
-            return coco.CLASSES
-        case "nuswide":
-            return nuswide.CLASSES
-        case "objects365":
-            return objects365.CLASSES
-        case "multiscene":
-            return multiscene.CLASSES
-        case "mlrsnet":
-            return mlrsnet.CLASSES
-
-
 def folder_rows(
-    kind: FolderKind,
-    folder: str,
+    kind: PublicName,
+    folder: str | Path,
     splits: Sequence[str] = SPLITS,
     options: FolderOptions = STANDARD,
     *,
     left_out: LeftOut | None = None,
     on_progress: Progress | None = None,
-) -> Iterable[ManifestRow]:
+) -> Iterator[ManifestRow]:
     """The pictures of a folder.
 
     Args:
@@ -71,41 +58,37 @@ def folder_rows(
         folder: where it was unpacked.
         splits: which of `train`, `val`, `test`.
         options: how it is split.
-        left_out: as in `folder_checks.present`.
+        left_out: as in `folder.present`.
         on_progress: called with (done, total) while annotations are read.
 
     Returns:
         The rows; good only once they have been gone through to the end.
 
     Raises:
-        ManifestError: the folder cannot be used; names every problem. Some data sets raise it while the rows are read.
+        ManifestError: while the rows are read: the folder cannot be used; names every problem.
         ValueError: an option is out of range or has no meaning for this data set.
     """
+    wrong = [split for split in splits if split not in SPLITS]
+    if wrong:
+        raise ValueError(f"splits={list(splits)}: {wrong[0]!r} is not one of {', '.join(SPLITS)}")
     if options.test_split != "random" and kind != "mlrsnet":
         raise ValueError(f"test_split='{options.test_split}' is for mlrsnet, {kind} has a test list of its own")
     if options.include_difficult and kind != "voc2007":
         raise ValueError(f"include_difficult is for voc2007: {kind} marks no object as difficult")
-    common = {"left_out": left_out, "on_progress": on_progress, "seed": options.seed}
-    share = {} if options.val_share is None else {"val_share": options.val_share}
-    match kind:
-        case "voc2007":
-            difficult = options.include_difficult
-            return voc.voc_rows(folder, splits, include_difficult=difficult, **share, **common)
-        case "coco2014":
-            return coco.coco_rows(folder, splits, **share, **common)
-        case "nuswide":
-            return nuswide.nuswide_rows(folder, splits, **share, **common)
-        case "objects365":
-            return objects365.objects365_rows(folder, splits, **share, **common)
-        case "multiscene":
-            return multiscene.multiscene_rows(folder, splits, **share, **common)
-        case "mlrsnet":
-            return mlrsnet.mlrsnet_rows(folder, splits, test_split=options.test_split, **share, **common)
+    dataset = DATASETS[kind]
+    problems = Problems(f"the {dataset.title} folder")
+    read = Folder(Path(folder).absolute(), splits, problems, options, on_progress)
+    return _checked((row for row in dataset.rows(read) if row.split in splits), problems, left_out)
+
+
+def _checked(rows: Iterable[ManifestRow], problems: Problems, left_out: LeftOut | None) -> Iterator[ManifestRow]:
+    yield from present(rows, problems, left_out)
+    problems.refuse_any()
 
 
 def load_folder(
-    kind: FolderKind,
-    folder: str,
+    kind: PublicName,
+    folder: str | Path,
     classes: Sequence[str],
     split: str,
     options: FolderOptions = STANDARD,
@@ -130,7 +113,7 @@ def load_folder(
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: use one of {', '.join(SPLITS)}")
-    own = classes_of(kind)
+    own = DATASETS[kind].classes
     differing = sorted(set(classes) ^ set(own))
     if differing:
         few = ", ".join(map(repr, differing[:5]))

@@ -14,15 +14,14 @@ an error; lists that overlap or contradict each other are refused.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 # Parses documents without a document type only, see `_parse`.
 from xml.etree import ElementTree
 
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestError, ManifestRow, Problems
-from fedmpt_core.data.public.folder_checks import LeftOut, Progress, present
-from fedmpt_core.data.public.splits import drawn
+from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow, Problems
+from fedmpt_core.data.public.folder import Folder
 
 NAMES = {
     "aeroplane": "aeroplane",
@@ -53,52 +52,20 @@ CLASSES = tuple(NAMES.values())
 _MAX_ANNOTATION_BYTES = 1 << 20  # the largest of VOC2007 has some ten thousand (chosen)
 
 
-def voc_rows(
-    folder: str | Path,
-    splits: Sequence[str] = SPLITS,
-    *,
-    include_difficult: bool = False,
-    val_share: float | None = None,
-    seed: int = 0,
-    left_out: LeftOut | None = None,
-    on_progress: Progress | None = None,
-) -> list[ManifestRow]:
+def rows(folder: Folder) -> Iterator[ManifestRow]:
     """One row per picture, with absolute paths, by split and id.
-
-    Args:
-        folder: `VOCdevkit`, `VOCdevkit/VOC2007`, or a folder with that content.
-        splits: which of `train`, `val`, `test` to read; the lists of the others may be missing.
-        include_difficult: whether a class of which a picture shows difficult objects only counts as present.
-        val_share: None for the standard `train` and `val`; otherwise the share of `trainval` that becomes
-            `val`, in (0, 1), rounded, at least one picture.
-        seed: which pictures become `val`; used with `val_share` only.
-        left_out: as in `folder_checks.present`.
-        on_progress: called with (annotations done, annotations in all).
-
-    Returns:
-        The rows, their labels in VOC's order of classes.
 
     Raises:
         ManifestError: the folder cannot be used; names every problem.
-        ValueError: an argument is out of range.
+        ValueError: the share of `val` is out of range.
     """
-    wrong = [split for split in splits if split not in SPLITS]
-    if wrong:
-        raise ValueError(f"splits={list(splits)}: {wrong[0]!r} is not one of {', '.join(SPLITS)}")
-    problems = Problems("the VOC2007 folder")
-    base = _find(Path(folder), problems)
-    lists = _ids(base, splits, val_share, seed, problems)
-    wanted = [(split, name) for split in splits for name in lists[split]]
-    rows = []
+    base = _find(folder.base, folder.problems)
+    lists = _ids(folder, base)
+    wanted = [(split, name) for split in folder.splits for name in lists[split]]
     for done, (split, name) in enumerate(wanted, start=1):
-        labels = _labels(base, name, include_difficult, problems)
-        picture = str(base / "JPEGImages" / f"{name}.jpg")
-        rows.append(ManifestRow(picture, labels, split, origin=f"VOC2007 {split} {name}"))
-        if on_progress:
-            on_progress(done, len(wanted))
-    found = list(present(rows, problems, left_out))
-    problems.refuse_any()
-    return found
+        labels = _labels(base, name, folder.options.include_difficult, folder.problems)
+        folder.report(done, len(wanted))
+        yield ManifestRow(str(base / "JPEGImages" / f"{name}.jpg"), labels, split, origin=f"VOC2007 {split} {name}")
 
 
 def _find(folder: Path, problems: Problems) -> Path:
@@ -116,26 +83,25 @@ def _find(folder: Path, problems: Problems) -> Path:
     raise ManifestError(problems)
 
 
-def _ids(
-    base: Path, splits: Sequence[str], val_share: float | None, seed: int, problems: Problems
-) -> dict[str, list[str]]:
+def _ids(folder: Folder, base: Path) -> dict[str, list[str]]:
     """The ids of every split asked for, once all lists that are there agree with each other."""
-    found: dict[str, list[str]] = {}
+    problems, pooled = folder.problems, folder.options.val_share is not None
+    lists: dict[str, list[str]] = {}
     for name in ("train", "val", "trainval", "test"):
         path = base / "ImageSets" / "Main" / f"{name}.txt"
         if path.is_file():
-            found[name] = _read_list(path, problems)
-    needed = {"test": "test"} | {s: s if val_share is None else "trainval" for s in ("train", "val")}
-    for name in sorted({needed[split] for split in splits} - set(found)):
+            lists[name] = _read_list(path, problems)
+    needed = {"test": "test"} | {s: "trainval" if pooled else s for s in ("train", "val")}
+    for name in sorted({needed[split] for split in folder.splits} - set(lists)):
         archive = "VOCtest_06-Nov-2007.tar" if name == "test" else "VOCtrainval_06-Nov-2007.tar"
         problems.add(f"ImageSets/Main/{name}.txt", f"does not exist: unpack {archive} into the same folder")
-    _check_lists(found, problems)
+    _check_lists(lists, problems)
     problems.refuse_any()
-    if val_share is not None and "trainval" in found:
-        val = drawn(found["trainval"], val_share, seed)
-        found["val"] = sorted(val)
-        found["train"] = [name for name in found["trainval"] if name not in val]
-    return found
+    if pooled and "trainval" in lists:
+        val = folder.held_out(lists["trainval"])
+        lists["val"] = sorted(val)
+        lists["train"] = [name for name in lists["trainval"] if name not in val]
+    return lists
 
 
 def _read_list(path: Path, problems: Problems) -> list[str]:
@@ -151,8 +117,8 @@ def _read_list(path: Path, problems: Problems) -> list[str]:
     return sorted(ids)
 
 
-def _check_lists(found: dict[str, list[str]], problems: Problems) -> None:
-    sets = {name: set(ids) for name, ids in found.items()}
+def _check_lists(lists: dict[str, list[str]], problems: Problems) -> None:
+    sets = {name: set(ids) for name, ids in lists.items()}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test"), ("trainval", "test")):
         shared = sorted(sets.get(one, set()) & sets.get(other, set()))
         if shared:

@@ -28,8 +28,7 @@ from fedmpt_core.config.job import (
     TrainingConfig,
 )
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
-from fedmpt_core.data.manifest import write_manifest
-from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT

@@ -1,7 +1,5 @@
 """COCO 2014: official classes and lists, every picture kept, damaged files named, in a memory that does not grow."""
 
-import contextlib
-import io
 import json
 import random
 import subprocess
@@ -12,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from fedmpt_core.data.manifest import ManifestError
-from fedmpt_core.data.public.coco import CLASSES, coco_rows
-from fedmpt_core.data.public.instances import _Shallow, _TooDeep
-from fedmpt_core.data.public.registry import load_folder
+from fedmpt_core.data.manifest_rows import ManifestError, Problems
+from fedmpt_core.data.public.coco import CLASSES
+from fedmpt_core.data.public.folder import FolderOptions
+from fedmpt_core.data.public.instances import DEEPEST, read_instances
+from fedmpt_core.data.public.registry import folder_rows, load_folder
 from tests.miniature import COCO_LABELS, COCO_TRAIN, COCO_VAL, coco_folder, edit_json, instances, write_json
 
 TRAIN = "annotations/instances_train2014.json"
@@ -29,7 +28,9 @@ def coco(tmp_path: Path) -> Path:
 
 def found(folder: Path, *splits: str, **options: Any) -> dict[str, dict[int, tuple[str, ...]]]:
     shown: dict[str, dict[int, tuple[str, ...]]] = {}
-    for row in coco_rows(folder, splits or ("train", "val", "test"), **options):
+    left_out = options.pop("left_out", None)
+    asked = splits or ("train", "val", "test")
+    for row in folder_rows("coco2014", folder, asked, FolderOptions(**options), left_out=left_out):
         assert Path(row.path).is_file()
         shown.setdefault(row.split, {})[int(Path(row.path).stem[-12:])] = row.labels
     return shown
@@ -207,7 +208,7 @@ def levels(text: str) -> int:
     return most
 
 
-def test_brackets_in_strings_and_torn_escapes_are_no_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brackets_in_strings_and_torn_escapes_are_no_depth(tmp_path: Path) -> None:
     rng = random.Random(0)
 
     def value(left: int) -> Any:
@@ -218,20 +219,16 @@ def test_brackets_in_strings_and_torn_escapes_are_no_depth(monkeypatch: pytest.M
             return [value(left - 1) for _ in range(rng.randrange(4))]
         return {str(value(0)): value(left - 1) for _ in range(rng.randrange(4))}
 
-    depths = set()
-    for _ in range(200):
+    for _ in range(150):
         text = json.dumps([value(8)])
-        deepest = levels(text)
-        depths.add(deepest)
-        for allowed in (deepest, deepest - 1):
-            monkeypatch.setattr("fedmpt_core.data.public.instances.DEEPEST", allowed)
-            file = _Shallow(io.BytesIO(text.encode()))
-            got = b""
-            with contextlib.nullcontext() if allowed == deepest else pytest.raises(_TooDeep):
-                while piece := file.read(rng.choice((1, 2, 3, 40))):
-                    got += piece
-            assert (got == text.encode()) == (allowed == deepest)
-    assert len(depths) > 4
+        for deepest in (DEEPEST, DEEPEST + 1):
+            around = deepest - 1 - levels(text)
+            torn = rng.randrange(len(text))  # where a piece of 64 KiB ends that is read at once
+            blank = " " * (65536 - len('{"x":') - around - torn)
+            (tmp_path / "x.json").write_text(f'{{"x":{blank}{"[" * around}{text}{"]" * around}}}')
+            problems = Problems("the file")
+            read_instances(tmp_path / "x.json", {}, "", problems)
+            assert any("64 deep" in problem.message for problem in problems) == (deepest > DEEPEST)
 
 
 def test_reading_holds_no_polygon(tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from fedmpt_core.config.site import PublicName
 from fedmpt_core.config.toml import load_job, load_sites
-from fedmpt_core.data.manifest import ManifestError
-from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow
 from fedmpt_core.data.partition import sites_for
 from fedmpt_core.data.public import mlrsnet, multiscene, nuswide, objects365, voc
-from fedmpt_core.data.public.registry import KINDS, FolderOptions, classes_of, folder_rows, load_folder
+from fedmpt_core.data.public.folder import FolderOptions
+from fedmpt_core.data.public.registry import DATASETS, folder_rows, load_folder
 from tests.miniature import (
     NUS_LABELS,
     NUS_TEST,
@@ -84,7 +85,7 @@ def test_splits_are_apart_repeat_and_lose_nothing(kind: Any, tmp_path: Path) -> 
     for split in parts:
         assert rows(kind, folder, split) == [row for row in found if row.split == split]
     assert {Path(row.path) for row in found} == set(folder.rglob("*.jpg"))
-    classes = classes_of(kind)
+    classes = DATASETS[kind].classes
     assert all(set(row.labels) <= set(classes) for row in found)
     assert load_folder(kind, str(folder), classes, "train", verify=True).targets.sum() == sum(
         len(row.labels) for row in found if row.split == "train"
@@ -105,7 +106,7 @@ def test_missing_pictures_are_refused_or_left_out_and_counted(kind: Any, tmp_pat
     assert gone.path not in {row.path for row in kept}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DATASETS)
 def test_a_wrong_folder_or_option_is_a_sentence(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="cannot be used, "):
         rows(kind, tmp_path)
@@ -116,7 +117,7 @@ def test_a_wrong_folder_or_option_is_a_sentence(kind: Any, tmp_path: Path) -> No
         with pytest.raises(ValueError, match=f"is for voc2007: {kind} marks no object"):
             rows(kind, tmp_path, include_difficult=True)
     with pytest.raises(ValueError, match="split='trainval': use one of"):
-        load_folder(kind, str(tmp_path), classes_of(kind), "trainval")
+        load_folder(kind, str(tmp_path), DATASETS[kind].classes, "trainval")
 
 
 @pytest.mark.parametrize("kind", sorted(BUILT))
@@ -128,7 +129,8 @@ def test_a_share_out_of_range_is_refused(kind: Any, share: float, tmp_path: Path
 
 
 def test_class_lists_have_the_right_length_and_distinct_words() -> None:
-    sizes = {kind: len(classes_of(kind)) for kind in KINDS}
+    assert set(DATASETS) == set(get_args(PublicName))
+    sizes = {kind: len(DATASETS[kind].classes) for kind in DATASETS}
     assert sizes == {
         "voc2007": 20,
         "coco2014": 80,
@@ -137,11 +139,11 @@ def test_class_lists_have_the_right_length_and_distinct_words() -> None:
         "multiscene": 36,
         "mlrsnet": 60,
     }
-    for kind in KINDS:
-        words = classes_of(kind)
+    for kind in DATASETS:
+        words = DATASETS[kind].classes
         assert len(set(words)) == len(words)
         assert all(w == w.strip().lower() and w.replace(" ", "").isalnum() for w in words)
-    assert classes_of("voc2007") is voc.CLASSES
+    assert DATASETS["voc2007"].classes is voc.CLASSES
 
 
 # NUS-WIDE
@@ -367,11 +369,11 @@ def test_json_of_nested_depth_does_not_end_the_program(o365: Path) -> None:
         rows("objects365", o365, "test")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DATASETS)
 def test_every_data_set_has_a_preset_with_its_classes_and_shares(kind: Any) -> None:
     folder = Path(__file__).parents[3] / "jobs" / kind
     job, sites = load_job(folder / "job.toml"), load_sites(folder / "site.toml")
-    assert job.classes == classes_of(kind)
+    assert job.classes == DATASETS[kind].classes
     if kind != "objects365":  # no heterogeneity is published for it
         assert len(sites) == sites_for(0.1, len(job.classes))
     assert [(s.data.share, s.data.shares) for s in sites.values()] == [(i + 1, len(sites)) for i in range(len(sites))]

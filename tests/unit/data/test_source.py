@@ -1,5 +1,6 @@
 """From a site's settings to records: shares, dropped labels and unseen classes touch training records only."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import DataConfig
-from fedmpt_core.data import manifest, source
+from fedmpt_core.data.manifest_rows import read_rows, write_manifest
 from fedmpt_core.data.masks import drop_positives
 from fedmpt_core.data.partition import by_labels, dirichlet, uniform
 from fedmpt_core.data.partition_file import Partition, PartitionError, save_partition
@@ -16,7 +17,7 @@ from fedmpt_core.data.pictures import UNKNOWN, Dataset
 from fedmpt_core.data.public.coco import CLASSES
 from fedmpt_core.data.public.prepare import prepare
 from fedmpt_core.data.scenes import CLASSES as SCENES
-from fedmpt_core.data.source import NoData, load_split, whole_split
+from fedmpt_core.data.source import NoData, load_split
 from tests.miniature import COCO_TRAIN, coco_folder
 
 JOB = JobConfig("x", CLASSES, seed=3)
@@ -39,9 +40,9 @@ def settings(coco: Path, **changes: Any) -> DataConfig:
 
 
 def loaded(data: DataConfig, split: str = "train", job: JobConfig = JOB, **options: Any) -> Dataset:
-    found = load_split(job, data, split, **options)  # type: ignore[arg-type]
-    assert found is not None
-    return found
+    dataset = load_split(job, data, split, **options)  # type: ignore[arg-type]
+    assert dataset is not None
+    return dataset
 
 
 def names(dataset: Dataset) -> list[str]:
@@ -96,20 +97,16 @@ def test_a_partition_that_does_not_fit_is_refused(coco: Path, tmp_path: Path) ->
         settings(coco, partition="features")
 
 
-def test_pictures_are_decoded_after_they_are_shared_out(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_at: list[str] = []
-    first = manifest._unreadable
-
-    def noted(pictures: Any, *rest: Any) -> Any:
-        looked_at.extend(p.name for p in pictures)
-        return first(pictures, *rest)
-
-    monkeypatch.setattr(manifest, "_unreadable", noted)
-    mine = loaded(settings(coco, share=1, shares=3), verify=True)
-    assert sorted(looked_at) == sorted(p.name for p in mine.pictures)
-    looked_at.clear()
-    judged = loaded(settings(coco, share=1, shares=3), "test", verify=True)
-    assert sorted(looked_at) == sorted(p.name for p in judged.pictures)
+def test_a_site_decodes_its_own_pictures_only(coco: Path) -> None:
+    mine = set(names(loaded(settings(coco, share=1, shares=3))))
+    for name in set(COCO_TRAIN.values()) - mine:
+        (coco / "train2014" / name).write_bytes(b"no picture")
+    assert set(names(loaded(settings(coco, share=1, shares=3), verify=True))) == mine
+    assert len(loaded(settings(coco, share=1, shares=3), "test", verify=True))
+    tested = names(loaded(settings(coco), "test"))[0]
+    (coco / "val2014" / tested).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=f"{tested}' is not a picture"):
+        loaded(settings(coco, share=1, shares=3), "test", verify=True)
 
 
 @pytest.mark.parametrize("shares", [1, 2])
@@ -124,10 +121,10 @@ def test_a_damaged_picture_is_refused_or_skipped_at_the_site_that_has_it(coco: P
     assert bad.name not in names(kept)
 
 
-def test_labels_are_dropped_in_training_only(coco: Path) -> None:
-    full = {split: loaded(settings(coco), split) for split in SPLITS}
+def assert_training_labels_alone_are_dropped(coco: Path, load: Callable[[DataConfig, str], Dataset]) -> None:
+    full = {split: load(settings(coco), split) for split in SPLITS}
     for become, value in (("negative", 0), ("unknown", UNKNOWN)):
-        some = {s: loaded(settings(coco, drop_positives=0.6, dropped=become), s) for s in SPLITS}
+        some = {s: load(settings(coco, drop_positives=0.6, dropped=become), s) for s in SPLITS}
         for split in ("val", "test"):
             assert np.array_equal(some[split].targets, full[split].targets)
         expected = drop_positives(full["train"], 0.6, JOB.seed, become=become)  # type: ignore[arg-type]
@@ -137,16 +134,19 @@ def test_labels_are_dropped_in_training_only(coco: Path) -> None:
         assert set(some["train"].targets[gone]) == {value}
 
 
-def test_that_test_would_see_a_masked_test_split(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_dropped_in_training_only(coco: Path) -> None:
+    assert_training_labels_alone_are_dropped(coco, loaded)
+
+
+def test_that_test_would_see_a_masked_test_split(coco: Path) -> None:
     """The twin that masks every split, as the released loaders do, fails the test above."""
 
-    def masked(job: JobConfig, data: DataConfig, split: Any, **options: Any) -> Dataset:
-        found = whole_split(job, data, split, **options)
-        return drop_positives(found, data.drop_positives, job.seed, become=data.dropped)
+    def masked(data: DataConfig, split: str) -> Dataset:
+        whole = loaded(settings(coco), split)
+        return drop_positives(whole, data.drop_positives, JOB.seed, become=data.dropped)
 
-    monkeypatch.setattr(source, "whole_split", masked)
     with pytest.raises(AssertionError):
-        test_labels_are_dropped_in_training_only(coco)
+        assert_training_labels_alone_are_dropped(coco, masked)
 
 
 def test_dropped_labels_do_not_depend_on_the_site(coco: Path) -> None:
@@ -191,8 +191,8 @@ def test_unseen_classes_of_the_embedded_scenes() -> None:
 
 
 def test_no_training_picture_is_a_sentence(table: Path, tmp_path: Path) -> None:
-    rows = [row for row in manifest.read_rows(table) if row.split != "train"]
-    manifest.write_manifest(rows, tmp_path / "held.csv")
+    rows = [row for row in read_rows(table) if row.split != "train"]
+    write_manifest(rows, tmp_path / "held.csv")
     with pytest.raises(ValueError, match="no picture is in split 'train'"):
         load_split(JOB, DataConfig(path=str(tmp_path / "held.csv")), "train")
     assert issubclass(NoData, ValueError)

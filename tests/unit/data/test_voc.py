@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from fedmpt_core.data.manifest import ManifestError, load_manifest, write_manifest
+from fedmpt_core.data.manifest import load_manifest
+from fedmpt_core.data.manifest_rows import SPLITS, ManifestError, ManifestRow, write_manifest
 from fedmpt_core.data.pictures import Dataset
-from fedmpt_core.data.public.registry import load_folder
-from fedmpt_core.data.public.voc import CLASSES, NAMES, voc_rows
+from fedmpt_core.data.public.folder import FolderOptions
+from fedmpt_core.data.public.registry import folder_rows, load_folder
+from fedmpt_core.data.public.voc import CLASSES, NAMES
 
 LISTS = {"train": [12, 5], "val": [7, 9], "trainval": [5, 7, 9, 12], "test": [1, 2, 3]}
 OBJECTS = {
@@ -52,9 +55,15 @@ def load_voc(folder: Path, classes: Sequence[str], split: str, *, verify: bool =
     return load_folder("voc2007", str(folder), classes, split, verify=verify)
 
 
-def labels(folder: Path, **options: object) -> dict[str, dict[str, tuple[str, ...]]]:
+def voc_rows(
+    folder: Path, splits: Sequence[str] = SPLITS, *, left_out: list[str] | None = None, **options: Any
+) -> list[ManifestRow]:
+    return list(folder_rows("voc2007", folder, splits, FolderOptions(**options), left_out=left_out))
+
+
+def labels(folder: Path, **options: Any) -> dict[str, dict[str, tuple[str, ...]]]:
     found: dict[str, dict[str, tuple[str, ...]]] = {}
-    for row in voc_rows(folder, **options):  # type: ignore[arg-type]
+    for row in voc_rows(folder, **options):
         found.setdefault(row.split, {})[Path(row.path).stem] = row.labels
     return found
 

@@ -21,8 +21,7 @@ from fedmpt_core.config.job import (
     TrainingConfig,
 )
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
-from fedmpt_core.data.manifest import write_manifest
-from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.federation import preflight
 from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.privacy import charged_training as site_budget

@@ -9,8 +9,7 @@ from PIL import Image
 
 from fedmpt_core.config.job import FederationConfig, JobConfig, ModelConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig
-from fedmpt_core.data.manifest import write_manifest
-from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.federation import preflight
 from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.model.device import pick_device
