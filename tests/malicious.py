@@ -235,9 +235,9 @@ class Authority:
         identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         self.pem = builder.add_extension(identifier, critical=False).sign(self._key, SHA256()).public_bytes(Form.PEM)
 
-    def mint(self, name: str) -> SiteIdentity:
-        """A new key under a new certificate for a name, as in a start-up kit."""
-        key = generate_private_key(public_exponent=65537, key_size=2048)
+    def mint(self, name: str, key: RSAPrivateKey | None = None) -> SiteIdentity:
+        """A key, new unless it is given, under a new certificate for a name, as in a start-up kit."""
+        key = key or generate_private_key(public_exponent=65537, key_size=2048)
         builder = self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         leaf = builder.add_extension(issuer, critical=False).sign(self._key, SHA256())

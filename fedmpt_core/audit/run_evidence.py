@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.ledger_copy import LedgerReader, inside, key_of_site, time_of
 from fedmpt_core.common.canonical import canonical_digest
-from fedmpt_core.common.signing import KeyVerifier, SigningError
+from fedmpt_core.common.signing import DocumentError, KeyVerifier, SigningError
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
-from fedmpt_core.federation.run.manifest import RunManifest, RunManifestError, check_manifest, read_manifest
+from fedmpt_core.federation.run.manifest import RunManifest, check_manifest, read_manifest
 from fedmpt_core.federation.run.record import MANIFEST, RESULT, load_record
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError
 from fedmpt_core.secagg.errors import SecAggError
@@ -87,7 +87,7 @@ def load_run(folder: Path, keys: KnownKeys, reader: LedgerReader | None = None) 
         record, manifest = load_record(place), read_manifest(place)
         job = job_from_dict(record["config"], str(place / RESULT))
         _check_shape(record, manifest)
-    except (RunManifestError, ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
     run = Run(place, record, job, manifest)
     _check_files(run, keys)
@@ -158,7 +158,7 @@ def _check_files(run: Run, keys: KnownKeys) -> None:
     manifest = run.manifest
     try:
         check_manifest(manifest, run.folder)
-    except RunManifestError as error:
+    except DocumentError as error:
         run.say("file-changed", MANIFEST, str(error), "download the run again; if it repeats, ask who changed it")
     if manifest.signature:
         _check_server(run, keys)

@@ -13,10 +13,10 @@ from fedmpt_core.audit.run_evidence import KnownKeys, NoRun
 from fedmpt_core.audit.run_ledgers import SAME_EPSILON, reused_keys
 from fedmpt_core.audit.spending import Accountant, recompute
 from fedmpt_core.common.canonical import json_value
-from fedmpt_core.common.signing import SigningError, verifier
+from fedmpt_core.common.signing import DocumentError, SigningError, verifier
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, Verifier
-from fedmpt_core.privacy.ledger.export import EXPORT, ExportError, LedgerExport, check_export, read_export
+from fedmpt_core.privacy.ledger.export import EXPORT, LedgerExport, check_export, read_export
 from fedmpt_core.privacy.ledger.ledger import Entries
 from fedmpt_core.privacy.ledger.statement import Statement, statement
 from fedmpt_core.secagg.errors import SecAggError
@@ -93,12 +93,12 @@ def load_ledger(place: Path, keys: KnownKeys, reader: LedgerReader, certificate:
             _read(ledger, place, verify, reader)
             return ledger
         ledger.export = read_export(place)
-    except (ExportError, SigningError) as error:
+    except (DocumentError, SigningError) as error:
         raise NoRun(str(error)) from None
     export = ledger.export
     try:
         check_export(export, place)
-    except ExportError as error:
+    except DocumentError as error:
         ledger.findings.append(Finding("file-changed", "fail", EXPORT, str(error), "ask the site for another export"))
     try:
         verify = None if not export.certificate else _of_export(export, place, keys, ledger)

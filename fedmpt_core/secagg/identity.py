@@ -8,7 +8,6 @@ Certificates are checked as X.509 wants it (RFC 5280), then for what FLARE write
 stop the holder of the root key, who can mint any: a roster's pins do (`Trust`). Errors never hold key material.
 """
 
-import hashlib
 import hmac
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,13 +15,13 @@ from typing import NoReturn
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
+from fedmpt_core.common.signing import MIN_BITS, KeySigner, KeyVerifier, SigningError, certificates
 from fedmpt_core.secagg.context import lp
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.roster import MOST_NAME, Roster
@@ -30,8 +29,6 @@ from fedmpt_core.secagg.wire import Reader
 
 SESSION_SECONDS = 24 * 3600  # chosen: longer than a round of any job, shorter than a stolen key is of use
 LONGEST_SESSION = SESSION_SECONDS + 600
-SALT_BYTES, MIN_BITS = 32, 2048
-_PADDING = PSS(MGF1(SHA256()), SALT_BYTES)
 _SESSION = b"\xffFLARE-SA/1/session\0"
 
 
@@ -107,7 +104,7 @@ class SiteIdentity:
     certificate_sha256: bytes
     chain: bytes
     insecure: bool
-    _key: RSAPrivateKey = field(repr=False, compare=False)
+    _signer: KeySigner = field(repr=False, compare=False)
 
     @staticmethod
     def from_pem(key_pem: bytes, certificate_pem: bytes) -> "SiteIdentity":
@@ -116,16 +113,14 @@ class SiteIdentity:
         Raises SecAggError(BAD_CERT) for anything else. Issuer and dates are for others to check (`ChainCheck`).
         """
         chain = _certificates(certificate_pem, "the start-up kit")
-        public = _public(chain[0], "the start-up kit")
+        verifier = _verifier(chain[0], "the start-up kit")
         try:
-            key = load_pem_private_key(key_pem, password=None)
-        except TypeError:
-            _refuse("the private key is encrypted: give the site an unencrypted key with mode 0600")
-        except (ValueError, UnsupportedAlgorithm):
-            _refuse("the private key is not a PEM key: take client.key of FLARE's start-up kit")
-        if not isinstance(key, RSAPrivateKey) or key.public_key().public_numbers() != public.public_numbers():
+            signer = KeySigner.from_pem(key_pem, "the key of the start-up kit")
+        except SigningError as error:
+            _refuse(str(error))
+        if signer.key_spki != verifier.key_spki:
             _refuse("the private key is not that of the certificate: take both from the same start-up kit")
-        return _identity(key, chain, insecure=False)
+        return _identity(signer, chain, insecure=False)
 
     @staticmethod
     def ephemeral(name: str) -> "SiteIdentity":
@@ -140,11 +135,11 @@ class SiteIdentity:
         key, now = generate_private_key(public_exponent=65537, key_size=MIN_BITS), datetime.now(UTC)
         builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=2))
-        return _identity(key, [builder.sign(key, SHA256())], insecure=True)
+        return _identity(KeySigner.of(key), [builder.sign(key, SHA256())], insecure=True)
 
     def sign(self, message: bytes) -> bytes:
         """RSA-PSS, SHA-256, salt of 32 bytes (RFC 8017)."""
-        return self._key.sign(message, _PADDING, SHA256())
+        return self._signer.sign(message)
 
     def __reduce__(self) -> NoReturn:
         raise SecAggError(Abort.POLICY, "a site's key may not be copied or stored: load it again where it is needed")
@@ -202,22 +197,20 @@ class ChainCheck:
             SecAggError: BAD_CERT, BAD_SIG or MALFORMED, with the name.
         """
         try:
-            said = Session.decode(session)
+            stated = Session.decode(session)
         except SecAggError as error:
             _refuse(f"{name} sent a session that cannot be read: {error}", error.code)
-        if said.site != name:
-            _refuse(f"the session that {name} sent is for {said.site}", Abort.BAD_SIG)
-        if said.job_id != job_id:
-            _refuse(f"the session of {name} is for job {said.job_id}, this is {job_id}", Abort.BAD_SIG)
-        if not hmac.compare_digest(said.signing_key, signing_key):
+        if stated.site != name:
+            _refuse(f"the session that {name} sent is for {stated.site}", Abort.BAD_SIG)
+        if stated.job_id != job_id:
+            _refuse(f"the session of {name} is for job {stated.job_id}, this is {job_id}", Abort.BAD_SIG)
+        if not hmac.compare_digest(stated.signing_key, signing_key):
             _refuse(f"the session of {name} is for another key than the one it signs with", Abort.BAD_SIG)
-        _check_window(name, said, now)
+        _check_window(name, stated, now)
         leaf = self.certificate(name=name, chain=chain, now=now)
-        if not hmac.compare_digest(said.certificate_sha256, leaf.fingerprint(SHA256())):
+        if not hmac.compare_digest(stated.certificate_sha256, leaf.fingerprint(SHA256())):
             _refuse(f"the session of {name} names another certificate than the one that came")
-        try:
-            _public(leaf, name).verify(session_signature, session, _PADDING, SHA256())
-        except InvalidSignature:
+        if not _verifier(leaf, name).verify(session, session_signature):
             _refuse(f"the session of {name} is not signed with its certificate's key", Abort.BAD_SIG)
         return leaf
 
@@ -273,11 +266,11 @@ class Trust:
             )
         except SecAggError as error:
             raise SecAggError(error.code, str(error), culprit=member) from None
-        found = _fingerprint(_public(leaf, name))
-        if self.roster.pinned and not hmac.compare_digest(found, pinned):
+        fingerprint = bytes.fromhex(_verifier(leaf, name).key_spki)
+        if self.roster.pinned and not hmac.compare_digest(fingerprint, pinned):
             raise SecAggError(
                 Abort.ROSTER,
-                f"{name} has key {found.hex()[:16]}..., this site's roster has {pinned.hex()[:16]}...: ask it by "
+                f"{name} has key {fingerprint.hex()[:16]}..., this site's roster has {pinned.hex()[:16]}...: ask it by "
                 "telephone whether its key was renewed, and collect the roster anew only then",
                 culprit=member,
             )
@@ -293,24 +286,24 @@ def root_sha256(pem: bytes) -> bytes:
     return _root(pem).fingerprint(SHA256())
 
 
-def _identity(key: RSAPrivateKey, chain: list[x509.Certificate], *, insecure: bool) -> SiteIdentity:
+def _identity(signer: KeySigner, chain: list[x509.Certificate], *, insecure: bool) -> SiteIdentity:
     leaf, *others = chain
     names = _names(leaf)
     if len(names) != 1:
         _refuse(f"the certificate of the start-up kit has {len(names)} common names, a site's has one")
     pem = b"".join(c.public_bytes(Encoding.PEM) for c in (leaf, *(c for c in others if c.issuer != c.subject)))
-    digests = _fingerprint(key.public_key()), leaf.fingerprint(SHA256())
-    return SiteIdentity(names[0], *digests, pem, insecure, key)
+    return SiteIdentity(names[0], bytes.fromhex(signer.key_spki), leaf.fingerprint(SHA256()), pem, insecure, signer)
 
 
-def _check_window(name: str, said: Session, now: int) -> None:
-    if not said.not_before <= now <= said.not_after:
+def _check_window(name: str, session: Session, now: int) -> None:
+    begin, end = session.not_before, session.not_after
+    if not begin <= now <= end:
         _refuse(
-            f"the session of {name} is for {said.not_before} to {said.not_after} and it is {now} (seconds since 1970): "
-            "compare the clocks of both sites"
+            f"the session of {name} is for {begin} to {end} and it is {now} (seconds since 1970): compare the clocks "
+            "of both sites"
         )
-    if said.not_after - said.not_before > LONGEST_SESSION:
-        _refuse(f"the session of {name} lasts {said.not_after - said.not_before} s, at most {LONGEST_SESSION} may be")
+    if end - begin > LONGEST_SESSION:
+        _refuse(f"the session of {name} lasts {end - begin} s, at most {LONGEST_SESSION} may be")
 
 
 def _check_leaf(name: str, leaf: x509.Certificate, now: int) -> None:
@@ -326,12 +319,12 @@ def _check_leaf(name: str, leaf: x509.Certificate, now: int) -> None:
     roles = [a.value for a in leaf.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)]
     if roles not in ([], ["client"]):
         _refuse(f"the certificate of {name} is not a site's, its role is {roles}")
-    _public(leaf, name)
-    found = {extension.oid: extension.value for extension in leaf.extensions}
-    constraints = found.get(x509.BasicConstraints.oid)
+    _verifier(leaf, name)
+    extensions = {extension.oid: extension.value for extension in leaf.extensions}
+    constraints = extensions.get(x509.BasicConstraints.oid)
     if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
         _refuse(f"the certificate of {name} is that of an authority, not of a site")
-    usage, purposes = found.get(x509.KeyUsage.oid), found.get(x509.ExtendedKeyUsage.oid)
+    usage, purposes = extensions.get(x509.KeyUsage.oid), extensions.get(x509.ExtendedKeyUsage.oid)
     if isinstance(usage, x509.KeyUsage) and not usage.digital_signature:
         _refuse(f"the certificate of {name} is not for signatures")
     if isinstance(purposes, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
@@ -354,37 +347,27 @@ def _check_issuer(
 
 def _certificates(pem: bytes, whose: str) -> list[x509.Certificate]:
     try:
-        found = x509.load_pem_x509_certificates(pem)
-        for c in found:  # the parts are parsed only when asked for
-            _ = c.extensions, c.subject, c.issuer, c.not_valid_before_utc, c.not_valid_after_utc
-    except Exception:  # for what others made up it raises six kinds of errors, KeyError among them
-        _refuse(f"the certificate of {whose} is not PEM that can be read, as FLARE writes it")
-    return found
+        return certificates(pem, f"the certificate of {whose}")
+    except SigningError as error:
+        _refuse(str(error))
 
 
 def _root(pem: bytes) -> x509.Certificate:
-    found = _certificates(pem, "the root")
-    if len(found) != 1:
-        _refuse(f"the file of the root certificate holds {len(found)}: give the one of this federation's root")
-    return found[0]
+    roots = _certificates(pem, "the root")
+    if len(roots) != 1:
+        _refuse(f"the file of the root certificate holds {len(roots)}: give the one of this federation's root")
+    return roots[0]
 
 
-def _public(certificate: x509.Certificate, whose: str) -> RSAPublicKey:
+def _verifier(certificate: x509.Certificate, whose: str) -> KeyVerifier:
     try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:
-        _refuse(f"the certificate of {whose} is not for an RSA key of {MIN_BITS} bits or more, as FLARE makes them")
-    return key
+        return KeyVerifier.of_certificate(certificate, f"the certificate of {whose}")
+    except SigningError as error:
+        _refuse(str(error))
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
     return [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-
-
-def _fingerprint(key: RSAPublicKey) -> bytes:
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def _refuse(why: str, code: Abort = Abort.BAD_CERT) -> NoReturn:

@@ -7,27 +7,22 @@ signatures of their own. numpy and torch are not needed.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.files import file_digest
-from fedmpt_core.common.signing import SigningError, load_signer, verifier_of
+from fedmpt_core.common.signing import DocumentError, SignedDocument, SigningError, load_signer, verifier_of
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.toml import build
 from fedmpt_core.federation.run.record import MANIFEST, RESULT, RunRecord
 
 MANIFEST_SCHEMA = 1
-_PREFIX = b"\xffFEDMPT-MANIFEST/1\0"  # 0xff starts no text, so no signed text can pass for a manifest
 _SECAGG = ("cohort", "threshold", "number", "attempt", "epoch", "transcript", "corrected")
 
 
-class RunManifestError(ValueError):
-    """The manifest, or a file that it names, is missing or is not what was signed; the sentence says which."""
-
-
 @dataclass(frozen=True)
-class RunManifest:
+class RunManifest(SignedDocument):
     """What the server states of a run.
 
     Attributes:
@@ -47,6 +42,9 @@ class RunManifest:
         signature: of the server over everything else, hex; "" in a simulation, which has no keys.
         schema: version of this record.
     """
+
+    NAME = MANIFEST
+    PREFIX = b"\xffFEDMPT-MANIFEST/1\0"
 
     run_id: str
     job: str
@@ -90,14 +88,14 @@ class RunManifest:
         Raises:
             SigningError: the server's key cannot be used.
         """
-        heads = {site: said["head"] for row in record.rounds for site, said in row["privacy"].items()}
+        heads = {site: spent["head"] for row in record.rounds for site, spent in row["privacy"].items()}
         sites = {
-            site: {**said, "head": heads.get(site), "ledger": dict(ledgers.get(site, {"kept": "not asked for"}))}
-            for site, said in (record.sites or {}).items()
+            site: {**facts, "head": heads.get(site), "ledger": dict(ledgers.get(site, {"kept": "not asked for"}))}
+            for site, facts in (record.sites or {}).items()
         }
         rounds = [round_facts(row) for row in record.rounds]
-        certificate, root = (_text(kit / name) for name in ("server.crt", "rootCA.pem")) if kit else ("", "")
-        found = RunManifest(
+        certificate, root = ((kit / n).read_text("utf-8") for n in ("server.crt", "rootCA.pem")) if kit else ("", "")
+        manifest = RunManifest(
             run_id=record.run_id,
             job=str(record.config["name"]),
             config_digest=record.config_digest,
@@ -114,18 +112,9 @@ class RunManifest:
             files={name: file_digest(folder / name) for name in sorted(files)},
         )
         if kit is None:
-            return found
+            return manifest
         sign, _, _ = load_signer(kit / "server.key", kit / "server.crt")
-        return replace(found, signature=sign(found.signed_text()))
-
-    def signed_text(self) -> bytes:
-        """What the signature is over: canonical JSON of everything but it."""
-        plain = {name: value for name, value in asdict(self).items() if name != "signature"}
-        return _PREFIX + json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-    def to_json(self) -> str:
-        """What `read_manifest` reads."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        return replace(manifest, signature=sign(manifest.signed_text()))
 
 
 def round_facts(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,56 +127,39 @@ def read_manifest(folder: Path) -> RunManifest:
     """The manifest of a downloaded run, as it stands.
 
     Raises:
-        RunManifestError: it is missing, is something else, or is of a later schema.
+        DocumentError: it is missing, is something else, or is of a later schema.
     """
     path = folder / MANIFEST
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         schema = plain.get("schema") if isinstance(plain, dict) else None
         if schema != MANIFEST_SCHEMA:
-            raise RunManifestError(f"{path}: schema={schema!r}: this release reads schema {MANIFEST_SCHEMA}")
+            raise DocumentError(f"{path}: schema={schema!r}: this release reads schema {MANIFEST_SCHEMA}")
         return build(RunManifest, plain, str(path))
     except FileNotFoundError:
-        raise RunManifestError(
-            f"{path}: no such file: the run has not ended yet, or this is no folder of a run"
-        ) from None
-    except RunManifestError:
+        raise DocumentError(f"{path}: no such file: the run has not ended yet, or this is no folder of a run") from None
+    except DocumentError:
         raise
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RunManifestError(f"{path}: is not a run manifest: {error}") from None
+        raise DocumentError(f"{path}: is not a run manifest: {error}") from None
 
 
-def check_manifest(found: RunManifest, folder: Path) -> None:
+def check_manifest(manifest: RunManifest, folder: Path) -> None:
     """That the signature is the server's and every file is the one that it names.
 
     Who the server is, its certificate's chain and the root's fingerprint, is left to whoever knows the federation.
 
     Raises:
-        RunManifestError: the first problem.
+        DocumentError: the first problem.
     """
-    if found.signature:
+    verify = None
+    if manifest.signature:
         try:
-            verify = verifier_of(found.server["certificate"].encode(), "the certificate in the manifest")
+            verify = verifier_of(manifest.server["certificate"].encode(), "the certificate in the manifest")
         except (SigningError, KeyError, AttributeError) as error:
-            raise RunManifestError(f"{folder / MANIFEST}: the server's certificate cannot be used: {error}") from None
-        if not verify(found.signed_text(), found.signature):
-            raise RunManifestError(f"{folder / MANIFEST}: was changed after the server signed it")
-    elif found.identities != "insecure":
-        raise RunManifestError(f"{folder / MANIFEST}: carries no signature, and the run was no simulation")
-    if RESULT not in found.files:
-        raise RunManifestError(f"{folder / MANIFEST}: does not name the digest of {RESULT}")
-    for name, digest in found.files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RunManifestError(f"{folder / MANIFEST}: names {name!r}, which is outside the run's folder")
-        try:
-            same = file_digest(folder / name) == digest
-        except OSError as error:
-            raise RunManifestError(
-                f"{folder / name}: cannot be read ({error.strerror}): download the run again"
-            ) from None
-        if not same:
-            raise RunManifestError(f"{folder / name}: is not the file that the server signed")
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+            raise DocumentError(f"{folder / MANIFEST}: the server's certificate cannot be used: {error}") from None
+    elif manifest.identities != "insecure":
+        raise DocumentError(f"{folder / MANIFEST}: carries no signature, and the run was no simulation")
+    if RESULT not in manifest.files:
+        raise DocumentError(f"{folder / MANIFEST}: does not name the digest of {RESULT}")
+    manifest.check(folder, verify)

@@ -4,13 +4,13 @@ The folder holds nothing of a record. It is checked offline by `fedmpt audit`.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from fedmpt_core.common.files import file_digest
-from fedmpt_core.common.signing import SigningError, load_signer, verifier
+from fedmpt_core.common.release import RELEASE
+from fedmpt_core.common.signing import DocumentError, SignedDocument, SigningError, load_signer, verifier
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.config.toml import ConfigError, build
@@ -20,15 +20,10 @@ from fedmpt_core.privacy.ledger.statement import statement
 
 EXPORT = "export.json"
 EXPORT_SCHEMA = 1
-_PREFIX = b"\xffFEDMPT-LEDGER-EXPORT/1\0"
-
-
-class ExportError(ValueError):
-    """The export, or a file of it, is missing or is not what the site signed; the sentence says which."""
 
 
 @dataclass(frozen=True)
-class LedgerExport:
+class LedgerExport(SignedDocument):
     """What a site states of its ledger.
 
     Attributes:
@@ -42,6 +37,9 @@ class LedgerExport:
         signature: of the site over everything else, hex; "" in a simulation.
         schema: version of this record.
     """
+
+    NAME = EXPORT
+    PREFIX = b"\xffFEDMPT-LEDGER-EXPORT/1\0"
 
     site: str
     dataset: str
@@ -60,11 +58,6 @@ class LedgerExport:
 
     __pydantic_config__ = STRICT
 
-    def signed_text(self) -> bytes:
-        """What the signature is over."""
-        plain = {name: value for name, value in asdict(self).items() if name != "signature"}
-        return _PREFIX + json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
 
 def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: Path) -> LedgerExport:
     """Write an export into a new folder.
@@ -76,10 +69,10 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
         out: the folder; must not exist, or be empty.
 
     Raises:
-        ExportError: the folder is in use; LedgerError, SigningError: as in `ledger_copy`.
+        DocumentError: the folder is in use; LedgerError, SigningError: as in `ledger_copy`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} is not an empty folder: name a new one")
+        raise DocumentError(f"{out} is not an empty folder: name a new one")
     ledger, certificate = ledger_copy(policy, kit)
     out.mkdir(parents=True, exist_ok=True)
     files = {f"{policy.dataset}.ledger.jsonl": ledger}
@@ -91,7 +84,7 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
     entries = read_ledger(out / names[0], verifier(kit / "client.crt") if kit else None)
     account = json.dumps(statement(Entries(entries), policy.epsilon).to_dict(), indent=2, allow_nan=False) + "\n"
     (out / "statement.json").write_text(account, encoding="utf-8")
-    found = LedgerExport(
+    export = LedgerExport(
         site=name,
         dataset=policy.dataset,
         unit=policy.unit,
@@ -99,7 +92,7 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
         cap=policy.epsilon,
         delta=policy.delta,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        code=f"fedmpt {version('fedmpt')}",
+        code=f"fedmpt {RELEASE}",
         ledger=names[0],
         certificate=names[1] if kit else "",
         root=names[2] if kit else "",
@@ -107,42 +100,31 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
     )
     if kit:
         sign, _, _ = load_signer(kit / "client.key", kit / "client.crt")
-        found = replace(found, signature=sign(found.signed_text()))
-    (out / EXPORT).write_text(json.dumps(asdict(found), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return found
+        export = replace(export, signature=sign(export.signed_text()))
+    (out / EXPORT).write_text(export.to_json(), encoding="utf-8")
+    return export
 
 
 def read_export(folder: Path) -> LedgerExport:
-    """An export as it stands. Raises ExportError when it is missing, is something else, or is of a later schema."""
+    """An export as it stands. Raises DocumentError when it is missing, is something else, or is of a later schema."""
     path = folder / EXPORT
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = build(LedgerExport, values, str(path))
-    except (OSError, ConfigError, ValueError, TypeError, AttributeError) as error:
-        raise ExportError(f"{path}: is not a ledger's export: {error}") from None
-    if found.schema != EXPORT_SCHEMA:
-        raise ExportError(f"{path}: schema={found.schema}: this release reads schema {EXPORT_SCHEMA}")
-    for name in (*found.files, found.ledger, found.certificate, found.root):
+        export = build(LedgerExport, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ConfigError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DocumentError(f"{path}: is not a ledger's export: {error}") from None
+    if export.schema != EXPORT_SCHEMA:
+        raise DocumentError(f"{path}: schema={export.schema}: this release reads schema {EXPORT_SCHEMA}")
+    for name in (*export.files, export.ledger, export.certificate, export.root):
         if Path(name).name != name:
-            raise ExportError(f"{path}: names {name!r}, which is outside the export's folder")
-    return found
+            raise DocumentError(f"{path}: names {name!r}, which is outside the export's folder")
+    return export
 
 
-def check_export(found: LedgerExport, folder: Path) -> None:
-    """That the signature is the site's and every file is the one that it names. Raises ExportError."""
-    if found.certificate:
-        try:
-            verify = verifier(folder / found.certificate)
-        except SigningError as error:
-            raise ExportError(str(error)) from None
-        if not verify(found.signed_text(), found.signature):
-            raise ExportError(f"{folder / EXPORT}: was changed after the site signed it")
-    for name, digest in found.files.items():
-        try:
-            same = file_digest(folder / name) == digest
-        except OSError as error:
-            raise ExportError(f"{folder / name}: cannot be read ({error.strerror})") from None
-        if not same:
-            raise ExportError(f"{folder / name}: is not the file that the site signed")
-    if {found.ledger, *filter(None, (found.certificate, found.root))} - set(found.files):
-        raise ExportError(f"{folder / EXPORT}: does not name the digest of every file that it uses")
+def check_export(export: LedgerExport, folder: Path) -> None:
+    """That the signature is the site's and every file is the one that it names. Raises DocumentError."""
+    try:
+        export.check(folder, verifier(folder / export.certificate) if export.certificate else None)
+    except SigningError as error:
+        raise DocumentError(str(error)) from None
+    if {export.ledger, *filter(None, (export.certificate, export.root))} - set(export.files):
+        raise DocumentError(f"{folder / EXPORT}: does not name the digest of every file that it uses")

@@ -2,9 +2,10 @@
 
 import copy
 import hashlib
+import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmpt_core.common.signing import KeySigner, SigningError, load_signer, verifier
+from fedmpt_core.common.signing import DocumentError, KeySigner, SignedDocument, SigningError, load_signer, verifier
 from fedmpt_core.privacy.ledger.ledger import Ledger, LedgerError, read_ledger
 
 NOW = datetime.now(UTC)
@@ -194,6 +195,52 @@ def test_the_key_is_neither_shown_nor_copied(shared_kit: Kit) -> None:
     for copied in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(SigningError, match="may not be copied"):
             copied(sign)
+
+
+@dataclass(frozen=True)
+class Note(SignedDocument):
+    NAME = "note.json"
+    PREFIX = b"\xffNOTE/1\0"
+
+    text: str
+    files: dict[str, str]
+    signature: str = ""
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Note:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "data").write_bytes(b"data")
+    return Note("\u00fc", {"below/data": hashlib.sha256(b"data").hexdigest()})
+
+
+def test_a_document_is_signed_as_canonical_json_after_its_prefix(note: Note) -> None:
+    files = f'{{"below/data":"{note.files["below/data"]}"}}'
+    assert note.signed_text() == b"\xffNOTE/1\0" + rf'{{"files":{files},"text":"\u00fc"}}'.encode()
+    assert replace(note, signature="00").signed_text() == note.signed_text()
+    assert Note(**json.loads(note.to_json())) == note
+
+
+def test_a_document_is_its_signer_s_and_names_its_files(shared_kit: Kit, note: Note, tmp_path: Path) -> None:
+    sign, verify, _ = load_signer(shared_kit.key_path, shared_kit.certificate_path)
+    signed = replace(note, signature=sign(note.signed_text()))
+    signed.check(tmp_path, verify)
+    note.check(tmp_path, None)
+    for other in (note, replace(signed, text="u"), replace(signed, signature=sign(b"NOTE"))):
+        with pytest.raises(DocumentError, match=r"note\.json: was changed after it was signed"):
+            other.check(tmp_path, verify)
+    (tmp_path / "below" / "data").write_bytes(b"date")
+    with pytest.raises(DocumentError, match="below/data: is not the file that was signed"):
+        signed.check(tmp_path, verify)
+    (tmp_path / "below" / "data").unlink()
+    with pytest.raises(DocumentError, match=r"below/data: cannot be read \(No such file"):
+        signed.check(tmp_path, verify)
+
+
+@pytest.mark.parametrize("name", ["../note", "below/../../note", "/etc/passwd", "below/data\0"])
+def test_a_document_names_no_file_outside_its_folder(note: Note, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DocumentError, match="which is outside its folder"):
+        replace(note, files={name: "0" * 64}).check(tmp_path, None)
 
 
 def test_a_ledger_signed_with_a_kit_verifies_with_its_certificate_alone(kit: Kit, other: rsa.RSAPrivateKey) -> None:

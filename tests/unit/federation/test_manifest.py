@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.signing import DocumentError
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.run.manifest import (
     RunManifest,
-    RunManifestError,
     check_manifest,
     read_manifest,
 )
@@ -100,7 +100,7 @@ def test_a_manifest_changed_in_one_place_is_refused(run: Path, change: Callable[
     plain = json.loads((run / MANIFEST).read_text())
     change(plain)
     (run / MANIFEST).write_text(json.dumps(plain))
-    with pytest.raises(RunManifestError):
+    with pytest.raises(DocumentError):
         check_manifest(read_manifest(run), run)
 
 
@@ -120,23 +120,23 @@ def test_a_manifest_signed_by_another_key_is_that_key_s(run: Path, tmp_path: Pat
 def test_a_file_that_was_changed_or_lost_is_named(run: Path, name: str) -> None:
     with (run / name).open("ab") as stream:
         stream.write(b" ")
-    with pytest.raises(RunManifestError, match=f"{name}: is not the file that the server signed"):
+    with pytest.raises(DocumentError, match=f"{name}: is not the file that was signed"):
         check_manifest(read_manifest(run), run)
     (run / name).unlink()
-    with pytest.raises(RunManifestError, match=f"{name}: cannot be read"):
+    with pytest.raises(DocumentError, match=f"{name}: cannot be read"):
         check_manifest(read_manifest(run), run)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "result.json\0"])
 def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     found = read_manifest(left_by(tmp_path, None, insecure=True))
-    with pytest.raises(RunManifestError, match="outside the run's folder"):
+    with pytest.raises(DocumentError, match="outside its folder"):
         check_manifest(replace(found, files={name: "0" * 64, **found.files}), tmp_path)
 
 
 def test_a_manifest_must_name_the_record(tmp_path: Path) -> None:
     found = read_manifest(left_by(tmp_path, None, insecure=True))
-    with pytest.raises(RunManifestError, match=r"does not name the digest of result\.json"):
+    with pytest.raises(DocumentError, match=r"does not name the digest of result\.json"):
         check_manifest(replace(found, files={}), tmp_path)
 
 
@@ -153,12 +153,12 @@ def test_what_is_no_manifest_is_a_sentence(run: Path, text: str | None, sentence
     (run / MANIFEST).unlink()
     if text is not None:
         (run / MANIFEST).write_text(text)
-    with pytest.raises(RunManifestError, match=sentence):
+    with pytest.raises(DocumentError, match=sentence):
         read_manifest(run)
 
 
 def test_a_manifest_of_a_later_release_is_refused(run: Path) -> None:
     plain = json.loads((run / MANIFEST).read_text())
     (run / MANIFEST).write_text(json.dumps({**plain, "schema": 2}))
-    with pytest.raises(RunManifestError, match="this release reads schema 1"):
+    with pytest.raises(DocumentError, match="this release reads schema 1"):
         read_manifest(run)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding as Form
 from hypothesis import given, settings
@@ -981,20 +982,21 @@ def test_a17_the_record_that_the_guard_reads_names_no_plain_update(
 
 def test_a18_a_signature_that_a_server_gets_from_a_registration_is_no_session_s() -> None:
     """FLARE has a client sign its name and a nonce of the server, with a salt as long as the key allows."""
-    who, now = identity("site-000"), int(time.time())
+    authority, key, now = Authority(), generate_private_key(65537, 2048), int(time.time())
+    who = authority.mint("site-000", key)
     session = Session("job-0", "site-000", who.certificate_sha256, bytes(32), now - 9, now + 9).encode()
     assert not session.startswith(b"site-000")
     with pytest.raises(UnicodeDecodeError):
         session.decode()
 
     def check(signature: bytes) -> object:
-        return ChainCheck(None).check(
+        return ChainCheck(authority.pem).check(
             name="site-000", job_id="job-0", session=session, session_signature=signature,
             signing_key=bytes(32), chain=who.chain, now=now,
         )  # fmt: skip
 
     assert check(who.sign(session))
-    oracle = who._key.sign(session, PSS(MGF1(SHA256()), PSS.MAX_LENGTH), SHA256())
+    oracle = key.sign(session, PSS(MGF1(SHA256()), PSS.MAX_LENGTH), SHA256())
     refused(Abort.BAD_SIG, "not signed with its certificate's key", check, oracle)
 
 

@@ -288,11 +288,11 @@ def test_a_signature_is_pss_with_sha256_and_a_salt_of_32_bytes() -> None:
     [
         (lambda: pem(rsa_key("site-2")), lambda: text(good("site-1")), "take both from the same start-up kit"),
         (lambda: pem(rsa_key("site-1"), b"secret"), lambda: text(good("site-1")), "is encrypted: .* mode 0600"),
-        (lambda: b"", lambda: text(good("site-1")), "is not a PEM key: take client.key"),
-        (lambda: pem(rsa_key("site-1"))[:-300], lambda: text(good("site-1")), "is not a PEM key: take client.key"),
-        (lambda: pem(ec_key()), lambda: text(good("site-1")), "take both from the same start-up kit"),
-        (lambda: pem(rsa_key("site-1")), lambda: b"", "is not PEM that can be read"),
-        (lambda: pem(rsa_key("site-1")), lambda: pem(rsa_key("site-1")), "is not PEM that can be read"),
+        (lambda: b"", lambda: text(good("site-1")), "is not a PEM private key: take client.key"),
+        (lambda: pem(rsa_key("site-1"))[:-300], lambda: text(good("site-1")), "is not a PEM private key"),
+        (lambda: pem(ec_key()), lambda: text(good("site-1")), "is not an RSA key: take client.key"),
+        (lambda: pem(rsa_key("site-1")), lambda: b"", "is not a PEM certificate that can be read"),
+        (lambda: pem(rsa_key("site-1")), lambda: pem(rsa_key("site-1")), "is not a PEM certificate that can be read"),
         (lambda: pem(ec_key()), lambda: text(root().certificate(ec_key(), subject("site-1"))), "RSA key of 2048 bits"),
         (
             lambda: pem(rsa_key("small", 1024)),
@@ -416,8 +416,11 @@ BAD_CERT = {
     ),
     "a small key": (small, "is not for an RSA key of 2048 bits"),
     "an elliptic key": (elliptic, "is not for an RSA key of 2048 bits"),
-    "no PEM": (lambda: mine() | {"chain": b"-----BEGIN CERTIFICATE-----\n"}, "is not PEM that can be read"),
-    "nothing": (lambda: mine() | {"chain": b""}, "is not PEM that can be read"),
+    "no PEM": (
+        lambda: mine() | {"chain": b"-----BEGIN CERTIFICATE-----\n"},
+        "is not a PEM certificate that can be read",
+    ),
+    "nothing": (lambda: mine() | {"chain": b""}, "is not a PEM certificate that can be read"),
     "a session of another certificate": (lambda: mine(certificate=bytes(32)), "names another certificate"),
     "a session not begun": (lambda: mine(now=NOW - 301), "compare the clocks of both sites"),
     "a session that is over": (lambda: mine(now=NOW + SESSION_SECONDS + 1), "compare the clocks of both sites"),
@@ -541,7 +544,7 @@ def test_roster_and_root_belong_together() -> None:
         (roster(), None, Abort.ROSTER, "needs the root certificate"),
         (simulated, root_pem(), Abort.ROSTER, "that of a simulation has none"),
         (roster(), other, Abort.ROSTER, "collect the roster of this federation"),
-        (roster(), b"", Abort.BAD_CERT, "is not PEM"),
+        (roster(), b"", Abort.BAD_CERT, "is not a PEM certificate"),
         (roster(), root_pem() + other, Abort.BAD_CERT, "holds 2: give the one"),
     ]
     for chosen, root_certificate, code, says in cases:
@@ -551,7 +554,7 @@ def test_roster_and_root_belong_together() -> None:
 
 
 def test_an_empty_root_file_is_not_taken_for_a_simulation() -> None:
-    with pytest.raises(SecAggError, match="the certificate of the root is not PEM"):
+    with pytest.raises(SecAggError, match="the certificate of the root is not a PEM certificate"):
         ChainCheck(b"")
 
 

@@ -230,8 +230,8 @@ def test_a_real_server_s_root_is_found_under_another_name(kits: Kits, tmp_path: 
     [
         ("client.key", None, r"client.key cannot be read \(No such file or directory\): point to the `startup` folder"),
         ("client.crt", None, "client.crt cannot be read"),
-        ("client.key", "", "the private key is not a PEM key"),
-        ("client.crt", "x", "is not PEM that can be read"),
+        ("client.key", "", "the key of the start-up kit is not a PEM private key"),
+        ("client.crt", "x", "is not a PEM certificate that can be read"),
         ("fed_client.json", "{", "fed_client.json is not JSON: have the site provisioned anew"),
         ("fed_client.json", "[]", "fed_client.json is not a JSON object"),
         ("fed_client.json", "[" * 100_000, "fed_client.json is not JSON"),
@@ -253,7 +253,7 @@ def test_a_broken_kit_is_refused_with_its_path(
 
 
 def test_a_root_that_is_missing_or_none_is_refused_with_its_path(copied: Path) -> None:
-    for change, says in ((Path.unlink, "cannot be read"), (Path.touch, "is not PEM")):
+    for change, says in ((Path.unlink, "cannot be read"), (Path.touch, "is not a PEM certificate")):
         change(copied / "rootCA.pem")
         with pytest.raises(SecAggError, match=says) as error:
             load_root(copied)
