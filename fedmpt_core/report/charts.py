@@ -3,7 +3,7 @@
 A chart never stands alone: the page has its numbers in a table beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 
@@ -51,7 +51,8 @@ def epsilon_chart(lines: Sequence[Line]) -> Markup:
     most = max((point[1] for line in lines for point in line.points), default=1.0)
     last = max((point[0] for line in lines for point in line.points), default=1.0)
     text = f"Epsilon of the run rises from 0 to {number(most, 2)} in {last:g} rounds."
-    return _chart("rounds", "Epsilon over rounds", text, lines, "round", "epsilon", (0, last), (0, most))
+    plane = _Plane(_ticks(0, last, whole=True), _ticks(0, most))
+    return _chart("rounds", "Epsilon over rounds", text, [*plane.axes("round", "epsilon"), *plane.lines(lines)])
 
 
 def profile_chart(profiles: Sequence[Profile], spending: Mapping[str, Spending]) -> Markup:
@@ -65,9 +66,9 @@ def profile_chart(profiles: Sequence[Profile], spending: Mapping[str, Spending])
     ends = f"from {small(first.deltas[0])} at epsilon 0 to {small(first.deltas[-1])}" if first else ""
     text = f"Delta falls {ends} at epsilon {right:g}, on a logarithmic axis."
     claimed = [(spending[p.sites[0]].total, log10(spending[p.sites[0]].delta)) for p in profiles]
-    return _chart(
-        "profile", "Privacy profile", text, lines, "epsilon", "delta", (0, right), (-10, 0), marks=claimed, powers=True
-    )
+    plane = _Plane(_ticks(0, right), [-10, -8, -6, -4, -2, 0])
+    parts = [*plane.axes("epsilon", "delta", powers=True), *plane.lines(lines, dots=False), *plane.rings(claimed)]
+    return _chart("profile", "Privacy profile", text, parts)
 
 
 def utility_chart(utility: Utility) -> Markup:
@@ -77,8 +78,10 @@ def utility_chart(utility: Utility) -> Markup:
     top = max([value for _, value in points] + [zero or 0.0, 1.0])
     last = max(points[-1][0], 1.0)
     text = f"Mean average precision goes from {points[0][1]:.1f} to {points[-1][1]:.1f} percent."
-    levels = () if zero is None else ((zero, "zero-shot"),)
-    return _chart("map", "mAP over rounds", text, [Line((), points)], "round", "mAP, %", (0, last), (0, top), levels)
+    plane = _Plane(_ticks(0, last, whole=True), _ticks(0, top))
+    level = [] if zero is None else plane.level(zero, "zero-shot")
+    parts = [*plane.axes("round", "mAP, %"), *level, *plane.lines([Line((), points)])]
+    return _chart("map", "mAP over rounds", text, parts)
 
 
 def budget_bar(before: float, added: float, cap: float | None, scale: float) -> Markup:
@@ -115,55 +118,57 @@ def round_above(value: float) -> float:
     return _ticks(0.0, max(1.1 * value, 1.0))[-1]
 
 
-def _chart(
-    key: str,
-    title: str,
-    text: str,
-    lines: Sequence[Line],
-    across: str,
-    up: str,
-    xs: Point,
-    ys: Point,
-    levels: Sequence[tuple[float, str]] = (),
-    *,
-    marks: Sequence[Point] = (),
-    powers: bool = False,
-) -> Markup:
-    """A line chart; `powers` labels the upright axis with powers of ten."""
-    x_ticks, y_ticks = _ticks(*xs, whole=across == "round"), _powers(*ys) if powers else _ticks(*ys)
-    right, top = max(xs[1], x_ticks[-1]), max(ys[1], y_ticks[-1])
+@dataclass(frozen=True)
+class _Plane:
+    """Where values stand in a chart, and its parts as SVG; each axis goes from its first tick to its last."""
 
-    def x(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - xs[0]) / (right - xs[0])
+    across: Sequence[float]
+    upright: Sequence[float]
 
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - ys[0]) / (top - ys[0])
+    def x(self, value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - self.across[0]) / (self.across[-1] - self.across[0])
 
-    parts = [f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(text)}</desc>']
-    for tick in y_ticks:
-        label = f"1e{tick:.0f}" if powers and tick else "1" if powers else f"{tick:g}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y(tick) + 4:.1f}">{label}</text>')
-    for tick in x_ticks:
-        parts.append(f'<text class="tick mid" x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}">{tick:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis mid" x="{middle}" y="{HEIGHT - 6}">{escape(across)}</text>')
-    upright = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text class="axis mid" transform="translate(17 {upright}) rotate(-90)">{escape(up)}</text>')
-    for level, label in levels:
-        at = f"{y(level):.1f}"
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text class="tick end" x="{WIDTH - RIGHT}" y="{y(level) + 15:.1f}">{escape(label)}</text>')
-    for index, line in enumerate(lines):
-        where = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in thinned(line.points))
-        parts.append(f'<polyline class="line l{min(index, MOST_LINES)}" points="{where}"/>')
-        if line.points and index < MOST_LINES and not marks:
-            a, b = line.points[-1]
-            parts.append(f'<circle class="dot l{index}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.5"/>')
-    parts += [f'<circle class="mark" cx="{x(a):.1f}" cy="{y(max(b, ys[0])):.1f}" r="4.5"/>' for a, b in marks]
-    return Markup(  # noqa: S704 - every text was escaped above
+    def y(self, value: float) -> float:
+        share = (value - self.upright[0]) / (self.upright[-1] - self.upright[0])
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    def axes(self, across: str, up: str, *, powers: bool = False) -> Iterator[str]:
+        """Grid, ticks and what the axes show; `powers` labels the upright one with powers of ten."""
+        for tick in self.upright:
+            label = f"1e{tick:.0f}" if powers and tick else "1" if powers else f"{tick:g}"
+            y = self.y(tick)
+            yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield f'<text class="tick end" x="{LEFT - 7}" y="{y + 4:.1f}">{label}</text>'
+        for tick in self.across:
+            yield f'<text class="tick mid" x="{self.x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}">{tick:g}</text>'
+        yield f'<text class="axis mid" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">{escape(across)}</text>'
+        turned = f"translate(17 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)"
+        yield f'<text class="axis mid" transform="{turned}">{escape(up)}</text>'
+
+    def level(self, value: float, label: str) -> Iterator[str]:
+        y = self.y(value)
+        yield f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="tick end" x="{WIDTH - RIGHT}" y="{y + 15:.1f}">{escape(label)}</text>'
+
+    def lines(self, lines: Sequence[Line], *, dots: bool = True) -> Iterator[str]:
+        """The lines, and a dot at the end of each that has a colour of its own."""
+        for index, line in enumerate(lines):
+            where = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in thinned(line.points))
+            yield f'<polyline class="line l{min(index, MOST_LINES)}" points="{where}"/>'
+            if line.points and index < MOST_LINES and dots:
+                a, b = line.points[-1]
+                yield f'<circle class="dot l{index}" cx="{self.x(a):.1f}" cy="{self.y(b):.1f}" r="3.5"/>'
+
+    def rings(self, points: Sequence[Point]) -> Iterator[str]:
+        for a, b in points:
+            y = self.y(max(b, self.upright[0]))
+            yield f'<circle class="mark" cx="{self.x(a):.1f}" cy="{y:.1f}" r="4.5"/>'
+
+
+def _chart(key: str, title: str, text: str, parts: Sequence[str]) -> Markup:
+    return Markup(  # noqa: S704 - every text was escaped where its part was made
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{key}-t {key}-d">'
-        f"{''.join(parts)}</svg>"
+        f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(text)}</desc>{"".join(parts)}</svg>'
     )
 
 
@@ -176,7 +181,3 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
         step *= 2.5 if f"{step:e}".startswith("2") else 2
     step = max(1.0, round(step)) if whole else step
     return [low + i * step for i in range(ceil((high - low) / step - 1e-9) + 1)]
-
-
-def _powers(low: float, high: float) -> list[float]:
-    return [float(power) for power in range(round(low), round(high) + 1, 2)]

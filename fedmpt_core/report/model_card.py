@@ -11,6 +11,23 @@ from fedmpt_core.report.plain import count, markdown, moment, name, names, numbe
 
 MOST_LABELS = 60
 TITLE = "# Model card: "
+NOT_FOR = ModelCardSection(
+    "Not for",
+    ("The model must not be used",),
+    (
+        "to decide anything about a person without somebody who looks at the picture,",
+        "on pictures of another kind, device or population than was tested, without testing it there first,",
+        "for labels that it was not trained on, or for those that it does badly on (see Figures),",
+        "to find out whether somebody's picture was used, or who is in one.",
+    ),
+)
+LIMITS = ModelCardSection(
+    "Limits",
+    (
+        "Differential privacy bounds what single records can teach the model, so rare labels and rare looks suffer "
+        "most. A site could have trained on wrong labels unseen.",
+    ),
+)
 
 
 def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSection, ...]:
@@ -43,16 +60,7 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSecti
                 f"The labels are {labels}{f' and {rest} more' if rest > 0 else ''}.",
             ),
         ),
-        ModelCardSection(
-            "Not for",
-            ("The model must not be used",),
-            (
-                "to decide anything about a person without somebody who looks at the picture,",
-                "on pictures of another kind, device or population than was tested, without testing it there first,",
-                "for labels that it was not trained on, or for those that it does badly on (see Figures),",
-                "to find out whether somebody's picture was used, or who is in one.",
-            ),
-        ),
+        NOT_FOR,
         ModelCardSection(
             "Training data",
             (
@@ -67,13 +75,7 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSecti
             (claim.headline, *(f"{fact.name}: {fact.value}" for fact in claim.facts), "Not covered:"),
             claim.not_covered,
         ),
-        ModelCardSection(
-            "Limits",
-            (
-                "Differential privacy bounds what single records can teach the model, so rare labels and rare looks "
-                "suffer most. A site could have trained on wrong labels unseen.",
-            ),
-        ),
+        LIMITS,
     )
 
 

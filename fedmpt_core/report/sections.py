@@ -8,6 +8,7 @@ from typing import Any
 from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.common.text import shown
+from fedmpt_core.config.job import JobConfig
 from fedmpt_core.privacy.accounting.epsilon import AGREEMENT
 from fedmpt_core.report.content import Fact, RoundSpan, SiteFacts
 from fedmpt_core.report.plain import count, moment, name, names, number, small
@@ -26,61 +27,12 @@ TRAINED = {
 
 def mechanism_of(run: Run, audit: Audit) -> tuple[Fact, ...]:
     """What the job asks for, what the ledgers charged and, where one is here, what a site noted of it."""
-    job, privacy = run.job, run.job.privacy
-    if not privacy.private:
+    if not run.job.privacy.private:
         return (Fact("Mechanism", "none", "updates are what training gave"),)
-    bounds = ", ".join(f"{group} {bound:g}" for group, bound in privacy.group_norms.items())
-    noted = _noted(run)
-    facts = [
-        Fact(
-            "Mechanism", "DP-SGD", "each unit's gradient is clipped, summed and covered by Gaussian noise (Abadi 2016)"
-        ),
-        Fact(
-            "Protected unit",
-            privacy.unit,
-            "all records of a group count as one unit" if privacy.unit == "group" else "",
-        ),
-        Fact("Sampling rate", f"{privacy.sample_rate:g}", "probability of each unit to take part in a step"),
-        Fact("Noise multiplier", f"{privacy.noise_multiplier:g}", "standard deviation of the noise over the bound"),
-        Fact(
-            "Bound on a unit's gradient", bounds or f"{privacy.max_grad_norm:g}", "L2 norm; longer ones are cut to it"
-        ),
-        Fact(
-            "Steps in a round",
-            f"{job.steps_per_round}",
-            "each one noisy, each one charged, also where a batch is empty",
-        ),
-        Fact(
-            "Rounds",
-            f"{job.training.rounds}",
-            _failures(job.federation.max_failed_rounds),
-        ),
-        Fact(
-            "Declared by the job",
-            f"epsilon {privacy.epsilon:g}, delta {small(privacy.delta)}",
-            "most that it may spend",
-        ),
-        Fact("Engine", privacy.engine, ENGINES[privacy.engine]),
-        Fact("Trained", job.model.trained, TRAINED[job.model.trained]),
-    ]
     kinds = dict.fromkeys(kind for spent in audit.spending.values() for kind in spent.charged)
     charged = "; ".join(f"{steps} at rate {rate:g}, noise {noise:g}" for rate, noise, steps in list(kinds)[:8])
-    facts.append(
-        Fact("Steps charged", charged or "none", "by the sites' ledgers for this run; differing sites in turn")
-    )
-    if noted:
-        facts += [
-            Fact("Numbers under noise in a step", shown(noted.get("released", "–"), 40), "as a site noted them"),
-            Fact(
-                "Divisor of the sum",
-                shown(noted.get("expected_batch_size", "–"), 40),
-                "from the declared number of units",
-            ),
-            Fact("Grid", f"2^-{shown(noted.get('grid_bits', '–'), 10)} of the bound", "all released numbers lie on it"),
-            Fact("Randomness", shown(noted.get("rng", "–"), 80), "key from the operating system, never stored"),
-            Fact("Program at the sites", shown(noted.get("code", "–"), 80), "as noted in the ledger"),
-        ]
-    return tuple(facts)
+    by_whom = "by the sites' ledgers for this run; differing sites in turn"
+    return (*_agreed(run.job), Fact("Steps charged", charged or "none", by_whom), *_noted(run))
 
 
 def accountants_of(audit: Audit) -> tuple[Fact, ...]:
@@ -162,16 +114,50 @@ def sites_of(run: Run) -> tuple[SiteFacts, ...]:
     return tuple(facts)
 
 
-def _failures(most: int) -> str:
-    return f"and at most {count(most, 'failed attempt')}, charged too" if most else "and no failed attempt"
+def _agreed(job: JobConfig) -> tuple[Fact, ...]:
+    """The mechanism as the job has it."""
+    privacy = job.privacy
+    bound = ", ".join(f"{group} {norm:g}" for group, norm in privacy.group_norms.items())
+    bound = bound or f"{privacy.max_grad_norm:g}"
+    clipped = "each unit's gradient is clipped, summed and covered by Gaussian noise (Abadi 2016)"
+    every_step = "each one noisy, each one charged, also where a batch is empty"
+    declared = f"epsilon {privacy.epsilon:g}, delta {small(privacy.delta)}"
+    group = "all records of a group count as one unit" if privacy.unit == "group" else ""
+    failures = job.federation.max_failed_rounds
+    return (
+        Fact("Mechanism", "DP-SGD", clipped),
+        Fact("Protected unit", privacy.unit, group),
+        Fact("Sampling rate", f"{privacy.sample_rate:g}", "probability of each unit to take part in a step"),
+        Fact("Noise multiplier", f"{privacy.noise_multiplier:g}", "standard deviation of the noise over the bound"),
+        Fact("Bound on a unit's gradient", bound, "L2 norm; longer ones are cut to it"),
+        Fact("Steps in a round", f"{job.steps_per_round}", every_step),
+        Fact(
+            "Rounds",
+            f"{job.training.rounds}",
+            f"and at most {count(failures, 'failed attempt')}, charged too" if failures else "and no failed attempt",
+        ),
+        Fact("Declared by the job", declared, "most that it may spend"),
+        Fact("Engine", privacy.engine, ENGINES[privacy.engine]),
+        Fact("Trained", job.model.trained, TRAINED[job.model.trained]),
+    )
 
 
-def _noted(run: Run) -> Mapping[str, Any]:
-    for entries in run.ledgers.values():
-        for entry in entries:
-            if entry.kind == "reserve" and entry.job == run.manifest.run_id:
-                return entry.details
-    return {}
+def _noted(run: Run) -> tuple[Fact, ...]:
+    """What the first site with an entry of this run noted in it; none without one."""
+    entries = (entry for ledger in run.ledgers.values() for entry in ledger)
+    noted: Mapping[str, Any] = next(
+        (entry.details for entry in entries if entry.kind == "reserve" and entry.job == run.manifest.run_id), {}
+    )
+    if not noted:
+        return ()
+    divisor = shown(noted.get("expected_batch_size", "–"), 40)
+    return (
+        Fact("Numbers under noise in a step", shown(noted.get("released", "–"), 40), "as a site noted them"),
+        Fact("Divisor of the sum", divisor, "from the declared number of units"),
+        Fact("Grid", f"2^-{shown(noted.get('grid_bits', '–'), 10)} of the bound", "all released numbers lie on it"),
+        Fact("Randomness", shown(noted.get("rng", "–"), 80), "key from the operating system, never stored"),
+        Fact("Program at the sites", shown(noted.get("code", "–"), 80), "as noted in the ledger"),
+    )
 
 
 def _version_of(accountant: str) -> str:
