@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import yaml
 from fedmpt_core.audit.run_evidence import KnownKeys
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
@@ -87,7 +87,7 @@ class Federation:
         budgets = {site: self._budget(site, job, run_id) for site in self.sites}
         details = {"unit": "record", "engine": job.privacy.engine, "config": job.digest()}
         details |= {"aggregation": "masked", "identities": "start-up kits"}
-        details |= {"max_grad_norm": job.privacy.max_grad_norm, "code": f"fedmpt {version('fedmpt')}"}
+        details |= {"max_grad_norm": job.privacy.max_grad_norm, "code": PROGRAM}
         noise, charged = job.privacy.noise_multiplier or 0.0, 0
         for number in range(1, job.training.rounds + 1):
             privacy = {}

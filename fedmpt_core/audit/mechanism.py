@@ -1,9 +1,8 @@
 """C: the mechanism's self-test, run by the auditor with the job's own settings. Needs torch and the job's weights."""
 
-from importlib.metadata import version
-
 from fedmpt_core.audit.finding import Finding
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.release import PROGRAM
 
 
 def check_mechanism(run: Run) -> list[Finding]:
@@ -26,13 +25,12 @@ def check_mechanism(run: Run) -> list[Finding]:
     except (ImportError, ValueError, OSError) as error:
         text = f"the mechanism was not tested here: {error}"
         return [Finding("self-test-not-run", "warning", "mechanism", text, "run the audit where the job's weights are")]
-    release = f"fedmpt {version('fedmpt')}"
     others = sorted(
         {
             str(entry.details.get("code"))
             for entries in run.ledgers.values()
             for entry in entries
-            if entry.kind == "reserve" and entry.job == run.manifest.run_id and entry.details.get("code") != release
+            if entry.kind == "reserve" and entry.job == run.manifest.run_id and entry.details.get("code") != PROGRAM
         }
     )
     found = [
@@ -41,7 +39,7 @@ def check_mechanism(run: Run) -> list[Finding]:
         if not c.passed
     ]
     if others:
-        text = f"tested was {release}, the sites ran {', '.join(others)}"
+        text = f"tested was {PROGRAM}, the sites ran {', '.join(others)}"
         found.append(Finding("self-test-of-another-release", "warning", "mechanism", text, "audit with that release"))
     if not any(f.severity == "fail" for f in found):
         text = f"the self-test passes: {len(checks)} checks of noise, clipping, sampling and gradients"

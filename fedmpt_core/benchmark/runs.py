@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from fedmpt_core.benchmark.inputs import ZERO_SHOT
 from fedmpt_core.benchmark.judging import HeldOut, judge
 from fedmpt_core.benchmark.results_file import ResultsFile
 from fedmpt_core.benchmark.shared_records import SharedRecords
+from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.config.job import JobConfig, ModelConfig
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
@@ -91,7 +91,7 @@ def run(case: Case, shared: SharedRecords) -> dict[str, Any]:
         "backbone": backbone.name,
         "is_stand_in": backbone.is_stand_in,
         "job": job.digest(),
-        "code": f"fedmpt {version('fedmpt')}",
+        "code": PROGRAM,
         "seconds": round(time.monotonic() - began, 1),
     }
 

@@ -4,6 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 RELEASE = version("fedmpt")
+PROGRAM = f"fedmpt {RELEASE}"
 VERSIONED = (
     "fedmpt",
     "nvflare",
@@ -16,6 +17,14 @@ VERSIONED = (
     "numpy",
     "pillow",
 )
+
+
+def named(package: str) -> str:
+    """A package as a record names it: `opacus 1.5.4`, or that it is not installed here."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package}, not installed here"
 
 
 def package_versions() -> dict[str, str]:

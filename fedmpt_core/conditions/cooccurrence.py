@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from fedmpt_core.common.files import WriteError, write_whole
-from fedmpt_core.common.release import RELEASE
+from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.config.checks import checked
 from fedmpt_core.config.federation import FederationConfig
 from fedmpt_core.config.job import JobConfig, PrivacyConfig, TrainingConfig
@@ -211,7 +211,7 @@ class CountRelease:
                 "aggregation": "unmasked",
                 "identities": "start-up kits" if self._kit else "insecure",
                 "config": self._job.digest(),
-                "code": f"fedmpt {RELEASE}",
+                "code": PROGRAM,
                 "records": records,
             },
         )

@@ -17,7 +17,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.release import named
 from fedmpt_core.conditions.answers import Answer
 from fedmpt_core.model.backbone.files import fetch
 from fedmpt_core.model.device import device_name, pick_device
@@ -134,7 +134,7 @@ class LanguageModel:
             tokenizer=hashlib.sha256(words.encode()).hexdigest(),
             dtype=str(self._model.dtype).removeprefix("torch."),
             device=device_name(self._model.device),
-            library=f"transformers {version('transformers')}",
+            library=named("transformers"),
         )
 
     def tokens(self, prompt: str) -> int:

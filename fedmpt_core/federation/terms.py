@@ -1,8 +1,8 @@
 """What server and sites of a masked job work out, each for itself, from the agreed job."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
 
+from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.context import SUITE, job_digest
@@ -50,7 +50,7 @@ def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_
         "layout": layout.digest(),
         "words": encoding.words,
         "backbone": backbone_digest,
-        "release": version("fedmpt"),
+        "release": RELEASE,
     }
     failures = job.federation.max_failed_rounds
     terms = Terms(

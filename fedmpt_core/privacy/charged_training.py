@@ -6,13 +6,13 @@ first.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.pictures import Dataset
@@ -88,7 +88,7 @@ class ChargedTraining:
             "aggregation": "masked" if self._job.secagg.masked else "unmasked",
             "identities": "insecure" if self._job.secagg.insecure_identities else "start-up kits",
             "config": self._job.digest(),
-            "code": f"fedmpt {version('fedmpt')}",
+            "code": PROGRAM,
         }
         require_self_test(model, self._job)
 

@@ -1,9 +1,8 @@
 """A report from a run and its audit. Decides nothing that the audit has decided, and recomputes none of its numbers."""
 
-from importlib.metadata import version
-
 from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.report.checklist import checklist_of
 from fedmpt_core.report.claim import claim_of
 from fedmpt_core.report.content import Report
@@ -26,7 +25,7 @@ def build_report(run: Run, audit: Audit, made: str) -> Report:
     claim = claim_of(run, audit, profiles)
     return Report(
         made=made,
-        release=f"fedmpt {version('fedmpt')}",
+        release=PROGRAM,
         run_id=audit.run_id,
         job=audit.job,
         outcome=str(run.record["outcome"]),

@@ -1,12 +1,12 @@
 """Sections of facts: mechanism, accountants, sums and the run itself, each value taken from job or audit."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from typing import Any
 
 from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.release import PROGRAM, named
 from fedmpt_core.common.text import shown
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.privacy.accounting.epsilon import AGREEMENT
@@ -164,11 +164,8 @@ def _version_of(accountant: str) -> str:
     """Of the package that an accountant of the audit comes from, as installed where the report was made."""
     for package in ("dp-accounting", "opacus"):
         if package in accountant.lower():
-            try:
-                return f"{package} {version(package)}"
-            except PackageNotFoundError:
-                return f"{package}, not installed here"
-    return f"fedmpt {version('fedmpt')}"
+            return named(package)
+    return PROGRAM
 
 
 def _versions(packages: Any) -> str:

@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fedmpt_core.common.release import named
 
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -139,8 +140,8 @@ def cross_checked(history: Iterable[Steps], delta: float) -> Epsilons:
     prv = _prv(kinds, delta, pld)
     if not abs(pld - prv) <= AGREEMENT:
         raise AccountingError(
-            f"the accountants disagree on {_in_words(kinds)} at delta={delta:g}: {_name('dp-accounting')} (PLD) says "
-            f"epsilon {pld:.4f}, {_name('opacus')} (PRV) {prv:.4f}, at most {AGREEMENT} apart is allowed: "
+            f"the accountants disagree on {_in_words(kinds)} at delta={delta:g}: {named('dp-accounting')} (PLD) says "
+            f"epsilon {pld:.4f}, {named('opacus')} (PRV) {prv:.4f}, at most {AGREEMENT} apart is allowed: "
             "do not train, and report these numbers"
         )
     return Epsilons(pld, prv, _rdp(kinds, delta), _epsilon(kinds, delta, True))
@@ -252,7 +253,7 @@ def _epsilon(kinds: tuple[Kind, ...], delta: float, replace: bool) -> float:
         )
     value = float(_loss(kinds, delta, replace).get_epsilon_for_delta(delta - kept))
     if not math.isfinite(value):
-        raise AccountingError(f"{_name('dp-accounting')} finds no epsilon for {_in_words(kinds)} at delta={delta:g}")
+        raise AccountingError(f"{named('dp-accounting')} finds no epsilon for {_in_words(kinds)} at delta={delta:g}")
     return value
 
 
@@ -278,7 +279,7 @@ def _loss(kinds: tuple[Kind, ...], delta: float, replace: bool) -> "PrivacyLossD
     try:
         return reduce(lambda total, some: total.compose(some), (composed(*kind) for kind in kinds))
     except (ValueError, ArithmeticError, MemoryError) as error:
-        raise AccountingError(f"{_name('dp-accounting')} fails on {_in_words(kinds)}: {error}") from error
+        raise AccountingError(f"{named('dp-accounting')} fails on {_in_words(kinds)}: {error}") from error
 
 
 def _interval(kinds: tuple[Kind, ...], delta: float) -> float:
@@ -339,7 +340,7 @@ def _prv(kinds: tuple[Kind, ...], delta: float, pld: float) -> float:
             return float(accountant.get_epsilon(delta))
     except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise AccountingError(
-            f"{_name('opacus')} (PRV) fails on {_in_words(kinds)}, where {_name('dp-accounting')} (PLD) says epsilon "
+            f"{named('opacus')} (PRV) fails on {_in_words(kinds)}, where {named('dp-accounting')} (PLD) says epsilon "
             f"{pld:.4f}: {error}"
         ) from error
 
@@ -357,7 +358,3 @@ def _rdp(kinds: tuple[Kind, ...], delta: float) -> float:
 def _in_words(kinds: tuple[Kind, ...]) -> str:
     shown = [f"{count} steps at sample_rate={q:g}, noise_multiplier={noise:g}" for q, noise, count in kinds[:4]]
     return ", ".join(shown) + (f" and {len(kinds) - 4} kinds more" if len(kinds) > 4 else "")
-
-
-def _name(package: str) -> str:
-    return f"{package} {version(package)}"

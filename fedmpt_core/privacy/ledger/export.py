@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedmpt_core.common.files import file_digest
-from fedmpt_core.common.release import RELEASE
+from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.common.signing import DocumentError, SignedDocument, SigningError, load_signer, verifier
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.site import SitePrivacyConfig
@@ -92,7 +92,7 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
         cap=policy.epsilon,
         delta=policy.delta,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        code=f"fedmpt {RELEASE}",
+        code=PROGRAM,
         ledger=names[0],
         certificate=names[1] if kit else "",
         root=names[2] if kit else "",
