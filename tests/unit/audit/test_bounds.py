@@ -32,16 +32,16 @@ def scores_of(case: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def upper(hits: int, trials: int, significance: float) -> float:
     """scipy's own Clopper-Pearson."""
-    found = stats.binomtest(hits, trials).proportion_ci(1 - 2 * significance, method="exact")
-    return float(found.high)
+    interval = stats.binomtest(hits, trials).proportion_ci(1 - 2 * significance, method="exact")
+    return float(interval.high)
 
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda c: f"{c['tp']}-{c['fp']}-{c['delta']:g}")
 def test_bounds_equal_those_of_another_library(case: dict[str, float]) -> None:
     n_in, n_out, tp, fp = (int(case[k]) for k in ("n_in", "n_out", "tp", "fp"))
     m, guesses, delta, significance = n_in + n_out, tp + fp, case["delta"], case["significance"]
-    found = estimators.one_run_epsilon(m, guesses, tp, delta, significance)
-    assert found == pytest.approx(case["epsilon_one_run"], abs=2e-5)
+    one_run = estimators.one_run_epsilon(m, guesses, tp, delta, significance)
+    assert one_run == pytest.approx(case["epsilon_one_run"], abs=2e-5)
     mu = estimators.one_run_mu(m, guesses, tp, significance)
     assert estimators.gaussian_epsilon(mu, delta) == pytest.approx(case["epsilon_one_run_fdp"], abs=2e-5)
     mu = estimators.threshold_mu(*scores_of(case), significance)  # type: ignore[arg-type]
@@ -64,16 +64,16 @@ def test_the_other_library_was_asked_about_all_kinds_of_outcomes() -> None:
 @given(st.floats(0.05, 30), st.floats(1e-9, 0.2))
 @settings(max_examples=40, deadline=None)
 def test_epsilon_of_a_gaussian_mechanism_is_the_accountant_s(mu: float, delta: float) -> None:
-    found = estimators.gaussian_epsilon(mu, delta)
+    bound = estimators.gaussian_epsilon(mu, delta)
     loss = GaussianPrivacyLoss(1 / mu)
 
     def spends(epsilon: float) -> float:
         delta: Any = loss.get_delta_for_epsilon(epsilon)
         return float(delta)
 
-    assert spends(found) <= delta * (1 + 1e-6)
-    if found:
-        assert spends(found - 1e-6 * max(1, found)) > delta * (1 - 1e-9)
+    assert spends(bound) <= delta * (1 + 1e-6)
+    if bound:
+        assert spends(bound - 1e-6 * max(1, bound)) > delta * (1 - 1e-9)
 
 
 def test_epsilon_of_mu_at_its_ends() -> None:
@@ -121,39 +121,44 @@ def test_a_bound_is_above_the_truth_as_seldom_as_it_says() -> None:
     assert share_above(threshold, 1.0, 150) < 0.2
 
 
-def test_choosing_the_threshold_without_paying_for_it_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broken twin: scores that say nothing, the best threshold, and the significance of a single one."""
+def unpaid_threshold_mu(scores: np.ndarray, coins: np.ndarray, significance: float) -> float:
+    """The broken twin: the best of all thresholds, at the significance of a single one."""
+    inside, outside = np.sort(scores[coins]), np.sort(scores[~coins])
+    missed, accused = np.searchsorted(inside, scores), len(outside) - np.searchsorted(outside, scores)
+    a = stats.beta.isf(significance, accused + 1, len(outside) - accused)
+    b = stats.beta.isf(significance, missed + 1, len(inside) - missed)
+    return float(np.nanmax(-stats.norm.ppf(a) - stats.norm.ppf(b)))
+
+
+def test_choosing_the_threshold_without_paying_for_it_would_be_caught() -> None:
     rng = np.random.default_rng(1)
-
-    def draw(significance: float) -> float:
-        scores, coins = gaussian(rng, 400, 0.0)
-        return estimators.threshold_mu(scores[coins], scores[~coins], significance)
-
-    assert share_above(lambda: draw(0.1), 0.0, 100) < 0.1
-    monkeypatch.setattr(estimators, "_check_significance", lambda _: None)
-    assert share_above(lambda: draw(0.1 * 400), 0.0, 100) > 0.2
+    draws = [gaussian(rng, 400, 0.0) for _ in range(100)]  # scores that say nothing
+    paid = [estimators.threshold_mu(scores[coins], scores[~coins], 0.1) for scores, coins in draws]
+    assert paid == pytest.approx([max(0.0, unpaid_threshold_mu(*draw, 0.1 / 400)) for draw in draws])
+    assert np.mean(np.array(paid) > 0) < 0.1
+    assert np.mean([unpaid_threshold_mu(*draw, 0.1) > 0 for draw in draws]) > 0.2
 
 
 def test_an_attack_that_tells_all_apart_shows_much_and_one_that_guesses_shows_nothing() -> None:
     rng = np.random.default_rng(2)
     scores, coins = gaussian(rng, 1000, 12.0)
-    found = estimators.attack(scores, coins, DELTA)
-    assert (found.canaries, found.trained_on) == (1000, coins.sum())
-    assert found.one_run > 3.3
-    assert found.gaussian_one_run > 5
-    assert found.bound == found.gaussian_threshold > 15
-    assert found.auroc == 1
-    assert 0.99 < found.auroc_confidence.low < 1 == found.auroc_confidence.high
-    assert [s.rate for s in found.sensitivity] == [1, 1]
+    attack = estimators.attack(scores, coins, DELTA)
+    assert (attack.canaries, attack.trained_on) == (1000, coins.sum())
+    assert attack.one_run > 3.3
+    assert attack.gaussian_one_run > 5
+    assert attack.bound == attack.gaussian_threshold > 15
+    assert attack.auroc == 1
+    assert 0.99 < attack.auroc_confidence.low < 1 == attack.auroc_confidence.high
+    assert [s.rate for s in attack.sensitivity] == [1, 1]
     blind = estimators.attack(rng.standard_normal(1000), coins, DELTA)
     assert blind.bound == 0
     assert blind.auroc_confidence.low < 0.5 < blind.auroc_confidence.high
 
 
 def test_bounds_grow_with_what_is_right_and_shrink_with_what_must_hold() -> None:
-    found = [estimators.one_run_epsilon(1000, 200, right, DELTA, 0.05) for right in (100, 140, 170, 190, 200)]
-    assert found[0] == 0
-    assert found == sorted(found)
+    bounds = [estimators.one_run_epsilon(1000, 200, right, DELTA, 0.05) for right in (100, 140, 170, 190, 200)]
+    assert bounds[0] == 0
+    assert bounds == sorted(bounds)
     curve = [estimators.one_run_mu(1000, 200, right, 0.05) for right in (100, 140, 170, 190, 200)]
     assert curve == sorted(curve)
     for bound in (
@@ -214,8 +219,8 @@ def test_the_mu_test_covers_the_truth_and_sees_half_the_noise() -> None:
     rng, hits = np.random.default_rng(4), 0
     for _ in range(200):
         scores, coins = gaussian(rng, 1000, 1.3)
-        found = estimators.mu_interval(7 + 5 * scores[coins], 7 + 5 * scores[~coins], 0.05)
-        hits += found.low <= 1.3 <= found.high
+        interval = estimators.mu_interval(7 + 5 * scores[coins], 7 + 5 * scores[~coins], 0.05)
+        hits += interval.low <= 1.3 <= interval.high
     assert hits >= 180
     scores, coins = gaussian(rng, 1000, 2.6)
     assert estimators.mu_interval(scores[coins], scores[~coins], 0.001).low > 2.3
@@ -241,15 +246,15 @@ def subsampled(
     return seen[coins].sum(1), seen[~coins].sum(1), float(np.mean(seen[~coins] ** 2))
 
 
-def noise_of(found: tuple[np.ndarray, np.ndarray, float], significance: float = 0.05) -> Interval:
-    return estimators.noise_interval(*found, steps=40, rate=0.25, std=1.2, significance=significance)
+def noise_of(scores: tuple[np.ndarray, np.ndarray, float], significance: float = 0.05) -> Interval:
+    return estimators.noise_interval(*scores, steps=40, rate=0.25, std=1.2, significance=significance)
 
 
 def test_the_noise_interval_covers_the_truth() -> None:
     rng = np.random.default_rng(5)
-    found = [noise_of(subsampled(rng, rate=0.25, std=1.2)) for _ in range(200)]
-    assert np.mean([i.low <= 1 <= i.high for i in found]) >= 0.93
-    assert max(i.high - i.low for i in found) < 0.4
+    intervals = [noise_of(subsampled(rng, rate=0.25, std=1.2)) for _ in range(200)]
+    assert np.mean([i.low <= 1 <= i.high for i in intervals]) >= 0.93
+    assert max(i.high - i.low for i in intervals) < 0.4
 
 
 @pytest.mark.parametrize(
@@ -262,9 +267,9 @@ def test_the_noise_interval_covers_the_truth() -> None:
     ],
 )
 def test_the_noise_interval_finds_what_is_wrong(settings: dict[str, float], factor: float) -> None:
-    found = noise_of(subsampled(np.random.default_rng(6), **settings), 1e-4)  # type: ignore[arg-type]
-    assert found.low <= factor <= found.high
-    assert not found.low <= 1 <= found.high
+    interval = noise_of(subsampled(np.random.default_rng(6), **settings), 1e-4)  # type: ignore[arg-type]
+    assert interval.low <= factor <= interval.high
+    assert not interval.low <= 1 <= interval.high
 
 
 def test_the_noise_interval_at_its_ends() -> None:
@@ -277,8 +282,8 @@ def test_the_noise_interval_at_its_ends() -> None:
 def test_noise_that_repeats_is_not_independent() -> None:
     rng = np.random.default_rng(7)
     _, outside, square = subsampled(rng, rate=0.25, std=1.2)
-    found, allowed = estimators.steps_ratio(outside, square, 40, 1e-4)
-    assert allowed.low < found < allowed.high
+    ratio, allowed = estimators.steps_ratio(outside, square, 40, 1e-4)
+    assert allowed.low < ratio < allowed.high
     _, outside, square = subsampled(rng, rate=0.25, std=1.2, repeats=True)
     assert estimators.steps_ratio(outside, square, 40, 1e-4)[0] > 30
     assert estimators.steps_ratio(np.zeros(3), 0.0, 40, 1e-4)[0] == inf
