@@ -67,8 +67,8 @@ class ConditionSet:
 
 def preset_names() -> tuple[str, ...]:
     """Names of the lists that come with the package, sorted."""
-    found = (f.name for f in _folder().iterdir() if f.name.endswith(".json") and f.name != _LEXICON)
-    return tuple(sorted(name.removesuffix(".json") for name in found))
+    names = (f.name for f in _folder().iterdir() if f.name.endswith(".json") and f.name != _LEXICON)
+    return tuple(sorted(name.removesuffix(".json") for name in names))
 
 
 def load_conditions(name_or_path: str | os.PathLike[str]) -> ConditionSet:
@@ -97,10 +97,10 @@ def read_content(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     check_words(origin, "condition", content["conditions"])
     if content.get("classes") is not None:
         check_words(origin, "class", content["classes"])
-    found = content_digest(content)
-    if found != content["digest"]:
+    actual = content_digest(content)
+    if actual != content["digest"]:
         raise ValueError(
-            f"{origin}: digest={str(content['digest'])[:12]}... but the content has {found[:12]}...: the list was "
+            f"{origin}: digest={str(content['digest'])[:12]}... but the content has {actual[:12]}...: the list was "
             "changed after it was made; restore it, or give the changed list its own name and digest"
         )
     return content

@@ -51,10 +51,10 @@ def load_job(path: str | Path, *, seed: int | None = None) -> JobConfig:
         name = model["conditions"]
         beside = path.parent / name
         try:
-            found = load_conditions(beside if beside.is_file() else name)
+            chosen = load_conditions(beside if beside.is_file() else name)
             if isinstance(values.get("classes"), list):
-                found.check_classes(values["classes"])
-            model["conditions"] = list(found.conditions)
+                chosen.check_classes(values["classes"])
+            model["conditions"] = list(chosen.conditions)
         except ValueError as error:
             raise ConfigError(f"{path}: [model] conditions: {error}") from None
     if seed is not None:

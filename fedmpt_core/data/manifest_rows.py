@@ -322,5 +322,5 @@ def _is_text(kind: Any) -> bool:
 def nearest(word: str, words: Sequence[str]) -> str:
     """`: did you mean 'x'?` for the entry of `words` that is spelt most like `word`, or nothing."""
     folded = {w.casefold(): w for w in words}
-    found = difflib.get_close_matches(word.casefold(), folded, n=1)
-    return f": did you mean {folded[found[0]]!r}?" if found else ""
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    return f": did you mean {folded[close[0]]!r}?" if close else ""

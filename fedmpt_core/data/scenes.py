@@ -83,6 +83,14 @@ class Placed:
     degrees: float
     mirrored: bool
 
+    def drawn(self) -> Image.Image:
+        """What is pasted into its box, RGBA."""
+        side = self.box[2]
+        sprite = _opened(self.sprite).resize((side, side), Image.Resampling.BILINEAR)
+        if self.mirrored:
+            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return sprite.rotate(self.degrees, Image.Resampling.BILINEAR)
+
 
 @dataclass(frozen=True)
 class ScenePicture:
@@ -112,7 +120,7 @@ class ScenePicture:
         rng, placed = _plan(self.config, self.site, self.split, self.index)
         picture = _background(rng, plain=self.split == "train")
         for thing in placed:
-            sprite = _turned(thing)
+            sprite = thing.drawn()
             picture.paste(sprite, thing.box[:2], sprite)
         if self.split != "train" and rng.random() < GREY_SHARE:
             picture = picture.convert("L").convert("RGB")
@@ -223,14 +231,6 @@ def _background(rng: np.random.Generator, *, plain: bool) -> Image.Image:
     return Image.fromarray(colours.astype(np.uint8))
 
 
-def _turned(thing: Placed) -> Image.Image:
-    side = thing.box[2]
-    sprite = _opened(thing.sprite).resize((side, side), Image.Resampling.BILINEAR)
-    if thing.mirrored:
-        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return sprite.rotate(thing.degrees, Image.Resampling.BILINEAR)
-
-
 @lru_cache(maxsize=256)
 def _matrix(config: SceneConfig, site: int) -> np.ndarray:
     return co_occurrence(config, site)
@@ -246,12 +246,12 @@ def _opened(name: str) -> Image.Image:
 def _index() -> dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
     """(class, style) -> sprites seen in training, sprites kept for test."""
     text = files("fedmpt_core.data").joinpath("sprites", "index.json").read_text(encoding="utf-8")
-    found: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    sprites: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for row in json.loads(text)["sprites"]:
-        known, held_out = found.get((row["class"], row["style"]), ((), ()))
+        known, held_out = sprites.get((row["class"], row["style"]), ((), ()))
         if row["held_out"]:
             held_out = (*held_out, row["file"])
         else:
             known = (*known, row["file"])
-        found[row["class"], row["style"]] = known, held_out
-    return found
+        sprites[row["class"], row["style"]] = known, held_out
+    return sprites

@@ -114,18 +114,18 @@ def _parts(job: JobConfig, data: DataConfig, dataset: Dataset) -> partition.Part
                 return partition.uniform(dataset, data.shares, job.seed)
             case "features":
                 raise ValueError("partition='features' needs partition_file: make it once with `fedmpt partition`")
-    found = load_partition(Path(data.partition_file), dataset)
-    if found.kind != data.partition:
+    division = load_partition(Path(data.partition_file), dataset)
+    if division.kind != data.partition:
         raise PartitionError(
-            f"{data.partition_file}: divides by {found.kind}, the site's file says partition='{data.partition}': "
+            f"{data.partition_file}: divides by {division.kind}, the site's file says partition='{data.partition}': "
             "correct one of them"
         )
-    if len(found.parts) != data.shares:
+    if len(division.parts) != data.shares:
         raise PartitionError(
-            f"{data.partition_file}: is for {len(found.parts)} sites, the site's file says shares={data.shares}: make "
-            "another with `fedmpt partition`"
+            f"{data.partition_file}: is for {len(division.parts)} sites, the site's file says shares={data.shares}: "
+            "make another with `fedmpt partition`"
         )
-    return found.parts
+    return division.parts
 
 
 def _scenes(job: JobConfig, data: DataConfig, split: Split, classes: Sequence[str]) -> Dataset:

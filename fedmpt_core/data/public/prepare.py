@@ -110,7 +110,7 @@ def prepare(
 
     with whole_file(record_path(out)) as record:
         write_manifest(kept(rows), out)
-        found = PreparedManifest(
+        prepared = PreparedManifest(
             kind,
             DATASETS[kind].classes,
             {split: pictures[split] for split in SPLITS},
@@ -120,9 +120,9 @@ def prepare(
             options,
         )
         facts = {"schema": SCHEMA, "release": RELEASE, "manifest": out.name, "sha256": file_digest(out)}
-        values = {**facts, **found.to_dict()}
+        values = {**facts, **prepared.to_dict()}
         record.write(json.dumps(values, indent=2).encode() + b"\n")
-    return found
+    return prepared
 
 
 def record_path(out: Path) -> Path:

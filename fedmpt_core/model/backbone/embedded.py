@@ -171,9 +171,9 @@ def anchors_of(names: Sequence[str], mean: np.ndarray | None = None) -> np.ndarr
     table = text.words.weight
     with torch.no_grad():
         rows = [table[torch.tensor(tokenizer.encode(ANCHOR_TEMPLATE.format(name)).ids)] for name in names]
-        found = torch.cat([text(rows[i : i + 50]) for i in range(0, len(rows), 50)])
-    centre = found.mean(0) if mean is None else torch.from_numpy(mean.astype(np.float32))
-    return torch.cat((centre[None], F.normalize(found - centre, dim=-1))).numpy().astype(np.float16)
+        embeddings = torch.cat([text(rows[i : i + 50]) for i in range(0, len(rows), 50)])
+    centre = embeddings.mean(0) if mean is None else torch.from_numpy(mean.astype(np.float32))
+    return torch.cat((centre[None], F.normalize(embeddings - centre, dim=-1))).numpy().astype(np.float16)
 
 
 def _anchors() -> np.ndarray:
@@ -268,16 +268,20 @@ def _image_tower() -> Any:
     return tower.eval().requires_grad_(False)
 
 
-@lru_cache
 def _weights(source: tuple[str, str]) -> Path:
     package, name = source
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"the package {package} is not installed: pip install 'fedmpt[demo]'")
-    path = Path(found.submodule_search_locations[0]) / name
+    path = Path(spec.submodule_search_locations[0]) / name
     if not path.is_file():
         raise ValueError(f"{path} is missing: install the package {package} again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _sha256(path, path.stat().st_mtime_ns)
     if digest != SHA256[source]:
         raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256[source]}: it is not the pinned file")
     return path
+
+
+@lru_cache
+def _sha256(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

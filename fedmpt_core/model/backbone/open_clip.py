@@ -107,32 +107,32 @@ class OpenClipBackbone(Backbone):
 
         if precision not in ("auto", "float32"):
             raise ValueError(f"precision={precision!r}: use 'auto' or 'float32'")
-        found = _find_architecture(architecture)
-        config, preprocess = deepcopy(found.config), found.preprocess
+        chosen = _find_architecture(architecture)
+        config, preprocess = deepcopy(chosen.config), chosen.preprocess
         seed, path, origin = 0, None, weights
-        builtin = found.folder is None and not found.hub
-        tag = open_clip.get_pretrained_cfg(found.label, weights) if builtin else {}
+        builtin = chosen.folder is None and not chosen.hub
+        tag = open_clip.get_pretrained_cfg(chosen.label, weights) if builtin else {}
         if weights.startswith("random:"):
             seed = parse_seed(weights)
         elif tag:
-            path = fetch(f"weights={weights!r} of {found.label}", lambda: open_clip.download_pretrained(tag))
+            path = fetch(f"weights={weights!r} of {chosen.label}", lambda: open_clip.download_pretrained(tag))
             preprocess = {k: v for k, v in tag.items() if k != "size"}
             # The name does not tell which activation the tag's weights were trained with; the tag does.
             config["quick_gelu"] = bool(tag.get("quick_gelu", False))
         else:
-            path = _find_weights(found, weights)
+            path = _find_weights(chosen, weights)
             origin = Path(path).name if weights else "its own weights"
 
-        model = _build(found, config, seed)
+        model = _build(chosen, config, seed)
         if path is not None:
-            _read_weights(model, Path(path), found.label)
-        grid = patch_grid(model.visual, found.label)
-        transform, preprocessing = _image_transform(model.visual.image_size, preprocess, found.label)
+            _read_weights(model, Path(path), chosen.label)
+        grid = patch_grid(model.visual, chosen.label)
+        transform, preprocessing = _image_transform(model.visual.image_size, preprocess, chosen.label)
         return cls(
             model,
-            _text_tower(model, found, config["text_cfg"]),
+            _text_tower(model, chosen, config["text_cfg"]),
             transform,
-            name=f"open_clip {found.label} ({origin})",
+            name=f"open_clip {chosen.label} ({origin})",
             is_stand_in=path is None,
             grid=grid,
             description=_describe(model, config),
@@ -231,31 +231,31 @@ def _find_architecture(name: str) -> _Architecture:
     return _Architecture(label, dict(open_clip.get_model_config(label) or {}))
 
 
-def _find_weights(found: _Architecture, weights: str) -> Path:
+def _find_weights(architecture: _Architecture, weights: str) -> Path:
     """The weights file that is meant when it is neither a tag nor `random:`."""
     import open_clip
     from open_clip.pretrained import download_pretrained_from_hf
 
-    if found.hub:
+    if architecture.hub:
         if weights:
-            raise ValueError(f"weights={weights!r}: hf-hub:{found.hub} brings its own, leave weights empty")
-        return Path(fetch(f"weights of {found.hub}", lambda: download_pretrained_from_hf(found.hub)))
-    if found.folder and not weights:
-        return only_weights_file(found.folder)
+            raise ValueError(f"weights={weights!r}: hf-hub:{architecture.hub} brings its own, leave weights empty")
+        return Path(fetch(f"weights of {architecture.hub}", lambda: download_pretrained_from_hf(architecture.hub)))
+    if architecture.folder and not weights:
+        return only_weights_file(architecture.folder)
     if weights and Path(weights).is_file():
         return Path(weights)
-    tags = [] if found.folder else open_clip.list_pretrained_tags_by_model(found.label)
+    tags = [] if architecture.folder else open_clip.list_pretrained_tags_by_model(architecture.label)
     raise ValueError(
-        f"weights={weights!r} is neither a file nor a pretrained tag of {found.label}{near(weights, tags)}"
+        f"weights={weights!r} is neither a file nor a pretrained tag of {architecture.label}{near(weights, tags)}"
     )
 
 
-def _build(found: _Architecture, config: dict[str, Any], seed: int) -> Any:
+def _build(architecture: _Architecture, config: dict[str, Any], seed: int) -> Any:
     """The model with random weights, drawn from a generator of its own."""
     import open_clip
 
     if "multimodal_cfg" in config:
-        raise ValueError(f"{found.label} is a captioning model (CoCa), not supported here: choose a CLIP model")
+        raise ValueError(f"{architecture.label} is a captioning model (CoCa), not supported here: choose a CLIP model")
     arguments = deepcopy(config)
     text, vision = arguments["text_cfg"], arguments["vision_cfg"]
     hugging_face = "hf_model_name" in text
@@ -263,10 +263,10 @@ def _build(found: _Architecture, config: dict[str, Any], seed: int) -> Any:
         from transformers import AutoConfig
 
         text["hf_model_pretrained"] = False
-        if found.folder and (found.folder / "config.json").is_file():
-            text["hf_model_name"] = str(found.folder)
+        if architecture.folder and (architecture.folder / "config.json").is_file():
+            text["hf_model_name"] = str(architecture.folder)
         name = text["hf_model_name"]
-        fetch(f"text tower {name!r} of {found.label}", lambda: AutoConfig.from_pretrained(name))
+        fetch(f"text tower {name!r} of {architecture.label}", lambda: AutoConfig.from_pretrained(name))
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     custom = arguments.pop("custom_text", False) or hugging_face
@@ -276,7 +276,7 @@ def _build(found: _Architecture, config: dict[str, Any], seed: int) -> Any:
         try:
             return make(**arguments)
         except Exception as error:
-            raise ValueError(f"open_clip cannot build {found.label}: {error}") from error
+            raise ValueError(f"open_clip cannot build {architecture.label}: {error}") from error
 
 
 def _read_weights(model: Any, path: Path, label: str) -> None:
@@ -308,7 +308,7 @@ def _image_transform(
     return transform, asdict(cfg)
 
 
-def _text_tower(model: Any, found: _Architecture, config: dict[str, Any]) -> CausalText | HuggingFaceText:
+def _text_tower(model: Any, architecture: _Architecture, config: dict[str, Any]) -> CausalText | HuggingFaceText:
     """The text encoder that fits; raises ValueError when none does."""
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
@@ -320,7 +320,7 @@ def _text_tower(model: Any, found: _Architecture, config: dict[str, Any]) -> Cau
         or hasattr(tower.transformer.resblocks[0], "ln_attn")
     ):
         raise ValueError(
-            f"the text tower of {found.label} is not a plain causal transformer (SigLIP, CLIPA and some "
+            f"the text tower of {architecture.label} is not a plain causal transformer (SigLIP, CLIPA and some "
             "MobileCLIP towers read their padding), which is not supported: choose a CLIP such as 'ViT-B-16'"
         )
     length = config.get("context_length", 77)
@@ -329,18 +329,18 @@ def _text_tower(model: Any, found: _Architecture, config: dict[str, Any]) -> Cau
     pool = getattr(tower, "pool_type", None) or getattr(tower, "text_pool_type", "")
     if not source:
         if pool != "argmax":
-            raise ValueError(f"{found.label} names no tokenizer for its text tower: choose another one")
+            raise ValueError(f"{architecture.label} names no tokenizer for its text tower: choose another one")
         return CausalText(tower, clip_tokenizer(SimpleTokenizer(context_length=length, **options)))
     mode = config.get("tokenizer_mode")
     words = fetch(
-        f"tokenizer {source!r} of {found.label}",
-        lambda: HFTokenizer(str(found.folder or source), length, tokenizer_mode=mode, **options),
+        f"tokenizer {source!r} of {architecture.label}",
+        lambda: HFTokenizer(str(architecture.folder or source), length, tokenizer_mode=mode, **options),
     )
     if native:
         tokenizer = hugging_face_tokenizer(words, words.tokenizer.pad_token_id)
         end = getattr(tower, "eos_id", None) or getattr(tower, "text_eos_id", None)
         if pool != "eos" or tokenizer.after[:1] != (end,):
-            raise ValueError(f"the text tower of {found.label} is not read at its end token: choose another one")
+            raise ValueError(f"the text tower of {architecture.label} is not read at its end token: choose another one")
         return CausalText(tower, tokenizer)
     pad = tower.config.pad_token_id
     # RoBERTa counts positions from behind the padding id; 0 means that positions are not limited.

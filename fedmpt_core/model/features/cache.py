@@ -196,30 +196,31 @@ class FeatureCache:
         key = hashlib.sha256(f"{backbone.digest()}:{backbone.preprocessing_digest()}".encode()).hexdigest()
         grid = backbone.grid
         space = FeatureSpace(self.folder / key[:32], key, (grid[0] * grid[1], backbone.feature_dim))
+        report = on_progress or (lambda done, total: None)
         with ThreadPoolExecutor(_threads()) as pool:
             pictures, rows = _distinct(dataset_pictures, pool)
             self._make_room(space, pictures)
             total = len(pictures)
-            memory = None
-            if total * space.file_bytes <= self.memory_bytes:
-                memory = np.empty((total, *space.shape), np.float16)
+            fits = total * space.file_bytes <= self.memory_bytes
+            memory = np.empty((total, *space.shape), np.float16) if fits else None
             place = {digest: u for u, digest in enumerate(pictures)}
+
+            def keep(digest: str, features: np.ndarray) -> None:
+                if memory is not None:
+                    memory[place[digest]] = features
+
             missing: dict[str, Picture] = {}
             for digests in _pieces(list(pictures), 64):
                 for digest, stored in zip(digests, pool.map(space.read, digests), strict=True):
                     if stored is None:
                         missing[digest] = pictures[digest]
-                    elif memory is not None:
-                        memory[place[digest]] = stored
-        done = total - len(missing)
-        if on_progress:
-            on_progress(done, total)
-        for digest, computed in self._compute(space, backbone, missing, batch_size):
-            done += 1
-            if memory is not None:
-                memory[place[digest]] = computed
-            if on_progress:
-                on_progress(done, total)
+                    else:
+                        keep(digest, stored)
+        report(total - len(missing), total)
+        computed = self._compute(space, backbone, missing, batch_size)
+        for done, (digest, features) in enumerate(computed, start=total - len(missing) + 1):
+            keep(digest, features)
+            report(done, total)
         return _used(PatchFeatures(self, space, backbone, pictures, rows, memory))
 
     def restore(
@@ -241,19 +242,19 @@ class FeatureCache:
 
         def computed(batch: Sequence[str]) -> list[np.ndarray]:
             nonlocal size
-            found: list[np.ndarray] = []
+            features: list[np.ndarray] = []
             devices: set[str] = set()
 
             def compute(start: int, stop: int) -> None:
                 rows, device = _computed([pictures[d] for d in batch[start:stop]], backbone, space.shape, pool)
-                found.extend(rows)
+                features.extend(rows)
                 devices.add(device)
 
             for _ in in_pieces(len(batch), size, compute):
                 pass
             if devices - {"cpu"}:
                 size = on_device
-            return found
+            return features
 
         def one(batch: Sequence[str]) -> list[tuple[str, np.ndarray]]:
             stored = list(pool.map(space.read, batch))
@@ -268,8 +269,8 @@ class FeatureCache:
         with ThreadPoolExecutor(_threads()) as pool:
             yield from one(batches[order[0]])  # alone: a tower may be built on first use
             with _towers_side_by_side() as towers:
-                for found in towers.map(one, (batches[i] for i in order[1:])):
-                    yield from found
+                for rows in towers.map(one, (batches[i] for i in order[1:])):
+                    yield from rows
 
     def _make_room(self, space: FeatureSpace, digests: Iterable[str]) -> None:
         """Deletes what was used longest ago until `digests` fit below the bound beside all that is in use."""
@@ -299,7 +300,7 @@ class FeatureCache:
 def _distinct(pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> tuple[dict[str, Picture], np.ndarray]:
     """The U distinct pictures by digest, and (R,) the position of every picture among them."""
     place: dict[str, int] = {}
-    found: dict[str, Picture] = {}
+    distinct: dict[str, Picture] = {}
     rows = np.zeros(len(pictures), np.int64)
     r = 0
     for piece in _pieces(pictures, 64):
@@ -307,9 +308,9 @@ def _distinct(pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> tuple[di
             if not _DIGEST.fullmatch(digest):
                 raise ValueError(f"picture {picture.name!r} has digest {digest!r}: it must be SHA-256 in hex")
             rows[r] = place.setdefault(digest, len(place))
-            found.setdefault(digest, picture)
+            distinct.setdefault(digest, picture)
             r += 1
-    return found, rows
+    return distinct, rows
 
 
 def _computed(

@@ -51,7 +51,7 @@ def test_labels_are_what_is_drawn_and_every_object_can_be_seen(split: str) -> No
             x, y, side = thing.box
             assert 0 <= x <= SIDE - side
             assert 0 <= y <= SIDE - side
-            mask[y : y + side, x : x + side] = np.asarray(module._turned(thing))[..., 3] > 127
+            mask[y : y + side, x : x + side] = np.asarray(thing.drawn())[..., 3] > 127
             masks.append(mask)
         for i, mask in enumerate(masks):
             covered = np.any([mask & later for later in masks[i + 1 :]], axis=0) if masks[i + 1 :] else ~mask & mask

@@ -19,10 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from fedmpt_core.data.pictures import BadPicture, FilePicture
-from fedmpt_core.model.features import cache as feature_cache
 from fedmpt_core.model.features import file as feature_file
 from fedmpt_core.model.features.cache import CPU_BATCH, FeatureCache, PatchFeatures
-from fedmpt_core.model.features.file import ABANDONED_SECONDS, HEADER, FeatureCacheError
+from fedmpt_core.model.features.file import ABANDONED_SECONDS, HEADER, FeatureCacheError, FeatureSpace
 
 ROWS, COLUMNS, WIDTH = 2, 3, 4
 FILE = HEADER.size + 2 * ROWS * COLUMNS * WIDTH
@@ -130,20 +129,23 @@ def test_a_picture_is_computed_once_in_batches_of_the_size_asked_for(tmp_path: P
     assert len(files(tmp_path)) == 6
 
 
-def test_a_cpu_gets_small_batches_and_a_device_the_size_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class OnADevice(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
+
+
+class Elsewhere(Counting):
+    def patches(self, images: Tensor) -> Tensor:
+        return super().patches(images).as_subclass(OnADevice)
+
+
+def test_a_cpu_gets_small_batches_and_a_device_the_size_asked_for(tmp_path: Path) -> None:
     backbone = Counting()
     get(tmp_path / "cpu", range(40), backbone)
     assert set(backbone.batches) == {CPU_BATCH}
 
-    computed = feature_cache._computed
-
-    def elsewhere(*arguments: Any) -> tuple[list[np.ndarray], str]:
-        return computed(*arguments)[0], "cuda"
-
-    monkeypatch.setattr(feature_cache, "_computed", elsewhere)
-    backbone = Counting()
+    backbone = Elsewhere()
     found = get(tmp_path / "cuda", range(40), backbone, batch_size=10)
     assert sorted(backbone.batches) == [2, 4, 4, 10, 10, 10]  # the first in small pieces: nobody knows yet
     assert torch.equal(found.batch(range(40)), expected(range(40)).half().float())
@@ -266,12 +268,11 @@ def test_a_damaged_file_is_computed_again_and_never_served(tmp_path: Path, chang
 
 
 def test_every_single_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    get(tmp_path, [1])
-    (file,) = files(tmp_path)
-    good = file.read_bytes()
-    space = get(tmp_path, [1])._space
-    digest = Dot(1).digest()
+    space, digest = FeatureSpace(tmp_path / "space", "key", (ROWS * COLUMNS, WIDTH)), Dot(1).digest()
+    space.write(digest, np.ones(space.shape, np.float16))
     assert space.read(digest) is not None
+    file = space.path(digest)
+    good = file.read_bytes()
     for bit in range(0, 8 * len(good), 3):
         content = bytearray(good)
         content[bit // 8] ^= 1 << bit % 8

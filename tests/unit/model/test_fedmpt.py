@@ -162,7 +162,7 @@ def test_features_are_normalised_over_the_channels() -> None:
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(N, C).double())
     lengths = torch.linspace(0.2, 5, B).double().reshape(B, 1, 1)
     torch.testing.assert_close(made(x * lengths, text).probabilities, made(x, text).probabilities)
-    wrong = F.normalize(made._frozen[0].encode_prompts(*made.prompts()), dim=-2)  # the broken twin: over the classes
+    wrong = F.normalize(FakeBackbone().encode_prompts(*made.prompts()), dim=-2)  # the broken twin: over the classes
     assert (made(x, wrong).probabilities - made(x, text).probabilities).abs().max() > 0.01
 
 
