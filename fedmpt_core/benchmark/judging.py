@@ -6,6 +6,7 @@ same recall. Scores of pictures never leave this module.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class HeldOut:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
 
-def judge(model: TunedModel, held_out: HeldOut) -> dict[str, float | list[float] | None]:
+def judge(model: TunedModel, held_out: HeldOut) -> dict[str, Any]:
     """Figures of a model, its parameters as they are.
 
     Args:
@@ -48,31 +49,23 @@ def judge(model: TunedModel, held_out: HeldOut) -> dict[str, float | list[float]
         threshold, the same with `_at_recall` at equal recall, and `recall_reached` there. None where a split is
         missing.
     """
-    threshold, at_recall, val_map = DEFAULT_THRESHOLD, DEFAULT_THRESHOLD, None
-    if held_out.val is not None:
-        scores = score(model, held_out.val.features).probabilities
-        threshold = metrics.best_threshold(scores, held_out.val.targets)
-        at_recall = threshold_at_recall(scores, held_out.val.targets, EQUAL_RECALL)
-        val_map = 100 * metrics.average_precision(scores, held_out.val.targets).mean
-    scored = score(model, held_out.independent.features)
-    targets = held_out.independent.targets
-    judged: dict[str, float | list[float] | None] = dict(
-        figures(scored, targets, threshold, from_val=held_out.val is not None)
+    scored, targets = score(model, held_out.independent.features), held_out.independent.targets
+    val, correlated = (
+        split and (score(model, split.features).probabilities, split.targets)
+        for split in (held_out.val, held_out.correlated)
     )
-    precision = metrics.average_precision(scored.probabilities, targets)
-    correlated = None
-    if held_out.correlated is not None:
-        scores = score(model, held_out.correlated.features).probabilities
-        correlated = 100 * metrics.average_precision(scores, held_out.correlated.targets).mean
+    threshold = metrics.best_threshold(*val) if val else DEFAULT_THRESHOLD
+    at_recall = threshold_at_recall(*val, EQUAL_RECALL) if val else DEFAULT_THRESHOLD
+    judged = figures(scored, targets, threshold, from_val=val is not None)
     judged |= {
-        "mAP_correlated": correlated,
-        "mAP_val": val_map,
-        "AP_spread": 100 * float(np.nanstd(precision.per_class)),
-        "recall_reached": 100 * metrics.f1_scores(scored.probabilities, targets, at_recall).overall_recall,
+        "mAP_correlated": correlated and 100 * float(np.nanmean(metrics.average_precision(*correlated))),
+        "mAP_val": val and 100 * float(np.nanmean(metrics.average_precision(*val))),
+        "AP_spread": 100 * float(np.nanstd(metrics.average_precision(scored.probabilities, targets))),
+        "recall_reached": 100 * metrics.f1_scores(scored.probabilities, targets, at_recall).recall,
     }
     for name, value in (("", threshold), ("_at_recall", at_recall)):
-        rate = false_activation(scored.probabilities, targets, held_out.pairs, value)
-        known = rate.cases > 0
-        judged[f"false_activation{name}"] = 100 * rate.partners if known else None
-        judged[f"false_activation_others{name}"] = 100 * rate.others if known else None
+        partners, others = false_activation(scored.probabilities, targets, held_out.pairs, value)
+        known = not np.isnan(partners)
+        judged[f"false_activation{name}"] = 100 * partners if known else None
+        judged[f"false_activation_others{name}"] = 100 * others if known else None
     return judged

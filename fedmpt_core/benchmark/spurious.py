@@ -6,29 +6,12 @@ partner is found all the same. The rate of absent labels that are no partner of 
 it: a model that finds everything everywhere has both high.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-
-
-@dataclass(frozen=True)
-class FalseActivation:
-    """Shares of absent labels that are found, [0, 1]; NaN where there was none to find.
-
-    Attributes:
-        partners: of labels whose spurious partner is in the picture.
-        others: of labels of which no spurious partner is in the picture.
-        cases: how many absent partners were looked at.
-    """
-
-    partners: float
-    others: float
-    cases: int
 
 
 def false_activation(
     probabilities: np.ndarray, targets: np.ndarray, pairs: np.ndarray, threshold: float
-) -> FalseActivation:
+) -> tuple[float, float]:
     """Absent partners, and other absent labels, whose probability reaches the threshold.
 
     Args:
@@ -38,7 +21,8 @@ def false_activation(
         threshold: chosen on other records.
 
     Returns:
-        FalseActivation, over all records and labels together.
+        The shares of them, [0, 1], over all records and labels together: of labels whose spurious partner is in the
+        picture, and of labels of which none is. NaN where there was none to find.
 
     Raises:
         ValueError: shapes that do not belong together, or a label paired with itself.
@@ -59,7 +43,7 @@ def false_activation(
     def share(where: np.ndarray) -> float:
         return float(active[where].mean()) if where.any() else float("nan")
 
-    return FalseActivation(share(awaited), share(~shown & ~awaited), int(awaited.sum()))
+    return share(awaited), share(~shown & ~awaited)
 
 
 def threshold_at_recall(probabilities: np.ndarray, targets: np.ndarray, recall: float) -> float:

@@ -45,9 +45,8 @@ def score(model: TunedModel, features: PatchFeatures, *, batch_size: int = 64) -
 
         def predict(start: int, stop: int) -> None:
             prediction = model(features.batch(range(start, stop)).to(device), text)
-            found = prediction.probabilities.double().cpu().numpy(), prediction.gate.double().cpu().numpy()
-            probabilities.append(found[0])
-            gates.append(found[1])
+            probabilities.append(prediction.probabilities.double().cpu().numpy())
+            gates.append(prediction.gate.double().cpu().numpy())
 
         for _ in in_pieces(len(features), PieceSize(batch_size), predict):
             pass
@@ -77,28 +76,28 @@ def evaluate(model: TunedModel, test: Split, val: Split | None = None, *, unseen
         known = score(model, val.features).probabilities[:, :seen]
         threshold = metrics.best_threshold(known, val.targets[:, :seen])
     scores = score(model, test.features)
-    found: dict[str, Any] = dict(figures(scores, test.targets, threshold, from_val=val is not None))
+    judged = figures(scores, test.targets, threshold, from_val=val is not None)
     if unseen:
         for name, part in (("seen", slice(None, seen)), ("unseen", slice(seen, None))):
             chosen = Scores(scores.probabilities[:, part], scores.gate)
-            found[name] = dict(figures(chosen, test.targets[:, part], threshold, from_val=val is not None))
-    return found
+            judged[name] = figures(chosen, test.targets[:, part], threshold, from_val=val is not None)
+    return judged
 
 
-def figures(scores: Scores, targets: np.ndarray, threshold: float, *, from_val: bool) -> dict[str, float | list[float]]:
+def figures(scores: Scores, targets: np.ndarray, threshold: float, *, from_val: bool) -> dict[str, Any]:
     """The figures of `evaluate` from scores already computed."""
     precision = metrics.average_precision(scores.probabilities, targets)
     f1 = metrics.f1_scores(scores.probabilities, targets, threshold)
     return {
-        "mAP": 100 * precision.mean,
+        "mAP": 100 * float(np.nanmean(precision)),
         "CF1": 100 * f1.cf1_overall,
         "CF1_macro": 100 * f1.cf1_macro,
         "OF1": 100 * f1.of1,
         "threshold": float(threshold),
         "threshold_from_val": float(from_val),
         "ece": metrics.calibration_error(scores.probabilities, targets),
-        "classes_without_positives": float(precision.without_positives),
-        "AP": [-1.0 if np.isnan(ap) else 100 * float(ap) for ap in precision.per_class],
+        "classes_without_positives": float(np.isnan(precision).sum()),
+        "AP": [-1.0 if np.isnan(ap) else 100 * float(ap) for ap in precision],
         "share": [float(s) for s in targets.mean(0)],
         "gate": [float(g) for g in scores.gate.mean(0)],
         "gate_entropy": float(entropy(torch.from_numpy(np.log(np.maximum(scores.gate, 1e-300)))).mean()),
