@@ -187,11 +187,21 @@ class Chain:
 
     def check(self, line: bytes) -> Entry:
         """The next entry. Raises Damage when it does not continue the chain."""
-        number, last = len(self.entries), self.entries[-1] if self.entries else None
+        entry = self._parsed(line)
+        self._check_place(entry)
+        self._check_signature(entry)
+        if entry.kind == "rotate":
+            self._check_rotation(entry)
+        if entry.kind == "commit":
+            self._check_commit(entry)
+        return entry
+
+    def _parsed(self, line: bytes) -> Entry:
         plain = _decoded(line)
         if isinstance(version := plain.get("v"), int) and version > LEDGER_SCHEMA:
             raise LedgerError(
-                f"line {number + 1} of {self.path} has schema {version}, this release reads {LEDGER_SCHEMA}: upgrade"
+                f"line {len(self.entries) + 1} of {self.path} has schema {version}, this release reads "
+                f"{LEDGER_SCHEMA}: upgrade"
             )
         kind = plain.get("kind")
         if not isinstance(kind, str) or set(plain) != _KINDS.get(kind) or plain["v"] != LEDGER_SCHEMA:
@@ -199,39 +209,42 @@ class Chain:
         for name, value in plain.items():
             if not _fits(name, value):
                 raise Damage(f"has a malformed field {name}")
-        entry = Entry(**plain)
-        body = {name: value for name, value in plain.items() if name not in ("hash", "sig")}
-        if canonical_digest(body) != entry.hash:
+        if canonical_digest({n: v for n, v in plain.items() if n not in ("hash", "sig")}) != plain["hash"]:
             raise Damage("has a hash that is not that of its content")
-        if entry.seq != number or entry.prev != (last.hash if last else FIRST) or (kind == "genesis") != (last is None):
+        return Entry(**plain)
+
+    def _check_place(self, entry: Entry) -> None:
+        last = self.entries[-1] if self.entries else None
+        prev, first = (last.hash, False) if last else (FIRST, True)
+        if entry.seq != len(self.entries) or entry.prev != prev or (entry.kind == "genesis") != first:
             raise Damage("does not follow the line before it")
         if last and (entry.site, entry.dataset) != (last.site, last.dataset):
             raise Damage("is of another site or data set")
         if last and entry.time < last.time:
             raise Damage("is dated before the line before it")
-        first = self.entries[0] if last else entry
+        if self.closed and entry.kind != "rotate":
+            raise Damage("follows the line that closed the ledger")
+
+    def _check_signature(self, entry: Entry) -> None:
+        first = self.entries[0] if self.entries else entry
         if self.verify and not first.sig:
             raise LedgerError(f"{self.path} is unsigned, as in a simulation, but a key was given: use it without a key")
         if bool(entry.sig) != bool(first.sig):
             raise Damage("is unsigned in a signed ledger, or signed in an unsigned one")
-        if self.closed and kind != "rotate":
-            raise Damage("follows the line that closed the ledger")
         if entry.public_key and hashlib.sha256(bytes.fromhex(entry.public_key)).hexdigest() != entry.key_spki:
             raise Damage("names a key by another digest than its own")
-        key = self.key if last else self._key_of(entry)
+        key = self.key if self.entries else self._key_of(entry)
         if key and not key(SIGNED_PREFIX + bytes.fromhex(entry.hash), entry.sig):
             name = first.key_spki[:16] or "of no name"
             raise Damage(f"has a signature that this key did not make (the ledger's is {name})")
-        if kind == "rotate":
-            self._check_rotation(entry)
-        if kind == "commit":
-            reserved = self.reserves.get(entry.reservation)
-            identity = (entry.job, entry.round, entry.attempt)
-            if reserved is None or identity != (reserved.job, reserved.round, reserved.attempt):
-                raise Damage("commits what was not reserved")
-            if entry.reservation in self.commits:
-                raise Damage("commits a reservation for the second time")
-        return entry
+
+    def _check_commit(self, entry: Entry) -> None:
+        reserved = self.reserves.get(entry.reservation)
+        identity = (entry.job, entry.round, entry.attempt)
+        if reserved is None or identity != (reserved.job, reserved.round, reserved.attempt):
+            raise Damage("commits what was not reserved")
+        if entry.reservation in self.commits:
+            raise Damage("commits a reservation for the second time")
 
     def _key_of(self, entry: Entry) -> Verifier | None:
         """The verifier of the key that a genesis or rotate names."""
