@@ -33,7 +33,7 @@ from fedmpt_flare.job.recipe import TENSORBOARD
 from fedmpt_flare.site.check import check_site_folder
 from tests.federation import ADMIN, AUDITOR, DEPLOY, LEAD, OPERATOR, REPOSITORY, SERVER, Federation
 
-pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("administration")]
+pytestmark = [pytest.mark.flare, pytest.mark.thorough, pytest.mark.xdist_group("administration")]
 SITES = ("site-1", "site-2", "site-3", "site-4")
 FURTHER = {"id": "x", "path": "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"}
 UNLISTED = "nvflare.app_common.workflows.cyclic_ctl.CyclicController"

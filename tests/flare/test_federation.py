@@ -1,6 +1,7 @@
 """Real processes with real keys: what each site's policy allows is what its ledger shows, whatever the server asks.
 
 One federation for all tests of this file; they run in order, and budgets that one has spent are spent for the next.
+Without the thorough ones it is submitted a job, trains it with masks and differential privacy, and is audited.
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
+from fedmpt_core.audit.auditor import audit_run
+from fedmpt_core.audit.run_evidence import KnownKeys, load_run
 from fedmpt_core.config.job import (
     BackboneConfig,
     FederationConfig,
@@ -37,7 +40,7 @@ from tests.federation import LEAD, ROSTER, SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
 
-pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("flare")]
+pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("federation")]
 SITES = ("site-1", "site-2", "site-3", "site-4")
 DELTA, STEPS = 1e-5, 2
 MASKED = SecAggConfig(rounding="deterministic", phase_timeout=60)
@@ -179,6 +182,23 @@ def check_heads(federation: Federation, outcome: Outcome, earlier: str = "") -> 
     assert seen == sum(len(sites) for sites in trained(outcome))
 
 
+def check_audit(federation: Federation, outcome: Outcome) -> None:
+    """What the lead downloaded passes an audit, by two accountants; the same with a ledger cut does not."""
+    assert outcome.workspace
+    keys = KnownKeys(load_roster(federation.local("site-1") / ROSTER))
+
+    def failures() -> set[str]:
+        audit = audit_run(load_run(outcome.workspace, keys), independent=True)
+        return {finding.code for finding in audit.findings if finding.severity == "fail"}
+
+    assert failures() == set()
+    copy = outcome.workspace / "privacy" / "site-1.ledger.jsonl"
+    whole = copy.read_bytes()
+    copy.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    assert {"file-changed", "ledger-cut"} <= failures()
+    copy.write_bytes(whole)
+
+
 def test_a_site_whose_budget_is_too_small_is_left_out_with_its_numbers(federation: Federation) -> None:
     federation.set_policy("site-3", epsilon=cap_for(1))
     outcome = federation.run_job(federation.export(job("two-rounds", 2)))
@@ -200,8 +220,10 @@ def test_a_site_whose_budget_is_too_small_is_left_out_with_its_numbers(federatio
         assert said["epsilon"] == pytest.approx(spends(2))
     assert [e.kind for e in ledger(federation, "site-3")] == ["genesis"]
     check_heads(federation, outcome)
+    check_audit(federation, outcome)
 
 
+@pytest.mark.thorough
 def test_a_server_that_asks_for_more_than_the_job_said_gets_what_each_cap_allows(federation: Federation) -> None:
     """And one site's own software slips: what it adds to the figures stays at the site, which trains all the same."""
     left = {"site-1": 3, "site-2": 3, "site-3": 2, "site-4": 3}
@@ -252,6 +274,7 @@ def test_an_unprotected_job_is_deployed_nowhere(federation: Federation) -> None:
         assert len(ledger(federation, site)) == before[site]
 
 
+@pytest.mark.thorough
 def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation: Federation) -> None:
     """No differential privacy here: only then can a plain loop say what the sums must be."""
     for site in SITES:
@@ -327,6 +350,7 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
             assert not file.is_file() or not any(w in file.read_bytes() for w in secrets), file
 
 
+@pytest.mark.thorough
 def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_roster(federation: Federation) -> None:
     """Submitted again, it continues. Meanwhile everybody but site-4 got a roster with another key under that name."""
     for site in SITES:
@@ -368,6 +392,7 @@ def test_no_process_of_a_job_runs_on(federation: Federation) -> None:
     assert len(lines) == 1 + len(SITES)
 
 
+@pytest.mark.thorough
 def test_the_guards_held_back_nothing_else(federation: Federation) -> None:
     for site in SITES:
         lines = (federation.local(site).parent / "console.log").read_text().splitlines()

@@ -31,7 +31,7 @@ from fedmpt_core.secagg.start_up_kit import load_roster
 from tests.audited import MANIPULATIONS, resign
 from tests.federation import DEPLOY, REPOSITORY, free_port
 
-pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("administration")]
+pytestmark = [pytest.mark.flare, pytest.mark.slow, pytest.mark.xdist_group("runbooks")]
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 PEOPLE = {"lead": "lead", "admin-user": "org_admin", "auditor": "member"}
@@ -252,6 +252,7 @@ def test_commands_pass_the_shell_s_linter() -> None:
         assert done.returncode == 0, f"{block.page}: {done.stdout}"
 
 
+@pytest.mark.thorough
 def test_the_runbooks_stand_up_a_federation_and_carry_it_through(tmp_path: Path) -> None:
     console = tmp_path / "hospital-c" / "opt" / "site" / "parent.log"
     with Rehearsal(tmp_path) as rehearsal:

@@ -32,7 +32,7 @@ from fedmpt_flare.job.simulation import Simulation, SimulationFailed
 from tests.pictures import CLASSES, small_sites
 from tests.settings import POLICY, REHEARSED, UNMASKED, UNPROTECTED
 
-pytestmark = [pytest.mark.flare, pytest.mark.xdist_group("flare")]
+pytestmark = [pytest.mark.flare, pytest.mark.xdist_group("simulation")]
 
 
 @pytest.fixture(scope="module")
