@@ -91,9 +91,9 @@ class Outcome:
 
     def sentence_of(self, site: str) -> str:
         """What a site's parent process said of the job when it was deployed."""
-        found = [d for d in self.meta["job_deploy_detail"] if d.startswith(f"{site}: ")]
-        assert len(found) == 1, self.meta
-        return found[0]
+        sentences = [d for d in self.meta["job_deploy_detail"] if d.startswith(f"{site}: ")]
+        assert len(sentences) == 1, self.meta
+        return sentences[0]
 
 
 class Federation:
@@ -255,14 +255,14 @@ class Federation:
             watching = pool.submit(self._watch, on_event, ended)
             try:
                 if submit:
-                    said = {"meta": self.wait_for(submit(folder))[0], "workspace": None}
+                    ended_job = {"meta": self.wait_for(submit(folder))[0], "workspace": None}
                 else:
-                    said = json.loads(self.administer(LEAD, "job", str(folder)).splitlines()[-1])
+                    ended_job = json.loads(self.administer(LEAD, "job", str(folder)).splitlines()[-1])
             finally:
                 ended.set()
             watching.result()
-        workspace = Path(said["workspace"]) if said["workspace"] else None
-        return Outcome(said["meta"]["job_id"], said["meta"], workspace)
+        workspace = Path(ended_job["workspace"]) if ended_job["workspace"] else None
+        return Outcome(ended_job["meta"]["job_id"], ended_job["meta"], workspace)
 
     def submit(self, *folders: Path) -> list[str]:
         """The ids of jobs, submitted by the lead in this order."""
@@ -356,9 +356,9 @@ def _org(who: str) -> str:
 
 def free_port() -> int:
     """A port of the loopback interface that nobody uses just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _home_of(process: psutil.Process) -> str | None:

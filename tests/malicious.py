@@ -59,8 +59,8 @@ class MaliciousServer:
         confirms: Mapping[int, bytes] | None = None,
     ) -> bytes:
         """RND1 for any cohort, number and model."""
-        said = self.confirms() if confirms is None else confirms
-        pairs = tuple((i, said[i]) for i in cohort if i in said)
+        confirms = self.confirms() if confirms is None else confirms
+        pairs = tuple((i, confirms[i]) for i in cohort if i in confirms)
         at = self.federation.server.epoch if epoch is None else epoch
         return wire.RoundRequest(number, attempt, at, model, tuple(cohort), pairs).encode()
 
@@ -90,8 +90,8 @@ class MaliciousServer:
 
     def keep(self, cohort: Sequence[int], data: bytes) -> None:
         """Note a masked vector."""
-        said = wire.Masked.decode(data, cohort=len(cohort), words=self.terms.words)
-        self.masked[said.context, said.member] = said
+        reply = wire.Masked.decode(data, cohort=len(cohort), words=self.terms.words)
+        self.masked[reply.context, reply.member] = reply
 
     def ask(self, ctx: bytes, survivors: Sequence[int], of: Collection[int]) -> dict[int, bytes]:
         """Signatures of some members over a list of survivors."""
@@ -122,10 +122,10 @@ class MaliciousServer:
     ) -> np.ndarray:
         """The sum of the survivors' vectors from UNM1 by member, as the honest server opens it."""
         dropped = len(cohort) - len(survivors)
-        said = {i: wire.Unmasked.decode(d, survivors=len(survivors), dropped=dropped) for i, d in shares.items()}
+        answers = {i: wire.Unmasked.decode(d, survivors=len(survivors), dropped=dropped) for i, d in shares.items()}
         threshold = self.terms.floors.threshold(len(cohort))
         masked = {u: self.masked[ctx, u] for u in survivors}
-        own, plus, minus = Opening(ctx, cohort, survivors, threshold, masked, said).masks()
+        own, plus, minus = Opening(ctx, cohort, survivors, threshold, masked, answers).masks()
         total = np.zeros(self.terms.words, dtype="<u4")
         for one in masked.values():
             np.add(total, one.vector, out=total)
@@ -171,12 +171,12 @@ class Insider:
 
     def with_row(self, data: bytes, to: int, change: Callable[[bytes], bytes]) -> bytes:
         """MSK1 in which the row for one member says something else, sealed as it should be."""
-        said, place = self.read(data), self.others.index(to)
-        key, info = self.keys.pairs._share_key(self.keys.own, to, said.context)
-        row = AESGCM(key).decrypt(bytes(12), said.sealed[place], info)
-        sealed = list(said.sealed)
-        sealed[place] = self.keys.pairs.seal(to, said.context, change(row))
-        return self.signed(replace(said, sealed=tuple(sealed)))
+        reply, place = self.read(data), self.others.index(to)
+        key, info = self.keys.pairs._share_key(self.keys.own, to, reply.context)
+        row = AESGCM(key).decrypt(bytes(12), reply.sealed[place], info)
+        sealed = list(reply.sealed)
+        sealed[place] = self.keys.pairs.seal(to, reply.context, change(row))
+        return self.signed(replace(reply, sealed=tuple(sealed)))
 
     def with_bad_share(self, data: bytes, to: int, owner_edge: int | None = None) -> bytes:
         """MSK1 that deals one member a wrong share of its self mask, or of its edge to `owner_edge`."""
@@ -185,17 +185,17 @@ class Insider:
 
     def with_bad_row(self, data: bytes, to: int) -> bytes:
         """MSK1 with a row for one member that does not open."""
-        said, place = self.read(data), self.others.index(to)
-        sealed = list(said.sealed)
+        reply, place = self.read(data), self.others.index(to)
+        sealed = list(reply.sealed)
         sealed[place] = bytes(len(sealed[place]))
-        return self.signed(replace(said, sealed=tuple(sealed)))
+        return self.signed(replace(reply, sealed=tuple(sealed)))
 
     def with_edge_commitment(self, data: bytes, to: int) -> bytes:
         """MSK1 that commits to another key of one edge."""
-        said, place = self.read(data), self.others.index(to)
-        edges = list(said.edge_commitments)
+        reply, place = self.read(data), self.others.index(to)
+        edges = list(reply.edge_commitments)
         edges[place] = bytes(32)
-        return self.signed(replace(said, edge_commitments=tuple(edges)))
+        return self.signed(replace(reply, edge_commitments=tuple(edges)))
 
     def with_self_commitment(self, data: bytes) -> bytes:
         """MSK1 that commits to another self mask."""
@@ -203,24 +203,24 @@ class Insider:
 
     def with_wrong_edge_mask(self, data: bytes, to: int) -> bytes:
         """MSK1 masked with another key on one edge and committed to honestly: the sum would be noise."""
-        said = self.read(data)
-        vector = said.vector.copy()
+        reply = self.read(data)
+        vector = reply.vector.copy()
         vector += np.uint32(0x9E3779B9)
-        wrong = replace(said, vector=vector, digest=contexts.sha256(vector.data).digest())
+        wrong = replace(reply, vector=vector, digest=contexts.sha256(vector.data).digest())
         return self.with_edge_commitment(self.signed(wrong), to)
 
     def with_bad_shares_for(
         self, data: bytes, survivors: Sequence[int], owners: Collection[int], *, edges: bool = False
     ) -> bytes:
         """UNM1 that lies about the shares of some owners."""
-        said = wire.Unmasked.decode(data, survivors=len(survivors), dropped=len(self.cohort) - len(survivors))
-        own, between = list(said.self_shares), [list(row) for row in said.edge_shares]
+        reply = wire.Unmasked.decode(data, survivors=len(survivors), dropped=len(self.cohort) - len(survivors))
+        own, between = list(reply.self_shares), [list(row) for row in reply.edge_shares]
         for place, u in enumerate(survivors):
             if u in owners and edges:
                 between[place] = [_replaced(share, 0) for share in between[place]]
             elif u in owners:
                 own[place] = _replaced(own[place], 0)
-        return self.signed(replace(said, self_shares=tuple(own), edge_shares=tuple(map(tuple, between))))
+        return self.signed(replace(reply, self_shares=tuple(own), edge_shares=tuple(map(tuple, between))))
 
 
 class Authority:

@@ -13,7 +13,7 @@ SPLITS = {"train": range(10), "val": range(10, 16), "test": range(16, 28)}
 
 def small_sites(root: Path, count: int = 3) -> dict[str, SiteConfig]:
     """Sites with ten training pictures each; the first also judges. All share one feature cache."""
-    found = {}
+    sites = {}
     for s in range(count):
         folder = root / f"site-{s + 1}"
         folder.mkdir()
@@ -27,7 +27,7 @@ def small_sites(root: Path, count: int = 3) -> dict[str, SiteConfig]:
                 labels = tuple(c for c, k in zip(CLASSES, index, strict=True) if data.targets[i, k])
                 rows.append(ManifestRow(f"{i}.png", labels, split))
         write_manifest(rows, folder / "manifest.csv")
-        found[folder.name] = SiteConfig(
+        sites[folder.name] = SiteConfig(
             DataConfig(path=str(folder / "manifest.csv"), evaluate=s == 0),
             cache_dir=str(root / "cache"),
             privacy=POLICY,
@@ -35,4 +35,4 @@ def small_sites(root: Path, count: int = 3) -> dict[str, SiteConfig]:
             device="cpu",
             threads=1,
         )
-    return found
+    return sites

@@ -70,8 +70,8 @@ class Scripted:
     def answer(self, prompts: Sequence[str], numbers: Sequence[int], **_: object) -> list[Answer]:
         assert len(prompts) == len(numbers)
         self.asked += prompts
-        said = [self._say(prompt) for prompt in prompts]
-        return [answer if isinstance(answer, Answer) else Answer(answer, cut=False) for answer in said]
+        answers = [self._say(prompt) for prompt in prompts]
+        return [answer if isinstance(answer, Answer) else Answer(answer, cut=False) for answer in answers]
 
     def log_probabilities(self, prompt: str, phrases: Sequence[str]) -> np.ndarray:
         assert self._score is not None

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from importlib import import_module
+from typing import Any
 
 import flwr
 import numpy as np
@@ -28,6 +29,26 @@ multiply, quantize = mod.parameters_multiply, mod.quantize
 MODULUS = 1 << 32
 
 
+def _set_up(states: list[Any], setup: dict[str, Any]) -> dict[str, tuple[bytes, bytes]]:
+    """Everybody's public keys, by number."""
+    keys = {}
+    for number, state in enumerate(states):
+        state.nid = number
+        public = mod._setup(state, dict(setup))
+        keys[str(number)] = (public[Key.PUBLIC_KEY_1], public[Key.PUBLIC_KEY_2])
+    return keys
+
+
+def _delivered(shared: list[dict[str, Any]]) -> dict[int, tuple[list[bytes], list[int]]]:
+    """By member, the sealed shares for it and who sent each."""
+    inbox: dict[int, tuple[list[bytes], list[int]]] = {n: ([], []) for n in range(len(shared))}
+    for source, reply in enumerate(shared):
+        for target, sealed in zip(reply[Key.DESTINATION_LIST], reply[Key.CIPHERTEXT_LIST], strict=True):
+            inbox[target][0].append(sealed)
+            inbox[target][1].append(source)
+    return inbox
+
+
 def main(words: int, members: int, rounds: int) -> None:
     """Run the client's part for one of the members, and the server's for all."""
     client, masking, server = float("inf"), float("inf"), float("inf")
@@ -42,29 +63,21 @@ def main(words: int, members: int, rounds: int) -> None:
             Key.MOD_RANGE: MODULUS,
             Key.MAX_WEIGHT: 1000.0,
         }
-        keys = {}
-        for number, state in enumerate(states):
-            state.nid = number
-            public = mod._setup(state, dict(setup))
-            keys[str(number)] = (public[Key.PUBLIC_KEY_1], public[Key.PUBLIC_KEY_2])
+        keys = _set_up(states, setup)
         spent, quantising = [0.0], [0.0]
 
         def timed(call, *arguments, into=spent):  # type: ignore[no-untyped-def]
             start = time.process_time()
-            found = call(*arguments)
+            result = call(*arguments)
             into[0] += time.process_time() - start
-            return found
+            return result
 
         def apart(call, timed=timed, into=quantising):  # type: ignore[no-untyped-def]
             return lambda *arguments: timed(call, *arguments, into=into)
 
         shared = [mod._share_keys(state, keys) for state in states[1:]]
         shared.insert(0, timed(mod._share_keys, states[0], keys))
-        inbox = {n: ([], []) for n in range(members)}
-        for source, reply in enumerate(shared):
-            for target, sealed in zip(reply[Key.DESTINATION_LIST], reply[Key.CIPHERTEXT_LIST], strict=True):
-                inbox[target][0].append(sealed)
-                inbox[target][1].append(source)
+        inbox = _delivered(shared)
         update = ndarrays_to_parameters([np.random.default_rng(0).normal(0, 1, words).astype(np.float32)])
         configs = {Key.CIPHERTEXT_LIST: inbox[0][0], Key.SOURCE_LIST: inbox[0][1]}
         mod.parameters_multiply, mod.quantize = (apart(call) for call in (multiply, quantize))

@@ -42,11 +42,11 @@ UNLISTED = "nvflare.app_common.workflows.cyclic_ctl.CyclicController"
 @pytest.fixture(scope="module")
 def metrics() -> Iterator[socket.socket]:
     """Where the server's monitoring sends to, instead of a statsd_exporter."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        found.bind(("127.0.0.1", 0))
-        found.setblocking(False)
-        yield found
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        receiver.bind(("127.0.0.1", 0))
+        receiver.setblocking(False)
+        yield receiver
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +64,16 @@ def federation(tmp_path_factory: pytest.TempPathFactory, metrics: socket.socket)
         name: dataclasses.replace(site, data=dataclasses.replace(site.data, share=n, evaluate=n == 1))
         for n, name in enumerate(SITES, start=1)
     }
-    found = Federation(root / "all", sites)
-    found.lose_sites_after(20)
+    federation = Federation(root / "all", sites)
+    federation.lose_sites_after(20)
     monitoring = (DEPLOY / "monitoring" / "metrics__p_resources.json").read_text()
     port = str(metrics.getsockname()[1])
-    (found.local(SERVER) / "metrics__p_resources.json").write_text(monitoring.replace("9125", port))
-    found.set_policy("site-2", show_budget=False)
-    found.set_policy("site-3", share_ledger=False)
-    with found:
-        yield found
-    assert found.processes() == []
+    (federation.local(SERVER) / "metrics__p_resources.json").write_text(monitoring.replace("9125", port))
+    federation.set_policy("site-2", show_budget=False)
+    federation.set_policy("site-3", share_ledger=False)
+    with federation:
+        yield federation
+    assert federation.processes() == []
 
 
 def demo(name: str, *, rounds: int = 2, **federation: Any) -> JobConfig:
@@ -140,17 +140,17 @@ def check_run(federation: Federation, workspace: Path, rounds: int) -> dict[str,
     assert load_model(workspace)[2].any()
     assert {"result.json", "model.safetensors"} <= set(manifest.files)
     kept = {"site-3": "the site gave none", "site-4": "the site did not answer any more"}
-    for site, said in manifest.sites.items():
+    for site, entry in manifest.sites.items():
         if site in kept:
-            assert said["ledger"] == {"kept": kept[site]}
+            assert entry["ledger"] == {"kept": kept[site]}
             continue
-        copy = read_ledger(workspace / said["ledger"]["file"], verifier(workspace / said["ledger"]["certificate"]))
+        copy = read_ledger(workspace / entry["ledger"]["file"], verifier(workspace / entry["ledger"]["certificate"]))
         policy = federation.policies[site].privacy
         assert policy
         own = read_site_ledger(policy, federation.kit(site))
         assert copy == own[: len(copy)]
-        if said["head"]:
-            assert copy[said["head"]["seq"]].hash == said["head"]["hash"]
+        if entry["head"]:
+            assert copy[entry["head"]["seq"]].hash == entry["head"]["hash"]
     return record
 
 
@@ -159,8 +159,8 @@ def test_a_job_through_the_console_survives_a_site_and_leaves_all_to_lead_and_au
     lost = []
 
     def submit(folder: Path) -> str:
-        said = console(federation, LEAD, f"submit_job {folder}")
-        return re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", said)[0]
+        printed = console(federation, LEAD, f"submit_job {folder}")
+        return re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", printed)[0]
 
     def act(job_id: str, event: dict[str, Any]) -> None:
         if event["event"] == "training" and event["round"] == 2 and not lost:
@@ -190,15 +190,15 @@ def test_a_job_through_the_console_survives_a_site_and_leaves_all_to_lead_and_au
 
 
 def test_everybody_s_budget_is_shown_where_the_site_allows_it(federation: Federation) -> None:
-    said = console(federation, AUDITOR, "privacy_budget")
+    table = console(federation, AUDITOR, "privacy_budget")
     for site in SITES:
-        row = next(line for line in said.splitlines() if line.startswith(f"| {site}"))
+        row = next(line for line in table.splitlines() if line.startswith(f"| {site}"))
         policy = federation.policies[site].privacy
         assert policy
         entries = read_site_ledger(policy, federation.kit(site))
         if site == "site-2":
             assert "this site does not show its budget (privacy.show_budget)" in row
-            assert entries[-1].hash[:16] not in said
+            assert entries[-1].hash[:16] not in table
         else:
             assert f"{epsilon(history(entries), policy.delta):.3f}" in row
             assert f"| {policy.epsilon:g} " in row
@@ -224,13 +224,13 @@ def changed(sound: Path, name: str, side: str, change: Callable[[dict[str, Any]]
 
 
 def test_who_has_no_right_to_submit_is_told_so(federation: Federation, sound: Path) -> None:
-    code, said = nvflare(federation, AUDITOR, "job", "submit", "-j", str(sound))
+    code, printed = nvflare(federation, AUDITOR, "job", "submit", "-j", str(sound))
     assert code != 0
-    assert f"user '{AUDITOR}' is not authorized for 'submit_job'" in said
+    assert f"user '{AUDITOR}' is not authorized for 'submit_job'" in printed
     assert "not authorized" in console(federation, ADMIN, f"submit_job {sound}")
-    said = nvflare(federation, LEAD, "job", "list")[1]
-    assert "console" in said
-    assert "sound" not in said
+    printed = nvflare(federation, LEAD, "job", "list")[1]
+    assert "console" in printed
+    assert "sound" not in printed
 
 
 def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
@@ -266,16 +266,16 @@ def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
     # what the submitter types
     orders = [("meta", "costly"), ("logs", "server"), ("logs", "class"), ("meta", "gpus")]
     wanted = [(LEAD, "--format", "json", "job", order, ids[name]) for order, name in orders]
-    costly_said, server_said, class_said, gpus_said = (said for _, said in side_by_side(federation, *wanted))
-    assert "privacy budget: with this job, data set 'scenes' would reach epsilon" in costly_said
+    costly_meta, server_log, class_log, gpus_meta = (printed for _, printed in side_by_side(federation, *wanted))
+    assert "privacy budget: with this job, data set 'scenes' would reach epsilon" in costly_meta
     # what only the server can see ends the job before any round
     assert metas["server"]["status"] == metas["class"]["status"] == "FINISHED:EXECUTION_EXCEPTION"
-    assert "the job is refused: the job was exported with fedmpt 0.0.1, the server runs" in server_said
-    assert "ComponentNotAuthorized" in class_said
-    assert UNLISTED in class_said
+    assert "the job is refused: the job was exported with fedmpt 0.0.1, the server runs" in server_log
+    assert "ComponentNotAuthorized" in class_log
+    assert UNLISTED in class_log
     # a job that asks for what no site has is tried again for ever, and says why
     for site in SITES:
-        assert f"{site}: the job asks for num_of_gpus=1, which this site does not have free" in gpus_said
+        assert f"{site}: the job asks for num_of_gpus=1, which this site does not have free" in gpus_meta
     assert "ABORTED" in nvflare(federation, LEAD, "job", "abort", ids["gpus"], "--force")[1]
     assert {s: len(ledger_of(federation, s)) for s in SITES} == before
 
@@ -287,12 +287,12 @@ def test_sites_that_cannot_start_leave_no_round_half_started(federation: Federat
     federation.set_site("site-1", dataclasses.replace(good["site-1"], data=nowhere))
     federation.set_site("site-2", dataclasses.replace(good["site-2"], device="cuda:7"))
     try:
-        found = {
+        findings = {
             site: next(f.text for f in check_site_folder(federation.kit(site).parent) if f.what == what)
             for site, what in (("site-1", "pictures"), ("site-2", "device"))
         }
-        assert "/nowhere/manifest.csv: no such file or folder" in found["site-1"]
-        assert "device='cuda:7': this machine shows" in found["site-2"]
+        assert "/nowhere/manifest.csv: no such file or folder" in findings["site-1"]
+        assert "device='cuda:7': this machine shows" in findings["site-2"]
         outcome = federation.run_job(federation.export(demo("broken")))
     finally:
         for site in ("site-1", "site-2"):
@@ -313,15 +313,15 @@ def test_a_study_reaches_its_own_sites_and_people_and_the_guards_hold_in_it(
 ) -> None:
     members = [f"--site-org=site_{n}:site-{n}" for n in (1, 2, 3)]
     for order in (("register", "labels", *members), ("add-user", "labels", LEAD)):
-        code, said = nvflare(federation, ADMIN, "study", *order)
-        assert code == 0, said
+        code, printed = nvflare(federation, ADMIN, "study", *order)
+        assert code == 0, printed
     job = changed(sound, "further", "client", lambda v: v.update(components=[FURTHER]))
-    code, said = nvflare(federation, LEAD, "--format", "json", "job", "submit", "-j", str(job), "--study", "labels")
-    assert code == 0, said
-    job_id = json.loads(said[said.index('{"schema') :].splitlines()[0])["data"]["job_id"]
+    code, printed = nvflare(federation, LEAD, "--format", "json", "job", "submit", "-j", str(job), "--study", "labels")
+    assert code == 0, printed
+    job_id = json.loads(printed[printed.index('{"schema') :].splitlines()[0])["data"]["job_id"]
     code, _ = nvflare(federation, LEAD, "job", "wait", job_id, "--study", "labels")
     assert code != 0
-    (_, meta), (_, jobs), (_, own), (code, said) = side_by_side(
+    (_, meta), (_, jobs), (_, own), (code, printed) = side_by_side(
         federation,
         (LEAD, "--format", "json", "job", "meta", job_id, "--study", "labels"),
         (LEAD, "job", "list"),
@@ -332,7 +332,7 @@ def test_a_study_reaches_its_own_sites_and_people_and_the_guards_hold_in_it(
         assert (f"{site}: NVFLARE_ERROR: the job configures more than an executor" in meta) == (site != "site-4")
     assert (job_id in jobs, job_id in own) == (False, True)
     assert code != 0
-    assert f"user '{AUDITOR}' is not mapped to study 'labels'" in said
+    assert f"user '{AUDITOR}' is not mapped to study 'labels'" in printed
 
 
 def test_a_site_s_operator_operates_that_site_and_nothing_else(federation: Federation, sound: Path) -> None:

@@ -30,6 +30,7 @@ from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.federation.server.averaging import apply, average
 from fedmpt_core.federation.server.checkpoint import load_checkpoint
 from fedmpt_core.federation.site.session import SiteSession
+from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import history
 from fedmpt_core.privacy.ledger.ledger import Entries, LedgerHead
@@ -115,11 +116,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         for name, site in small_sites(root / "pictures", len(SITES)).items()
         if site.privacy
     }
-    found = Federation(root / "all", sites)
-    found.allow_at_server("greedy.Greedy", GREEDY)
-    with found:
-        yield found
-    assert found.processes() == []
+    federation = Federation(root / "all", sites)
+    federation.allow_at_server("greedy.Greedy", GREEDY)
+    with federation:
+        yield federation
+    assert federation.processes() == []
 
 
 def ledger(federation: Federation, site: str) -> Entries:
@@ -172,8 +173,8 @@ def check_heads(federation: Federation, outcome: Outcome, earlier: str = "") -> 
     """Every head that a site has shown the server is an entry of its ledger still."""
     seen = 0
     for done in outcome.record["rounds"]:
-        for site, said in done["privacy"].items():
-            head = LedgerHead.from_dict(said["head"])
+        for site, privacy in done["privacy"].items():
+            head = LedgerHead.from_dict(privacy["head"])
             entry = ledger(federation, site)[head.seq]
             assert (entry.hash, entry.sig, entry.kind, entry.job) == (head.hash, head.sig, "commit", entry.job)
             assert entry.job in (outcome.job_id, earlier)
@@ -216,8 +217,7 @@ def test_a_site_whose_budget_is_too_small_is_left_out_with_its_numbers(federatio
         entries = ledger(federation, site)
         assert {e.details["aggregation"] for e in entries if e.kind == "reserve"} == {"masked"}
         assert rounds_of(entries, outcome, "reserve") == rounds_of(entries, outcome, "commit") == [1, 2]
-        said = outcome.record["rounds"][2]["privacy"][site]
-        assert said["epsilon"] == pytest.approx(spends(2))
+        assert outcome.record["rounds"][2]["privacy"][site]["epsilon"] == pytest.approx(spends(2))
     assert [e.kind for e in ledger(federation, "site-3")] == ["genesis"]
     check_heads(federation, outcome)
     check_audit(federation, outcome)
@@ -254,9 +254,9 @@ def test_a_server_that_asks_for_more_than_the_job_said_gets_what_each_cap_allows
         assert rounds_of(entries, outcome, "reserve") == rounds_of(entries, outcome, "commit") == rounds
         assert len(entries) == before[site] + 2 * left[site]
         assert epsilon(history(entries), DELTA) <= cap
-        said = first_refusal(outcome, site, "train")
-        assert f"round {left[site] + 1} would raise epsilon" in said
-        assert f"this site's cap is {cap:g}" in said
+        refusal = first_refusal(outcome, site, "train")
+        assert f"round {left[site] + 1} would raise epsilon" in refusal
+        assert f"this site's cap is {cap:g}" in refusal
     check_heads(federation, outcome)
     assert "held back its answer to validate" in first_refusal(outcome, "site-1", "validate")
     assert '"scores"' not in json.dumps([outcome.events, outcome.record])
@@ -274,6 +274,22 @@ def test_an_unprotected_job_is_deployed_nowhere(federation: Federation) -> None:
         assert len(ledger(federation, site)) == before[site]
 
 
+def check_files(federation: Federation, secrets: list[bytes]) -> None:
+    """None of these bytes is in a file of the server or of the lead."""
+    for folder in (f"state/{SERVER}", f"kits/fedmpt/prod_00/{SERVER}", f"kits/fedmpt/prod_00/{LEAD}"):
+        for file in (federation.root / folder).rglob("*"):
+            assert not file.is_file() or not any(w in file.read_bytes() for w in secrets), file
+
+
+def plain_loop(sessions: dict[str, SiteSession], initial: np.ndarray, rounds: list[dict[str, Any]]) -> np.ndarray:
+    """What the model is after these rounds, averaged over who took part in each."""
+    state = initial
+    for done in rounds:
+        updates = {s: sessions[s].train(state, done["round"]).vector for s in done["sites"]}
+        state = apply(state, average(updates, dict.fromkeys(updates, 1.0)))
+    return state
+
+
 @pytest.mark.thorough
 def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation: Federation) -> None:
     """No differential privacy here: only then can a plain loop say what the sums must be."""
@@ -282,9 +298,9 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
     training = TrainingConfig(rounds=6, local_steps=STEPS, batch_size=5, optimizer="sgd", learning_rate=0.05)
     agreed = job("killed", 6, UNPROTECTED, max_failed_rounds=4, round_timeout=60)
     agreed = dataclasses.replace(agreed, training=training)
-    sessions = {s: SiteSession(dataclasses.replace(agreed, secagg=REHEARSED), federation.policies[s], s) for s in SITES}
-    ready = [session.prepare() for session in sessions.values()]
-    initial = ready[0].initial
+    rehearsed, towers = dataclasses.replace(agreed, secagg=REHEARSED), load_backbone(agreed.backbone)
+    sessions = {s: SiteSession(rehearsed, federation.policies[s], s, backbone=towers) for s in SITES}
+    initial = {s: session.prepare().initial for s, session in sessions.items()}["site-1"]
     first = {s: session.train(initial, 1).vector for s, session in sessions.items()}
     secrets = [w for s in SITES for w in windows(first[s])]
 
@@ -303,19 +319,22 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
         ({"event": "training", "round": 6}, "suspend", ["site-1", "site-4"]),
     ]
     killed: list[str] = []
-    found: dict[str, bool] = {}  # by moment and place, whether an update was seen there
+    seen: dict[str, bool] = {}  # by moment and place, whether an update was there
+
+    def search(moment: str, name: str) -> None:
+        server, site = federation.job_process(SERVER), federation.job_process(name)
+        assert server
+        assert site
+        server.suspend()  # so that the round stands still
+        seen[f"server, {moment}"] = holds(server, secrets)
+        if moment == tasks.TRAIN:
+            seen[f"site, {moment}"] = holds(site, secrets)  # the search does find what is there
+        server.resume()
 
     def act(job_id: str, event: dict[str, Any]) -> None:
         moment = event.get("phase", "")
-        if event["event"] == "answered" and moment in (tasks.TRAIN, tasks.UNMASK) and f"server, {moment}" not in found:
-            server, site = federation.job_process(SERVER), federation.job_process(event["site"])
-            assert server
-            assert site
-            server.suspend()  # so that the round stands still
-            found[f"server, {moment}"] = holds(server, secrets)
-            if moment == tasks.TRAIN:
-                found[f"site, {moment}"] = holds(site, secrets)  # the scan does find what is there
-            server.resume()
+        if event["event"] == "answered" and moment in (tasks.TRAIN, tasks.UNMASK) and f"server, {moment}" not in seen:
+            search(moment, event["site"])
         if plan and plan[0][0].items() <= event.items():
             _, deed, targets = plan.pop(0)
             for trainer in (federation.trainer(site) for site in targets):
@@ -335,19 +354,13 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
     assert rounds[1]["sites"] == ["site-1", "site-2", "site-4"]
     # two of four hung: nothing was opened, and the round was tried again
     assert [r["secagg"]["attempt"] for r in rounds] == [0, 0, 0, 0, 0, 1]
-    state = initial
-    for done in rounds:
-        updates = {s: sessions[s].train(state, done["round"]).vector for s in done["sites"]}
-        state = apply(state, average(updates, dict.fromkeys(updates, 1.0)))
     assert outcome.workspace
     reached = load_model(outcome.workspace)[2]
     assert np.abs(reached - initial).max() > 1e-2
-    assert np.allclose(reached, state, atol=5e-5)
+    assert np.allclose(reached, plain_loop(sessions, initial, rounds), atol=5e-5)
     # a site's job process holds its update until the sum is signed; the server's processes and files never do
-    assert found == {f"server, {tasks.TRAIN}": False, f"site, {tasks.TRAIN}": True, f"server, {tasks.UNMASK}": False}
-    for folder in (f"state/{SERVER}", f"kits/fedmpt/prod_00/{SERVER}", f"kits/fedmpt/prod_00/{LEAD}"):
-        for file in (federation.root / folder).rglob("*"):
-            assert not file.is_file() or not any(w in file.read_bytes() for w in secrets), file
+    assert seen == {f"server, {tasks.TRAIN}": False, f"site, {tasks.TRAIN}": True, f"server, {tasks.UNMASK}": False}
+    check_files(federation, secrets)
 
 
 @pytest.mark.thorough

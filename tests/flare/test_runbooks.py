@@ -72,16 +72,16 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    for found in FENCE.finditer(page.read_text(encoding="utf-8")):
-        words = found["words"].split()
-        good = re.match(r"\n*Good: `([^`]+)`", found["after"])
+    for fence in FENCE.finditer(page.read_text(encoding="utf-8")):
+        words = fence["words"].split()
+        good = re.match(r"\n*Good: `([^`]+)`", fence["after"])
         yield Block(
             page.name,
             tuple(w for w in words if w not in MODES),
-            found["text"],
+            fence["text"],
             good[1] if good else "",
             frozenset(words) & MODES,
-            found["after"].strip(),
+            fence["after"].strip(),
         )
 
 
@@ -156,14 +156,14 @@ class Rehearsal:
 
     def _environment(self, who: str) -> dict[str, str]:
         ca = self.root / "admin" / "ca" / "ca.json"
-        told = json.loads(ca.read_text())["rootCA_fingerprint"] if ca.exists() else ""  # by telephone
+        fingerprint = json.loads(ca.read_text())["rootCA_fingerprint"] if ca.exists() else ""  # by telephone
         return {
             **os.environ,
             "HOME": str(self.root / who),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
-            "ROOT": told,
+            "ROOT": fingerprint,
             "ME": self._me(who),
             MARK: f"{self.root}:{who}",
         }

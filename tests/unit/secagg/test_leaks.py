@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from scipy import stats
 import fedmpt_core.secagg.client as client_module
 import fedmpt_core.secagg.key_exchange as exchange_module
 import fedmpt_core.secagg.keys as keys_module
+from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.errors import SecAggError
 from fedmpt_core.secagg.masking import add_all
 from fedmpt_core.secagg.server import RoundLost
@@ -367,6 +369,17 @@ def traces(values: np.ndarray) -> list[bytes]:
     return [part.tobytes(), scaled.astype("<f4").tobytes(), scaled.astype("<f8").tobytes()]
 
 
+def whose(inputs: dict[str, np.ndarray], dump: bytes) -> set[str]:
+    """The members whose vectors can be read there."""
+    return {name for name, vector in inputs.items() for trace in traces(vector) if trace in dump}
+
+
+def edge_seeds(members: list[SecAggClient], ctx: bytes) -> dict[tuple[int, int], bytes]:
+    """What each two members mask each other's vectors with, by their places."""
+    pairs = combinations(range(len(members)), 2)
+    return {(i, j): members[i]._exchange.pairs.edge_seed(j, ctx) for i, j in pairs}  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("careless", [False, True], ids=["real", "twin-that-is-sent-the-vector"])
 def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
@@ -374,7 +387,7 @@ def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
 ) -> None:
     agreed = terms(MEMORY_WORDS)
     members = {n: member(n, agreed) for n in names(4)}
-    found = {n: np.random.default_rng(i).integers(0, 2**32, MEMORY_WORDS, np.uint32) for i, n in enumerate(members)}
+    inputs = {n: np.random.default_rng(i).integers(0, 2**32, MEMORY_WORDS, np.uint32) for i, n in enumerate(members)}
     seeds: list[bytes] = []
     commit = client_module.commit_self
     monkeypatch.setattr(client_module, "commit_self", lambda seed, ctx: seeds.append(seed) or commit(seed, ctx))
@@ -391,17 +404,13 @@ def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
     replies = {}
     for name, one in members.items():
         one.begin(request, MODEL)
-        replies[name] = one.mask(found[name])
+        replies[name] = one.mask(inputs[name])
         if careless:
-            for trace in (found[name], found[name].astype("<i4") / 2.0**20):
+            for trace in (inputs[name], inputs[name].astype("<i4") / 2.0**20):
                 process.call("keep", trace)
                 process.call("keep", trace.astype("<f4"))
     ctx = replies["site-000"][5:37]
-    edges = {
-        (i, j): members[names(4)[i]]._exchange.pairs.edge_seed(j, ctx)  # type: ignore[union-attr]
-        for i in range(4)
-        for j in range(i + 1, 4)
-    }
+    edges = edge_seeds(list(members.values()), ctx)
     for name in names(3):
         process.call("take_masked", name, replies[name])
     dumps["masked"] = process.memory()
@@ -415,17 +424,16 @@ def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
     opened = process.call("finish")
     dumps["finish"] = process.memory()
 
-    assert np.array_equal(opened, plain_sum(found, names(3)))
+    assert np.array_equal(opened, plain_sum(inputs, names(3)))
     assert traces(np.asarray(opened))[0] in dumps["finish"]  # what a server may know is found, so the search works
     assert ctx in dumps["masked"]
+    leaks = {phase: whose(inputs, dump) for phase, dump in dumps.items()}
+    if careless:
+        assert leaks == {phase: set() if phase == "setup" else set(names(4)) for phase in dumps}
+        return
+    assert leaks == {phase: set() for phase in dumps}
+    among_survivors = [seed for pair, seed in edges.items() if max(pair) < 3]
     for phase, dump in dumps.items():
-        leaks = [n for n in names(4) for trace in traces(found[n]) if trace in dump]
-        if careless and phase != "setup":
-            assert set(leaks) == set(names(4))
-            continue
-        assert not leaks, phase
-        assert not [pair for pair, seed in edges.items() if max(pair) < 3 and seed in dump], phase
-        assert seeds[3] not in dump
-        if phase != "finish":
-            assert not [seed for seed in seeds if seed in dump], phase
-            assert not [pair for pair, seed in edges.items() if seed in dump], phase
+        # the sum is opened with the survivors' own seeds and with the keys of the one that was lost
+        secrets = [*seeds, *edges.values()] if phase != "finish" else [seeds[3], *among_survivors]
+        assert not [seed for seed in secrets if seed in dump], phase

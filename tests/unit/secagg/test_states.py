@@ -426,67 +426,75 @@ def _core(advert: bytes) -> tuple[bytes, ...]:
     return said.body, said.signature, said.session, said.session_signature
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
-def test_ten_thousand_broken_messages_are_refused_and_rounds_go_on() -> None:
-    generator, tried = np.random.default_rng(20), 0
+def messages_to_swap() -> tuple[dict[str, bytes], list[bytes]]:
+    """Every message of one job, and those of another."""
     another = Stage(agreed=terms(WORDS, job_id="job-1"))
     another.go(6)
-    own = everything()
-    foreign = [d for d in (*another.requests.values(), *another.replies.values()) if d]
-    for step in (s for s in STEPS if s != "mask"):
-        stage, taken = Stage(), 0
-        stage.go(STEPS.index(step))
-        stage.prepare(step)
-        for _ in range(1000):
-            tried += 1
-            right, others = stage.requests[step], foreign + [d for k, d in own.items() if k != step]
-            broken = mutated(right, others, generator)
-            latch, state, opened = stage.me.latch, stage.me._state, stage.me._round
-            if broken == right:
-                continue
-            try:
-                entries(stage)[step](broken)
-            except SecAggError:
-                assert stage.me.latch == latch
-                assert stage.me._round is None
-                stage.me._state, stage.me._round = state, opened  # a refusal ends the round; the next begins there
-            else:
-                assert tolerable(step, right, broken)
-                taken += 1
-                stage = Stage()
-                stage.go(STEPS.index(step))
-                stage.prepare(step)
-        assert taken < 150
-        assert stage.do(step) or step == "begin"
-    for step in (s for s in STEPS if s != "begin"):
-        stage, reply = Stage(), f"reply to {step}"
-        stage.go(STEPS.index(step))
-        stage.prepare(step)
-        right = stage.do(step) or b""
-        server = stage.server
-        take = {
-            "advertise": server.take_advertisement,
-            "confirm": server.take_confirm,
-            "mask": server.take_masked,
-            "consistency": server.take_consistency,
-            "unmask": server.take_unmask,
-        }[step]
-        if step == "confirm":
-            for name, one in stage.others.items():
-                server.take_confirm(name, one.confirm(stage.requests["confirm"]))
-        for _ in range(1000):
-            tried += 1
-            broken = mutated(right, foreign + [d for k, d in own.items() if k != reply], generator)
-            if broken == right:
-                continue
-            try:
-                take(ME, broken)
-            except SecAggError:
-                continue
-            assert tolerable(reply, right, broken)
-            server._members.clear()
-        take(ME, right)
-    assert tried == 10_000
-    federation, found = Federation(4, WORDS), vectors(4, WORDS)
-    assert np.array_equal(federation.run(found).words, plain_sum(found, names(4)))
+    return everything(), [d for d in (*another.requests.values(), *another.replies.values()) if d]
+
+
+def at(step: str) -> Stage:
+    """A member about to take this step."""
+    stage = Stage()
+    stage.go(STEPS.index(step))
+    stage.prepare(step)
+    return stage
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@pytest.mark.parametrize("step", [s for s in STEPS if s != "mask"])
+def test_a_thousand_broken_requests_are_refused_and_rounds_go_on(step: str) -> None:
+    generator = np.random.default_rng(20 + STEPS.index(step))
+    own, foreign = messages_to_swap()
+    stage, taken = at(step), 0
+    for _ in range(1000):
+        right, others = stage.requests[step], foreign + [d for k, d in own.items() if k != step]
+        broken = mutated(right, others, generator)
+        latch, state, opened = stage.me.latch, stage.me._state, stage.me._round
+        if broken == right:
+            continue
+        try:
+            entries(stage)[step](broken)
+        except SecAggError:
+            assert stage.me.latch == latch
+            assert stage.me._round is None
+            stage.me._state, stage.me._round = state, opened  # a refusal ends the round; the next begins there
+        else:
+            assert tolerable(step, right, broken)
+            taken += 1
+            stage = at(step)
+    assert taken < 150
+    assert stage.do(step) or step == "begin"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@pytest.mark.parametrize("step", [s for s in STEPS if s != "begin"])
+def test_a_thousand_broken_replies_are_refused_and_the_right_one_is_taken(step: str) -> None:
+    generator = np.random.default_rng(30 + STEPS.index(step))
+    own, foreign = messages_to_swap()
+    stage, reply = at(step), f"reply to {step}"
+    right = stage.do(step) or b""
+    server = stage.server
+    take = {
+        "advertise": server.take_advertisement,
+        "confirm": server.take_confirm,
+        "mask": server.take_masked,
+        "consistency": server.take_consistency,
+        "unmask": server.take_unmask,
+    }[step]
+    if step == "confirm":
+        for name, one in stage.others.items():
+            server.take_confirm(name, one.confirm(stage.requests["confirm"]))
+    for _ in range(1000):
+        broken = mutated(right, foreign + [d for k, d in own.items() if k != reply], generator)
+        if broken == right:
+            continue
+        try:
+            take(ME, broken)
+        except SecAggError:
+            continue
+        assert tolerable(reply, right, broken)
+        server._members.clear()
+    take(ME, right)
