@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedmpt_core.benchmark.judging import HeldOut
+from fedmpt_core.common.progress import StageProgress
 from fedmpt_core.config.job import BackboneConfig, JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.masks import drop_positives
@@ -28,7 +29,6 @@ from fedmpt_core.model.features.cache import FeatureCache, PatchFeatures
 from fedmpt_core.privacy.charged_training import units_of
 from fedmpt_core.training.evaluation import Split
 
-Progress = Callable[[str, int, int], None]
 _MAX_BYTES = 2**40  # the bound is the disk's here; a site's own is in its file
 
 
@@ -53,7 +53,7 @@ class SharedRecords:
     def __init__(
         self,
         cache: Path,
-        on_progress: Progress | None = None,
+        on_progress: StageProgress | None = None,
         *,
         threads: int = 1,
         device: str = "auto",

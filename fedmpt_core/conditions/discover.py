@@ -14,6 +14,7 @@ from typing import Any
 
 from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.common.files import WriteError, write_whole
+from fedmpt_core.common.progress import StageProgress
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.conditions.answers import names_a_class
 from fedmpt_core.conditions.cooccurrence import NoisyCounts, steering_weights
@@ -31,7 +32,6 @@ from fedmpt_core.conditions.stages import (
     DiscoveryConfig,
     DiscoveryError,
     Found,
-    Progress,
     choose,
     generate,
 )
@@ -54,7 +54,7 @@ def discover(
     *,
     lexicon: Lexicon | None = None,
     counts: Sequence[NoisyCounts] = (),
-    on_progress: Progress | None = None,
+    on_progress: StageProgress | None = None,
 ) -> dict[str, Any]:
     """Ask, rank, and put together a list.
 

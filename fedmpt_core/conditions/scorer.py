@@ -15,7 +15,7 @@ The lexicon is written by hand; a model only chooses from it.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,8 +28,6 @@ from fedmpt_core.config.condition_lists import check_words
 LEXICON = "lexicon.json"
 SCHEMA_VERSION = 1
 PROMPT = "A photo of {labels},"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

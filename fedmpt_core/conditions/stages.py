@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from fedmpt_core.common.progress import StageProgress
 from fedmpt_core.conditions.answers import Answer, in_english, phrases, sentences
 from fedmpt_core.conditions.journal import Journal
 from fedmpt_core.conditions.language_model import LanguageModel
@@ -47,8 +48,6 @@ MOST_PROMPT = 4096  # tokens of such a portion, as far as the model's context al
 MOST_MERGED = 60  # phrases that are merged at once (chosen)
 LEAST_USABLE = 0.5  # share of the label sets with at least one usable sentence (chosen)
 LEAST_STRENGTH = 1e-9  # above rounding; answers that differ in one last digit give at least some 1e-8 (worked out)
-
-Progress = Callable[[str, int, int], None]
 
 
 class DiscoveryError(ValueError):
@@ -116,7 +115,7 @@ class Asking:
     Batches are cut the same way every time, so that a run that went on has the answers of one that never broke.
     """
 
-    def __init__(self, model: LanguageModel, config: DiscoveryConfig, journal: Journal, told: Progress) -> None:
+    def __init__(self, model: LanguageModel, config: DiscoveryConfig, journal: Journal, told: StageProgress) -> None:
         self.model, self.config, self._journal, self._told = model, config, journal, told
 
     def each(self, stage: str, count: int, size: int, ask: Callable[[list[int]], list[Answer]]) -> list[Answer]:

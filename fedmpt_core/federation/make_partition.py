@@ -3,10 +3,9 @@
 For simulation only: it needs all records of a data set in one place.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
+from fedmpt_core.common.progress import Progress
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data import partition
@@ -26,7 +25,7 @@ def divide(
     sites: int,
     *,
     alpha: float = 0.5,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> tuple[Partition, Dataset]:
     """Divide a data set's training records.
 

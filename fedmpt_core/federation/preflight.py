@@ -4,12 +4,13 @@ Used by the command line before a simulation and by `fedmpt check`. Raises on th
 used, with every problem of that site named.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 
+from fedmpt_core.common.progress import Progress
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.pictures import Picture
@@ -27,8 +28,6 @@ from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.private_update import mechanism
 from fedmpt_core.training.local import make_optimizer
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

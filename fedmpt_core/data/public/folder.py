@@ -6,15 +6,15 @@ named or, if that was asked for, counted; it never vanishes.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from fedmpt_core.common.progress import Progress
 from fedmpt_core.data.manifest_rows import CONTROL, ManifestError, ManifestRow, Problems
 from fedmpt_core.data.public.splits import VAL_SHARE, drawn
 
-Progress = Callable[[int, int], None]
 LeftOut = list[str]
 """Where the pictures were listed that are missing; a list that is handed in asks to go on without them."""
 

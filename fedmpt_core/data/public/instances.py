@@ -16,8 +16,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from fedmpt_core.common.progress import Progress
 from fedmpt_core.data.manifest_rows import ManifestRow, Problems
-from fedmpt_core.data.public.folder import Folder, Progress, inside
+from fedmpt_core.data.public.folder import Folder, inside
 
 _REPORT_EVERY = 5000  # entries between two reports of progress (chosen)
 _BUFFER = 1 << 16

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedmpt_core.common.progress import Progress
 from fedmpt_core.config.site import PublicName
 from fedmpt_core.data.manifest import load_rows
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.public import coco, mlrsnet, multiscene, nuswide, objects365, voc
-from fedmpt_core.data.public.folder import Folder, FolderOptions, LeftOut, Progress, present
+from fedmpt_core.data.public.folder import Folder, FolderOptions, LeftOut, present
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from fedmpt_core.common.progress import StageProgress
 from fedmpt_core.common.release import package_versions
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
@@ -36,7 +37,6 @@ from fedmpt_core.training.evaluation import Split, evaluate
 from fedmpt_core.training.local import StepRecord, local_update
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class SiteSession:
             self._budget.test_mechanism(self.model)
         self._data = SiteRecords()
 
-    def load(self, on_progress: Progress | None = None) -> SiteRecords:
+    def load(self, on_progress: StageProgress | None = None) -> SiteRecords:
         """Check the data and compute missing patch features.
 
         Args:
@@ -156,7 +156,7 @@ class SiteSession:
             None if test is None else Split(features["test"], test.targets),
         )
 
-    def prepare(self, on_progress: Progress | None = None, *, data: SiteRecords | None = None) -> Joined:
+    def prepare(self, on_progress: StageProgress | None = None, *, data: SiteRecords | None = None) -> Joined:
         """Take the site's records and describe the model.
 
         Args:
@@ -270,7 +270,7 @@ class SiteSession:
 
         return self._with_room(figures)
 
-    def _features(self, dataset: Dataset, split: str, on_progress: Progress | None) -> PatchFeatures:
+    def _features(self, dataset: Dataset, split: str, on_progress: StageProgress | None) -> PatchFeatures:
         def report(done: int, total: int) -> None:
             if on_progress:
                 on_progress(split, done, total)

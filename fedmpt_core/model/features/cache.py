@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpt_core.common.progress import Progress
 from fedmpt_core.data.pictures import Picture, as_rows
 from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.file import HEADER, FeatureCacheError, FeatureSpace, cannot, stored_files
@@ -41,7 +42,6 @@ CPU_BATCH = 4
 """Pictures that a tower on a CPU is given at once. Measured per picture, one thread: EfficientNet-Lite0 21.5 ms in
 fours, 31.9 in sixteens, whose feature maps leave the cache; ViT-B/16 267 and 289 ms."""
 
-Progress = Callable[[int, int], None]
 
 _Item = TypeVar("_Item")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
