@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import math
+from collections import Counter
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -45,8 +46,8 @@ def pattern(regex: str, words: str) -> Any:
 
 
 def _once(values: T) -> T:
-    rows: Any = values
-    twice = sorted({v for v in rows if rows.count(v) > 1})
+    given: Any = values
+    twice = sorted(value for value, times in Counter(given).items() if times > 1)
     if twice:
         raise ValueError(f"lists {', '.join(map(repr, twice))} more than once: list each once")
     return values

@@ -34,15 +34,12 @@ def drop_positives(
         The same records; targets 0 or `UNKNOWN` where a positive was dropped, unchanged elsewhere.
 
     Raises:
-        ValueError: the share is out of range.
         BadPicture: a picture cannot be read.
 
     Edge cases:
         share = 0 -> unchanged, no picture is read. share = 1 -> no positive is left. The same picture twice -> the same
         labels are dropped.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"drop_positives={share} is out of range: allowed is [0, 1]")
     if share == 0:
         return dataset
     value = 0 if become == "negative" else UNKNOWN

@@ -116,7 +116,7 @@ def test_a_wrong_folder_or_option_is_a_sentence(kind: Any, tmp_path: Path) -> No
     if kind != "voc2007":
         with pytest.raises(ValueError, match=f"is for voc2007: {kind} marks no object"):
             rows(kind, tmp_path, include_difficult=True)
-    with pytest.raises(ValueError, match="split='trainval': use one of"):
+    with pytest.raises(ValueError, match="'trainval' is not one of train, val, test"):
         load_folder(kind, str(tmp_path), DATASETS[kind].classes, "trainval")
 
 
