@@ -101,6 +101,7 @@ class LanguageModel:
         """
         where = pick_device(device)
         shown, source, options = _source(name)
+        plain = _dequantized() if "gguf_file" in options else {}
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         options |= {"trust_remote_code": False}
@@ -109,8 +110,8 @@ class LanguageModel:
             if "gguf_file" not in options:  # first, since a folder without it is no model, whatever its tokenizer is
                 _from(shown, source, lambda: AutoConfig.from_pretrained(source, **options))
             tokenizer = _from(shown, source, lambda: AutoTokenizer.from_pretrained(source, **options), what="tokenizer")
-            options |= _dequantized() if "gguf_file" in options else {}
-            model = _from(shown, source, lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options))
+            options |= {"dtype": dtype, **plain}
+            model = _from(shown, source, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
         return LanguageModel(model.to(where), tokenizer, shown)
 
     @property
