@@ -55,32 +55,32 @@ def prepared(root: Path, kit: Path, runtime: str) -> Path:
 
 
 def context(kit: Path, name: str) -> FLContext:
-    """What the parent process has when it launches a job."""
-    found = FLContext()
+    """What the parent process has when it starter a job."""
+    parent = FLContext()
     cell = SimpleNamespace(get_fqcn=lambda: name, register_request_cb=lambda **_: None)
-    found.set_prop("__identity_name__", name, private=True)
-    found.set_prop("__engine__", SimpleNamespace(cell=cell), private=True)
-    found.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(kit), name), private=True)
-    found.set_prop(FLContextKey.ARGS, SimpleNamespace(workspace=str(kit), set=["secure_train=true"]), private=True)
+    parent.set_prop("__identity_name__", name, private=True)
+    parent.set_prop("__engine__", SimpleNamespace(cell=cell), private=True)
+    parent.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(kit), name), private=True)
+    parent.set_prop(FLContextKey.ARGS, SimpleNamespace(workspace=str(kit), set=["secure_train=true"]), private=True)
     arguments = {
         JobProcessArgs.EXE_MODULE: ("-m", "nvflare.private.fed.app.client.worker_process"),
         JobProcessArgs.PARENT_URL: ("-p", "stcp://parent:8102"),
         JobProcessArgs.PARENT_CONN_SEC: ("-s", ConnectionSecurity.MTLS),
     }
-    found.set_prop(FLContextKey.JOB_PROCESS_ARGS, arguments, private=True)
-    return found
+    parent.set_prop(FLContextKey.JOB_PROCESS_ARGS, arguments, private=True)
+    return parent
 
 
 def launcher(kit: Path, name: str, classes: dict[str, Any]) -> Any:
     """The launcher that the prepared kit names, with its arguments."""
     components = json.loads((kit / "local" / "resources.json.default").read_text())["components"]
-    (found,) = [c for c in components if c["path"].rpartition(".")[2] in classes]
-    return classes[found["path"].rpartition(".")[2]](**found["args"])
+    (component,) = [c for c in components if c["path"].rpartition(".")[2] in classes]
+    return classes[component["path"].rpartition(".")[2]](**component["args"])
 
 
 def docker_job(kit: Path, name: str) -> tuple[dict[str, Any], list[Mount]]:
     """What a job's container is started with."""
-    found = launcher(kit, name, {c.__name__: c for c in (ClientDockerJobLauncher, ServerDockerJobLauncher)})
+    starter = launcher(kit, name, {c.__name__: c for c in (ClientDockerJobLauncher, ServerDockerJobLauncher)})
     asked: dict[str, Any] = {}
 
     class Started(Exception):
@@ -90,10 +90,12 @@ def docker_job(kit: Path, name: str) -> tuple[dict[str, Any], list[Mount]]:
         asked.update(options, image=image)
         raise Started
 
-    found.workspace = found.WORKSPACE_MOUNT = str(kit)  # the parent sees the kit where this test does
-    found._get_docker_client = lambda: SimpleNamespace(containers=SimpleNamespace(run=run))
-    with pytest.raises(Started):
-        found.launch_job({"job_id": JOB, "study": "default"}, context(kit, name))
+    starter.workspace = starter.WORKSPACE_MOUNT = str(kit)  # the parent sees the kit where this test does
+    networks, containers = SimpleNamespace(get=lambda name: name), SimpleNamespace(run=run)
+    engine = SimpleNamespace(ping=lambda: True, networks=networks, containers=containers)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Started):
+        patch.setattr("docker.from_env", lambda: engine)
+        starter.launch_job({"job_id": JOB, "study": "default"}, context(kit, name))
     mounts = [
         Mount(m["Target"].replace(str(kit), WORKSPACE), m["Source"] or "", m["Type"] == "bind" and not m["ReadOnly"])
         for m in asked["mounts"]
@@ -112,7 +114,7 @@ def docker_parent(kit: Path) -> list[Mount]:
 
 def k8s_job(kit: Path, name: str) -> tuple[dict[str, Any], list[Mount]]:
     """A job's pod."""
-    found = launcher(kit, name, {c.__name__: c for c in (ClientK8sJobLauncher, ServerK8sJobLauncher)})
+    starter = launcher(kit, name, {c.__name__: c for c in (ClientK8sJobLauncher, ServerK8sJobLauncher)})
     asked: list[dict[str, Any]] = []
 
     def create(body: dict[str, Any], namespace: str) -> Any:
@@ -120,13 +122,13 @@ def k8s_job(kit: Path, name: str) -> tuple[dict[str, Any], list[Mount]]:
         return SimpleNamespace(metadata=SimpleNamespace(uid="1"))
 
     running = SimpleNamespace(status=SimpleNamespace(phase="Running"))
-    found.core_v1 = SimpleNamespace(
+    starter.core_v1 = SimpleNamespace(
         create_namespaced_pod=create,
         read_namespaced_pod=lambda **_: running,
         create_namespaced_secret=lambda **_: None,
         patch_namespaced_secret=lambda **_: None,
     )
-    found.launch_job({"job_id": JOB, "study": "default"}, context(kit, name))
+    starter.launch_job({"job_id": JOB, "study": "default"}, context(kit, name))
     (pod,) = asked
     (container,) = pod["spec"]["containers"]
     claims = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in pod["spec"]["volumes"]}
@@ -164,9 +166,9 @@ def named(local: Path) -> set[str]:
         elif isinstance(value, str) and value.startswith("/"):
             yield value
 
-    found = {path for file in local.glob("fedmpt_*.toml") for path in paths(tomllib.loads(file.read_text()))}
-    assert found
-    return found
+    absolute = {path for file in local.glob("fedmpt_*.toml") for path in paths(tomllib.loads(file.read_text()))}
+    assert absolute
+    return absolute
 
 
 @pytest.mark.parametrize("name", [SITE, SERVER])

@@ -73,9 +73,9 @@ def classes(value: Any) -> Iterator[str]:
 def test_json_files_are_json_and_every_class_can_be_imported() -> None:
     files = [*own(".", "*.json"), *own(".", "*.default")]
     assert len(files) >= 9
-    found = {name for file in files for name in classes(json.loads(file.read_text()))}
-    assert len(found) > 15
-    for name in found:
+    named = {name for file in files for name in classes(json.loads(file.read_text()))}
+    assert len(named) > 15
+    for name in named:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
 
@@ -204,17 +204,17 @@ def test_dockerfiles_pass_their_linter_and_run_as_nobody_special() -> None:
 
 def closure(names: Iterable[str]) -> set[str]:
     """These distributions and all that they need, by their normalised names."""
-    found: set[str] = set()
+    needed: set[str] = set()
     asked = [Requirement(name) for name in names]
     while asked:
         wanted = asked.pop()
         name = canonicalize_name(wanted.name)
-        if name in found:
+        if name in needed:
             continue
-        found.add(name)
+        needed.add(name)
         needs = [Requirement(r) for r in metadata.requires(name) or []]
         asked += [r for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
+    return needed
 
 
 # Run with what is hidden as arguments: imports all that the server's files name, then whatever is imported anywhere in
@@ -296,9 +296,9 @@ def test_units_start_what_a_kit_holds(kits: Path) -> None:
 def gpus(offered: int) -> Gpus:
     """A site's manager as its resources file says, but for the number of its GPUs."""
     resources = json.loads((DEPLOY / "site" / "local" / "resources.json.default").read_text())
-    (found,) = [c for c in resources["components"] if c["id"] == "resource_manager"]
-    assert found["path"] == f"{Gpus.__module__}.{Gpus.__name__}"
-    return Gpus(**{**found["args"], "num_of_gpus": offered, "ignore_host": True})
+    (manager,) = [c for c in resources["components"] if c["id"] == "resource_manager"]
+    assert manager["path"] == f"{Gpus.__module__}.{Gpus.__name__}"
+    return Gpus(**{**manager["args"], "num_of_gpus": offered, "ignore_host": True})
 
 
 def test_jobs_share_a_site_s_gpu() -> None:
@@ -313,6 +313,6 @@ def test_jobs_share_a_site_s_gpu() -> None:
 @pytest.mark.parametrize(("offered", "asked"), [(0, 1), (1, 2)])
 def test_a_job_that_asks_for_more_gpus_than_the_site_has_is_told_so(offered: int, asked: int) -> None:
     """FLARE shows the second value to the submitter, a federation of tests/flare checks."""
-    said = gpus(offered).check_resources({"num_of_gpus": asked}, FLContext())
-    assert said == (False, f"the job asks for num_of_gpus={asked}, which this site does not have free")
+    answer = gpus(offered).check_resources({"num_of_gpus": asked}, FLContext())
+    assert answer == (False, f"the job asks for num_of_gpus={asked}, which this site does not have free")
     assert gpus(offered).check_resources({}, FLContext())[0]
