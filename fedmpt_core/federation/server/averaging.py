@@ -18,19 +18,7 @@ def average(updates: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> 
 
     Returns:
         (d,) float64.
-
-    Raises:
-        ValueError: no update, unequal lengths or sites, a weight that is not positive and finite.
     """
-    if not updates:
-        raise ValueError("no update to average: at least one site must answer")
-    if set(updates) != set(weights):
-        raise ValueError(f"sites {sorted(set(updates) ^ set(weights))} have an update or a weight but not both")
-    if len({u.shape for u in updates.values()}) != 1:
-        raise ValueError(f"updates differ in length: {sorted({u.shape for u in updates.values()})}")
-    bad = {s: w for s, w in weights.items() if not (np.isfinite(w) and w > 0)}
-    if bad:
-        raise ValueError(f"weights must be positive and finite, got {bad}")
     total = sum(weights.values())
     return np.asarray(sum((weights[s] / total) * updates[s].astype(np.float64) for s in sorted(updates)))
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -281,7 +281,7 @@ class Rounds:
         if earlier.layout != self.layout:
             raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
         self.state, self._privacy = earlier.state, dict(earlier.privacy)
-        self.record = self.record.continuing(earlier.record)
+        self.record = replace(self.record, rounds=earlier.record.rounds)
 
     def _train(self, carriage: Carriage, number: int) -> tuple[float, MeanUpdate]:
         """When the attempt that gave a mean began, and the mean."""
@@ -297,21 +297,13 @@ class Rounds:
                     raise RuntimeError(f"round {number} failed: {error}") from error
 
     def _attempt(self, carriage: Carriage, number: int, attempt: int) -> MeanUpdate:
-        federation = self._job.federation
-        asked = participants(
-            list(self.sites),
-            federation.participation,
-            least=federation.min_sites,
-            seed=self._job.seed,
-            round_number=number,
-            attempt=attempt,
-        )
+        asked = participants(self.sites, self._job, number, attempt)
         heads = {site: budget["head"] for site, budget in self._privacy.items()}
         training = Training(number, asked, self.layout, self.state, attempt, heads, self._job.privacy.private)
         self._keeper.event("training", round=number, sites=asked)
         try:
             carriage.train(training)
-            return training.mean(federation.min_sites)
+            return training.mean(self._job.federation.min_sites)
         finally:
             self._privacy |= training.privacy  # charged at the site, whatever became of the round
 
