@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Federation:
             record = record.with_round(number, 0.1, dict.fromkeys(self.sites, 10), {}, privacy, facts)
         record = record.ended_as("completed")
         files = ["result.json", "model.safetensors"]
-        (folder / "result.json").write_text(json.dumps(record.to_dict()))
+        (folder / "result.json").write_text(json.dumps(asdict(record)))
         (folder / "model.safetensors").write_bytes(b"model")
         copies = {}
         for site in self.sites:

@@ -1,7 +1,5 @@
 """What server and sites of a masked job work out, each for itself, from the agreed job."""
 
-from dataclasses import dataclass
-
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.model.vector import ParameterLayout
@@ -10,21 +8,13 @@ from fedmpt_core.secagg.encoding import Encoding
 from fedmpt_core.secagg.policy import Floors, Terms
 
 
-@dataclass(frozen=True)
-class SecureTerms:
-    """The protocol's numbers and how updates become integers."""
-
-    terms: Terms
-    encoding: Encoding
-
-
 def floors_of(job: JobConfig) -> Floors:
     """The least protection that a job with masks gives a member."""
     return Floors(job.federation.min_sites, job.secagg.colluders)
 
 
-def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str) -> SecureTerms:
-    """The terms of a run; equal at two parties only if job, release, layout and frozen weights are.
+def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str) -> tuple[Terms, Encoding]:
+    """Terms and encoding of a run; equal at two parties only if job, release, layout and frozen weights are.
 
     Args:
         job: the agreed job, with masks.
@@ -62,4 +52,4 @@ def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_
         rounds=job.training.rounds - job.first_round + 1 + failures,
         attempts=failures,
     )
-    return SecureTerms(terms, encoding)
+    return terms, encoding

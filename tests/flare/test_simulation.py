@@ -74,7 +74,7 @@ def test_masked_rounds_compute_what_plain_averaging_computes(sites: dict[str, Si
     events = run(Simulation(agreed, sites, tmp_path))
     config, layout, state = load_model(tmp_path)
     assert config == agreed
-    bound = secure_terms(agreed, "r", layout, "").encoding.error_bound([1.0] * 3)
+    bound = secure_terms(agreed, "r", layout, "")[1].error_bound([1.0] * 3)
     # patch features computed in other batches differ in their last bits
     assert np.allclose(state, expected[-1].state, atol=2 * bound + 1e-5)
     assert np.abs(state - expected[0].state).max() > 1e-3

@@ -53,9 +53,9 @@ class MaskedRounds:
         Raises:
             SecAggError: the job's terms are impossible, or the kit cannot be used.
         """
-        agreed = secure_terms(job, run_id, layout, backbone_digest)
-        self._job, self._encoding, self._phases = job, agreed.encoding, phases
-        self._server = SecAggServer(agreed.terms, ChainCheck(load_root(kit) if kit else None), clock=clock)
+        terms, self._encoding = secure_terms(job, run_id, layout, backbone_digest)
+        self._job, self._phases = job, phases
+        self._server = SecAggServer(terms, ChainCheck(load_root(kit) if kit else None), clock=clock)
         self._number, self._attempt = 1, 0
         self._stale = True
         self._left_out: set[str] = set()

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class RunFolder(Keeper):
 
     def write_record(self, record: RunRecord) -> None:
         """Replace `result.json`."""
-        self._replace(RESULT, (json.dumps(record.to_dict(), indent=2) + "\n").encode())
+        self._replace(RESULT, (json.dumps(asdict(record), indent=2) + "\n").encode())
 
     def write_model(self, layout: ParameterLayout, state: Any) -> None:
         """Replace `model.safetensors`; the layout is in its metadata."""

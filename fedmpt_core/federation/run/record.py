@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from fedmpt_core.config.job import JobConfig
@@ -112,17 +112,9 @@ class RunRecord:
         }
         return replace(self, rounds=(*self.rounds, row))
 
-    def continuing(self, earlier: "RunRecord") -> "RunRecord":
-        """With the rounds of the run that this one continues."""
-        return replace(self, rounds=earlier.rounds)
-
     def ended_as(self, outcome: str) -> "RunRecord":
         """With its end."""
         return replace(self, outcome=outcome, ended=_now())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,8 +131,7 @@ def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif isinstance(first, list):
             table = np.asarray(values, dtype=np.float64)
             known = np.where(table < 0, np.nan, table)
-            columns = [float(np.nanmean(c)) if not np.isnan(c).all() else -1.0 for c in known.T]
-            mean[key] = columns
+            mean[key] = [float(np.nanmean(c)) if not np.isnan(c).all() else -1.0 for c in known.T]
         else:
             mean[key] = float(np.mean(values))
     return mean
@@ -150,6 +141,14 @@ def save_model(layout: ParameterLayout, state: np.ndarray, metadata: Mapping[str
     """The trained parameters as a safetensors file, the layout in its metadata, and what else is given."""
     tensors = {name: np.ascontiguousarray(t) for name, t in layout.split(state).items()}
     return save(tensors, metadata={**(metadata or {}), "layout": layout.to_json()})
+
+
+def load_state(path: Path) -> tuple[dict[str, str], ParameterLayout, np.ndarray]:
+    """Metadata, layout and parameters of what `save_model` made. Raises OSError, SafetensorError, LayoutError."""
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+    layout = ParameterLayout.from_json(metadata.get("layout", ""))
+    return metadata, layout, layout.flatten(load_file(path))
 
 
 def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
@@ -164,11 +163,8 @@ def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
     job = job_from_dict(load_record(folder)["config"], str(folder / RESULT))
     path = folder / MODEL
     try:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="np") as file:
-            layout = ParameterLayout.from_json((file.metadata() or {}).get("layout", ""))
-        return job, layout, layout.flatten(load_file(path))
+        _, layout, state = load_state(path)
+        return job, layout, state
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: the run ended before its first round was complete") from None
     except (SafetensorError, LayoutError) as error:

@@ -6,18 +6,17 @@ own. Sites keep their own ledgers; keys of secure aggregation are made anew.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
 
 from fedmpt_core.common.files import write_whole
 from fedmpt_core.config.job import JobConfig, ResumeConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
-from fedmpt_core.federation.run.record import RunRecord, save_model
+from fedmpt_core.federation.run.record import RunRecord, load_state, save_model
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -55,7 +54,7 @@ class Checkpoint:
         path = folder / self.run_id / CHECKPOINT
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "round": self.round, "job": self.job.to_dict()}
-        facts |= {"record": self.record.to_dict(), "privacy": self.privacy}
+        facts |= {"record": asdict(self.record), "privacy": self.privacy}
         write_whole(path, save_model(self.layout, self.state, {"checkpoint": json.dumps(facts)}))
 
     def resuming(self) -> ResumeConfig:
@@ -88,16 +87,15 @@ def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
     """
     path = folder / run_id / CHECKPOINT
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        facts, layout = json.loads(metadata["checkpoint"]), ParameterLayout.from_json(metadata["layout"])
+        metadata, layout, state = load_state(path)
+        facts = json.loads(metadata["checkpoint"])
         record = {**facts["record"], "rounds": tuple(facts["record"]["rounds"])}
         return Checkpoint(
             facts["run_id"],
             job_from_dict(facts["job"], str(path)),
             facts["round"],
             layout,
-            layout.flatten(load_file(path)),
+            state,
             RunRecord(**record),
             facts["privacy"],
         )

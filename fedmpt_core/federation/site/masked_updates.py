@@ -68,14 +68,13 @@ class MaskedUpdates:
             SecAggError: keys, roster or record cannot be used.
         """
         self._job, self._layout = job, layout
-        agreed = secure_terms(job, run_id, layout, backbone_digest)
-        self._encoding = agreed.encoding
+        terms, self._encoding = secure_terms(job, run_id, layout, backbone_digest)
         identity = load_identity(kit) if kit else SiteIdentity.ephemeral(name)
         if identity.name != name:
             raise SecAggError(Abort.BAD_CERT, f"the start-up kit is of {identity.name}, the site is {name}")
         path = latch_path(site, run_id)
         self._client = SecAggClient(
-            agreed.terms,
+            terms,
             identity,
             load_roster(Path(site.secagg.roster)) if kit else None,
             load_root(kit) if kit else None,

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     job = load_job(REPOSITORY / "jobs" / "demo" / "job.toml")
     model = build_model(load_backbone(job.backbone), job.classes, job.model, job.seed)
-    (folder / RESULT).write_text(json.dumps(RunRecord.start(job, "demo").to_dict()))
+    (folder / RESULT).write_text(json.dumps(asdict(RunRecord.start(job, "demo"))))
     (folder / MODEL).write_bytes(save_model(model.layout(), model.vector()))
     return folder
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def run(folder: Path, *, backbone: Backbone | None = None, moved: float = 0.01, 
     job = JobConfig("p", CLASSES, model=ModelConfig(conditions=CONDITIONS, **model))
     made = FedMPT(backbone or FakeBackbone(), job.classes, job.model.conditions, job.model, job.seed)
     record = RunRecord.start(job, "run").with_round(1, 1.0, {}, {"mAP": 1.0, "threshold": 0.3})
-    (folder / "result.json").write_text(json.dumps(record.to_dict()))
+    (folder / "result.json").write_text(json.dumps(asdict(record)))
     state = made.vector() + moved
     (folder / "model.safetensors").write_bytes(save_model(made.layout(), state.astype(np.float32)))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

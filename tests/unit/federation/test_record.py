@@ -1,6 +1,7 @@
 """What a run leaves can be read again, and nothing damaged or foreign is taken for a run."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def run(folder: Path) -> Path:
         0, 1.0, {}, {"mAP": 20.0, "CF1": 10.0, "OF1": 15.0, "gate": [0.5, 0.5]}
     )
     record = record.with_round(1, 2.0, {"a": 60}, {"mAP": 30.0, "CF1": 20.0, "OF1": 25.0, "gate": [0.2, 0.8]})
-    (folder / "result.json").write_text(json.dumps(record.ended_as("completed").to_dict()))
+    (folder / "result.json").write_text(json.dumps(asdict(record.ended_as("completed"))))
     (folder / "model.safetensors").write_bytes(save_model(LAYOUT, STATE))
     return folder
 

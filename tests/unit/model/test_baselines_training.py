@@ -184,7 +184,7 @@ def test_checkpoint_prediction_and_preflight(method: str, tmp_path: Path) -> Non
     kept = load_checkpoint(tmp_path, "run")
     assert kept.job == agreed
     assert np.array_equal(kept.state, state)
-    (tmp_path / "result.json").write_text(json.dumps(record.to_dict()))
+    (tmp_path / "result.json").write_text(json.dumps(dataclasses.asdict(record)))
     (tmp_path / "model.safetensors").write_bytes(save_model(model.layout(), state))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")

@@ -449,8 +449,8 @@ class Sites:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, job: JobConfig = JOB) -> None:
         monkeypatch.setattr(SiteIdentity, "ephemeral", staticmethod(identity))
-        agreed = secure_terms(job, "run-1", LAYOUT, "0" * 64)
-        self.server, self.encoding = SecAggServer(agreed.terms, ChainCheck(None)), agreed.encoding
+        terms, self.encoding = secure_terms(job, "run-1", LAYOUT, "0" * 64)
+        self.server = SecAggServer(terms, ChainCheck(None))
         self.sites = {
             name: MaskedUpdates(
                 job,
@@ -1064,7 +1064,7 @@ def test_a19_the_same_attempt_with_other_content_is_refused_while_a_member_train
 
 def test_a20_every_number_of_the_agreement_is_in_the_job_s_digest() -> None:
     def digest(job: JobConfig, layout: ParameterLayout = LAYOUT, backbone: str = "0" * 64) -> bytes:
-        return secure_terms(job, "run-1", layout, backbone).terms.digest
+        return secure_terms(job, "run-1", layout, backbone)[0].digest
 
     changed = [
         replace(JOB, secagg=replace(JOB.secagg, **{name: value}))
