@@ -100,8 +100,8 @@ def check_aggregation(run: Run) -> None:
             run.say("aggregation-rules", where, f"its sum is not described: {error}", "the record was changed")
             continue
         if facts.get("threshold") != threshold or len(survivors) < threshold or not survivors <= set(cohort):
-            said = f"{len(survivors)} of {len(cohort)} sites, threshold {facts.get('threshold')}"
-            text = f"{said}: the rules ask for {threshold}"
+            sizes = f"{len(survivors)} of {len(cohort)} sites, threshold {facts.get('threshold')}"
+            text = f"{sizes}: the rules ask for {threshold}"
             run.say("aggregation-rules", where, text, "the record was changed, or the sites did not keep their rules")
         if transcript in transcripts:
             run.say("round-twice", where, "its transcript is that of another round", "a round was copied in the record")

@@ -34,10 +34,10 @@ def run() -> list[Row]:
             raise RuntimeError("the kits make no roster")
         write_roster(root / "roster.json", anchors.roster)
         places = [str(run) for run in runs]
-        audited, said = _timed(["audit", *places, "--roster", str(root / "roster.json"), "--json"])
+        audited, printed = _timed(["audit", *places, "--roster", str(root / "roster.json"), "--json"])
         idle, _ = _timed(["audit", "--help"])
-    found = json.loads(said)
-    if not found["passed"] or len(found["runs"]) != JOBS:
+    summary = json.loads(printed)
+    if not summary["passed"] or len(summary["runs"]) != JOBS:
         raise RuntimeError("the audit did not pass what it was to be timed with")
     what = f"audit of {JOBS} jobs, {SITES} sites, {ROUNDS} rounds (s; other: starting the program)"
     return [Row(what, f"{audited:.1f}", f"{idle:.1f}", f"{audited / idle:.1f}", f"<= {BOUND:g} s", audited <= BOUND)]
