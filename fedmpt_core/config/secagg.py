@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedmpt_core.config.checks import Once, checked
-from fedmpt_core.secagg.encoding import headroom
+from fedmpt_core.secagg.headroom import headroom
 from fedmpt_core.secagg.policy import LEAST_COHORT
 
 Metric = Literal["loss"]

@@ -11,10 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedmpt_core.config.checks import checked, pattern
+from fedmpt_core.config.datasets import Division, PublicName
 from fedmpt_core.config.secagg import SiteSecAggConfig
-
-PublicName = Literal["voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet"]
-"""The public data sets; `data.public.registry` has the rest."""
 
 
 @checked
@@ -37,7 +35,7 @@ class DataConfig:
     """Which part of `shares` parts this site takes of a data set that several simulated sites split; from 1."""
     shares: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of parts; 1 means the whole set."""
-    partition: Literal["labels", "features", "dirichlet", "uniform"] = "labels"
+    partition: Division = "labels"
     """How a split data set is divided: by clusters of label sets (`labels`) or of the frozen towers' `features`, by
     `dirichlet` draws, or uniformly."""
     dirichlet_alpha: Annotated[float, Field(ge=0.01, le=1000)] = 0.5

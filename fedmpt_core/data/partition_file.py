@@ -13,15 +13,15 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from fedmpt_core.common.files import write_whole
+from fedmpt_core.config.datasets import Division
 from fedmpt_core.data.pictures import Dataset
 
 SCHEMA = 1
-Kind = Literal["labels", "features", "dirichlet", "uniform"]
 _KEYS = ("schema", "kind", "seed", "alpha", "backbone", "records", "digest", "sites")
 
 
@@ -41,7 +41,7 @@ class Partition:
         backbone: digest of the frozen towers whose features were clustered; empty for the other kinds.
     """
 
-    kind: Kind
+    kind: Division
     seed: int
     parts: tuple[np.ndarray, ...]
     alpha: float | None = None
@@ -90,7 +90,7 @@ def load_partition(path: Path, dataset: Dataset) -> Partition:
         )
     alpha = values["alpha"]
     fits = (
-        values["kind"] in get_args(Kind)
+        values["kind"] in get_args(Division)
         and type(values["seed"]) is int
         and (alpha is None or type(alpha) in (int, float))
         and type(values["backbone"]) is str

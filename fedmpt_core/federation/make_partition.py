@@ -6,10 +6,11 @@ For simulation only: it needs all records of a data set in one place.
 import numpy as np
 
 from fedmpt_core.common.progress import Progress
+from fedmpt_core.config.datasets import Division
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data import partition
-from fedmpt_core.data.partition_file import Kind, Partition
+from fedmpt_core.data.partition_file import Partition
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.source import NoData, whole_split
 from fedmpt_core.federation.site.session import open_cache
@@ -21,7 +22,7 @@ from fedmpt_core.model.features.cache import PatchFeatures
 def divide(
     job: JobConfig,
     site: SiteConfig,
-    kind: Kind,
+    kind: Division,
     sites: int,
     *,
     alpha: float = 0.5,

@@ -11,31 +11,11 @@ from typing import Literal
 import numpy as np
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.headroom import HALF, WEIGHT_BITS, headroom, largest_word
 from fedmpt_core.secagg.masking import uniform_words
 
-WEIGHT_BITS = 20
 METRIC_RANGE = 1000.0
-_HALF = 2**31
 _PIECE = 1 << 14  # chosen: numbers rounded at a time
-
-
-def headroom(max_sites: int, value_range: float, fraction_bits: int) -> int:
-    """Largest absolute sum of one coordinate over `max_sites` sites.
-
-    Raises:
-        SecAggError: OVERFLOW, it is not below 2^31, so a sum could run over and look like another number.
-    """
-    largest = max_sites * _limit(value_range, fraction_bits)
-    if largest >= _HALF:
-        fits = np.floor((_HALF - 1) // max_sites / 2**fraction_bits * 1000) / 1000
-        raise SecAggError(
-            Abort.OVERFLOW,
-            f"max_sites={max_sites} times value_range={value_range:g} times 2^{fraction_bits} is not below 2^31: sums "
-            f"could run over; value_range={fits:.6g} is the largest that fits, or take fewer sites or bits",
-        )
-    if max_sites << WEIGHT_BITS >= _HALF:
-        raise SecAggError(Abort.OVERFLOW, f"max_sites={max_sites}: the sum of weights could run over 2^31")
-    return largest
 
 
 @dataclass(frozen=True)
@@ -160,11 +140,11 @@ class Encoding:
 
     @property
     def _metric_bits(self) -> int:
-        return int(np.floor(np.log2((_HALF - 1) / (self.max_sites * METRIC_RANGE))))
+        return int(np.floor(np.log2((HALF - 1) / (self.max_sites * METRIC_RANGE))))
 
     def _fill(self, words: np.ndarray, update: np.ndarray, scale: float) -> int:
         """Round the update into `words`, piece by piece so that nothing leaves the cache; how many were cut off."""
-        limit, clamped = _limit(self.value_range, self.fraction_bits), 0
+        limit, clamped = largest_word(self.value_range, self.fraction_bits), 0
         noise = uniform_words(self.size) if self.rounding == "stochastic" else None
         for start in range(0, self.size, _PIECE):
             part = update[start : start + _PIECE]
@@ -181,7 +161,3 @@ class Encoding:
                 np.clip(values, -limit, limit, out=values)
             words[start : start + len(part)] = values
         return clamped
-
-
-def _limit(value_range: float, fraction_bits: int) -> int:
-    return int(np.ceil(value_range * 2**fraction_bits))

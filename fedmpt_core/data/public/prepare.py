@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fedmpt_core.common.files import file_digest, whole_file, write_whole
 from fedmpt_core.common.progress import Progress
 from fedmpt_core.common.release import RELEASE
-from fedmpt_core.config.site import PublicName
+from fedmpt_core.config.datasets import PublicName
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, write_manifest
 from fedmpt_core.data.public.folder import FolderOptions, LeftOut
 from fedmpt_core.data.public.registry import DATASETS, folder_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedmpt_core.common.progress import Progress
-from fedmpt_core.config.site import PublicName
+from fedmpt_core.config.datasets import PublicName
 from fedmpt_core.data.manifest import load_rows
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
 from fedmpt_core.data.pictures import Dataset

@@ -5,7 +5,8 @@ bound that composes mechanisms, never epsilons. The neighbours differ by adding 
 where the unit is larger. Opacus' PRV accountant (Gopi et al. 2021, arXiv 2106.02848) is the cross-check. It must never
 report less than was spent: what cannot be computed is an `AccountingError`, not a number.
 
-dp-accounting is imported where it is used and torch only by `cross_checked`: a FLARE parent process holds this module.
+dp-accounting and numpy are imported where they are used and torch only by `cross_checked`: a FLARE parent process holds
+this module, and who looks at an unused ledger needs none of them.
 """
 
 import math
@@ -13,9 +14,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fedmpt_core.common.release import named
 
@@ -206,8 +206,7 @@ def privacy_profile(history: Iterable[Steps], epsilons: Sequence[float]) -> list
 
 def is_real(value: float) -> bool:
     """Whether it is a finite number and no truth value."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_rate(rate: float) -> None:
@@ -218,7 +217,7 @@ def check_rate(rate: float) -> None:
 
 def check_count(name: str, count: int, least: int) -> None:
     """Raises ValueError unless it is a whole number of at least `least`."""
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
         raise ValueError(f"{name}={count!r} must be a whole number, at least {least}")
 
 
@@ -293,6 +292,8 @@ def _interval(kinds: tuple[Kind, ...], delta: float) -> float:
         raise AccountingError(f"{sum(counts)} steps are more than the {MOST_STEPS} that can be accounted for")
     if (least := min(noise for _, noise, _ in kinds)) < SMALLEST_NOISE:
         raise AccountingError(f"noise_multiplier={least:.3g} of {_in_words(kinds)} is below {SMALLEST_NOISE}: use more")
+    import numpy as np
+
     means, variances, reaches = zip(*(_moments(q, noise) for q, noise, _ in kinds), strict=True)
     mean, spread = float(np.dot(means, counts)), math.sqrt(np.dot(variances, counts))
     z = math.sqrt(-2 * math.log(delta)) + 1
@@ -310,6 +311,8 @@ def _moments(q: float, noise: float) -> tuple[float, float, float]:
 
     By the trapezoid rule over ten standard deviations of the noise.
     """
+    import numpy as np
+
     x = np.linspace(-10 * noise, 1 + 10 * noise, 20_001)
     with np.errstate(under="ignore", over="ignore"):
         density = (1 - q) * np.exp(-((x / noise) ** 2) / 2) + q * np.exp(-(((x - 1) / noise) ** 2) / 2)
@@ -329,6 +332,7 @@ def _prv(kinds: tuple[Kind, ...], delta: float, pld: float) -> float:
             f"PRV would need {points:.1g} points for {_in_words(kinds)} (epsilon {pld:.1f}), which cannot be "
             "cross-checked: use more noise or fewer steps"
         )
+    import numpy as np
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()

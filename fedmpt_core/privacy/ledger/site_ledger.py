@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmpt_core.common.signing import load_signer, verifier
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, LedgerError, read_ledger
 
@@ -53,12 +52,12 @@ def _identity(policy: SitePrivacyConfig, name: str) -> dict[str, Any]:
 
 def read_site_ledger(policy: SitePrivacyConfig, kit: Path | None) -> Entries:
     """All entries, chain and signatures verified, without writing. Raises LedgerError or SigningError."""
-    return read_ledger(ledger_path(policy), verifier(kit / "client.crt") if kit else None)
+    return read_ledger(ledger_path(policy), _verifier(kit))
 
 
 def read_site_ledgers(policy: SitePrivacyConfig, kit: Path | None) -> dict[str, Entries]:
     """The ledgers of all data sets in the policy's folder, verified, by data set. Raises as `read_site_ledger`."""
-    verify = verifier(kit / "client.crt") if kit else None
+    verify = _verifier(kit)
     return {path.name.removesuffix(SUFFIX): read_ledger(path, verify) for path in ledger_paths(policy)}
 
 
@@ -76,15 +75,25 @@ def ledger_copy(policy: SitePrivacyConfig, kit: Path | None) -> tuple[bytes, byt
     Raises:
         LedgerError: the ledger cannot be trusted; SigningError: the certificate cannot be used.
     """
-    path, certificate = ledger_path(policy), kit / "client.crt" if kit else None
-    verified = read_ledger(path, verifier(certificate) if certificate else None)
+    path = ledger_path(policy)
+    verified = read_ledger(path, _verifier(kit))
     lines = path.read_bytes().splitlines(keepends=True)[: len(verified)]  # what others append meanwhile is left out
-    return b"".join(lines), certificate.read_bytes() if certificate else b""
+    return b"".join(lines), (kit / "client.crt").read_bytes() if kit else b""
 
 
 def signing(kit: Path | None) -> tuple[Any, Any]:
     """Signer and verifier of a start-up kit, or two None. Raises SigningError."""
     if kit is None:
         return None, None
+    from fedmpt_core.common.signing import load_signer  # X.509, which an unsigned ledger does without
+
     signer, verify, _ = load_signer(kit / "client.key", kit / "client.crt")
     return signer, verify
+
+
+def _verifier(kit: Path | None) -> Any:
+    if kit is None:
+        return None
+    from fedmpt_core.common.signing import verifier  # as above
+
+    return verifier(kit / "client.crt")

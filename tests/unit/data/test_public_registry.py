@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from fedmpt_core.config.site import PublicName
+from fedmpt_core.config.datasets import PublicName
 from fedmpt_core.config.toml import load_job, load_sites
 from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow
 from fedmpt_core.data.partition import sites_for

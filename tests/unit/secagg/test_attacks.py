@@ -37,8 +37,9 @@ from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import ClipGroup, PrivateOptimizer
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.client import SecAggClient
-from fedmpt_core.secagg.encoding import Encoding, headroom
+from fedmpt_core.secagg.encoding import Encoding
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
+from fedmpt_core.secagg.headroom import headroom
 from fedmpt_core.secagg.identity import ChainCheck, Session, SiteIdentity
 from fedmpt_core.secagg.keys import self_mask_key
 from fedmpt_core.secagg.latch import Latch

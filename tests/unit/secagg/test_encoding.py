@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmpt_core.secagg.encoding import METRIC_RANGE, WEIGHT_BITS, Encoding, headroom
+from fedmpt_core.secagg.encoding import METRIC_RANGE, Encoding
 from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.headroom import WEIGHT_BITS, headroom
 
 EXACT = Encoding(4, rounding="deterministic")
 
