@@ -1,17 +1,10 @@
 """`fedmpt bench`: methods side by side on one folder's data, over several seeds."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from fedmpt_core.config.site import default_cache
-from fedmpt_flare.cli.screen import say
 
 
 def bench(
@@ -61,6 +54,8 @@ def bench(
     from fedmpt_core.benchmark.runs import run_missing
     from fedmpt_core.benchmark.shared_records import SharedRecords
     from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
+    from fedmpt_core.config.site import default_cache
+    from fedmpt_flare.cli.screen import progress
 
     inputs = load_inputs(data)
     names = METHODS if methods == "all" else tuple(m.strip() for m in methods.split(","))
@@ -72,7 +67,14 @@ def bench(
         tried = []
         planned = {name: cases_of(inputs, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
     cases = [case for cases in planned.values() for case in cases]
-    with ResultsFile(out) as finished, _progress(quiet=as_json) as (on_run, on_features):
+    with ResultsFile(out) as finished, progress(quiet=as_json) as show:
+
+        def on_run(case: Any, result: Any, done: int, total: int) -> None:
+            show("runs", done, total, f"({case.row}, seed {case.job.seed})")
+
+        def on_features(what: str, done: int, total: int) -> None:
+            show("features", done, total, f"({what})")
+
         run_missing(cases, finished, SharedRecords(cache or default_cache(), on_features, threads=threads), on_run)
         if tune:
             text = tuning_table(tried, finished.results)
@@ -82,23 +84,5 @@ def bench(
     if as_json:
         typer.echo((out / "results.json").read_text() if not tune else json.dumps({"tuning": text}))
         return
-    say(text)
-    say(f"Wrote {out}")
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[tuple[Any, Any]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as progress:
-        runs, features = progress.add_task("runs", total=None), progress.add_task("features", total=None, visible=False)
-
-        def on_run(case: Any, result: Mapping[str, Any] | None, done: int, total: int) -> None:
-            progress.update(runs, description=f"{case.row}, seed {case.job.seed}", completed=done, total=total)
-            progress.update(features, visible=False)
-
-        def on_features(what: str, done: int, total: int) -> None:
-            progress.update(
-                features, description=f"features: {what}", completed=done, total=total, visible=done < total
-            )
-
-        yield on_run, on_features
+    typer.echo(text)
+    typer.echo(f"Wrote {out}")

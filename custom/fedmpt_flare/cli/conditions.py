@@ -1,19 +1,12 @@
 """`fedmpt conditions`: lists of abstract conditions, found with a language model or read. Nothing is sent."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from fedmpt_core.config.toml import ConfigError, load_site
-from fedmpt_flare.cli.screen import say
+from fedmpt_flare.cli.options import AsJson, Kit, SiteFile, SiteName, Unsigned, WrongUse, check_signed
 
 conditions = typer.Typer(
     help="Lists of abstract conditions: find them with a language model, look at them.", no_args_is_help=True
@@ -22,7 +15,6 @@ conditions = typer.Typer(
 Classes = Annotated[
     Path, typer.Argument(metavar="CLASSES", help="A job.toml (its classes and backbone), or a text file, one a line.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 _FORMATS = {"generate": "writes sentences and sums them up", "score": "chooses from a lexicon"}
 
 
@@ -31,15 +23,19 @@ def list_(as_json: AsJson = False) -> None:
     """The lists that come with this release; a job names one in `model.conditions`."""
     from fedmpt_core.config.condition_lists import load_conditions, preset_names
 
-    found = [load_conditions(name) for name in preset_names()]
+    lists = [load_conditions(name) for name in preset_names()]
     if as_json:
-        typer.echo(json.dumps([vars(one) for one in found]))
+        typer.echo(json.dumps([vars(one) for one in lists]))
         return
+    from rich.table import Table
+
+    from fedmpt_flare.cli.screen import print_table
+
     table = Table("name", "conditions", "for", "digest")
-    for one in found:
+    for one in lists:
         whom = f"{len(one.classes)} classes" if one.classes else "any classes"
         table.add_row(one.name, ", ".join(one.conditions), whom, one.digest[:12])
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 @conditions.command()
@@ -58,27 +54,33 @@ def show(
     if as_json:
         typer.echo(json.dumps({**content, "raw_answers": raw} if answers else content))
         return
-    say(f"{content['name']}: {', '.join(content['conditions'])}")
-    say(f"Digest {content['digest']}")
-    say(provenance["note"] or "No note.")
+    typer.echo(f"{content['name']}: {', '.join(content['conditions'])}")
+    typer.echo(f"Digest {content['digest']}")
+    typer.echo(provenance["note"] or "No note.")
     if content["schema"] == 1:
         if answers:
-            raise ConfigError(f"{name}: was taken by hand: no model was asked")
+            raise WrongUse(f"{name}: was taken by hand: no model was asked")
         return
     model, settings = provenance["model"], provenance["settings"]
-    say(f"For {len(content['classes'])} classes: {', '.join(content['classes'])}")
-    say(f"Model {model['name']} {_FORMATS[provenance['method']]}; weights {model['weights'][:16]}, {model['library']}")
-    say(f"{settings['label_sets']} label sets, seed {settings['seed']}; text features of {settings['backbone']}")
+    typer.echo(f"For {len(content['classes'])} classes: {', '.join(content['classes'])}")
+    typer.echo(
+        f"Model {model['name']} {_FORMATS[provenance['method']]}; weights {model['weights'][:16]}, {model['library']}"
+    )
+    typer.echo(f"{settings['label_sets']} label sets, seed {settings['seed']}; text features of {settings['backbone']}")
+    from rich.table import Table
+
+    from fedmpt_flare.cli.screen import print_table
+
     table = Table("", "condition", "coverage", "visual", "closest kept", "cosine")
     for row in provenance["ranking"]:
         visual = "–" if row["visual"] is None else f"{row['visual']:.2e}"
         kept, nearest = "kept" if row["kept"] else "", row["closest"]
         table.add_row(kept, row["condition"], f"{row['coverage']:.2f}", visual, nearest, f"{row['cosine']:.2f}")
-    Console(highlight=False).print(table)
+    print_table(table)
     if answers and raw is None:
-        say(f"The raw answers were too long for the list; their SHA-256 is {provenance['answers']['sha256']}.")
+        typer.echo(f"The raw answers were too long for the list; their SHA-256 is {provenance['answers']['sha256']}.")
     for line in raw or ():
-        say(f"{line['stage']} {line['number']}{' (cut off)' if line['cut'] else ''}: {line['answer']}")
+        typer.echo(f"{line['stage']} {line['number']}{' (cut off)' if line['cut'] else ''}: {line['answer']}")
 
 
 @conditions.command()
@@ -139,9 +141,9 @@ def discover(
     from fedmpt_core.conditions.scorer import load_lexicon
 
     if out.suffix != ".json" or out.exists() or not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: name a new .json file in an existing folder; a list is never replaced")
+        raise WrongUse(f"--out {out}: name a new .json file in an existing folder; a list is never replaced")
     if lexicon and not scorer:
-        raise ConfigError(f"--lexicon {lexicon}: the model chooses from it with --scorer only")
+        raise WrongUse(f"--lexicon {lexicon}: the model chooses from it with --scorer only")
     writing: dict[str, Any] = {
         "candidates": candidates,
         "sentences": sentences,
@@ -152,7 +154,7 @@ def discover(
     given = {name: value for name, value in writing.items() if value is not None}
     if scorer and given:
         options = ", ".join("--max-new-tokens" if n == "most_tokens" else f"--{n.replace('_', '-')}" for n in given)
-        raise ConfigError(f"{options}: of a model that writes, while one with --scorer chooses: leave it out")
+        raise WrongUse(f"{options}: of a model that writes, while one with --scorer chooses: leave it out")
     config = DiscoveryConfig(
         method="score" if scorer else "generate",
         conditions=number,
@@ -168,12 +170,13 @@ def discover(
     from fedmpt_core.conditions.language_model import LanguageModel
     from fedmpt_core.model.backbone.load import load_backbone
     from fedmpt_core.model.device import pick_device
+    from fedmpt_flare.cli.screen import progress
 
     if not as_json:
-        say(f"{len(names)} classes; loading the language model {model} and the text tower")
+        typer.echo(f"{len(names)} classes; loading the language model {model} and the text tower")
     backbone = load_backbone(tower).to(pick_device(device))
     asked = LanguageModel.load(model, device)
-    with _bars(quiet=as_json) as report:
+    with progress(quiet=as_json) as report:
         content = discover(
             out.stem,
             names,
@@ -190,16 +193,16 @@ def discover(
         typer.echo(json.dumps(content))
     else:
         show(str(out))
-        say(f'Wrote {out}. A job beside it names it with [model] conditions = "{out.name}".')
+        typer.echo(f'Wrote {out}. A job beside it names it with [model] conditions = "{out.name}".')
 
 
 @conditions.command()
 def counts(
-    site_file: Annotated[Path, typer.Argument(metavar="SITE.TOML", help="The site's own file, fedmpt_site.toml.")],
+    site_file: SiteFile,
     classes: Annotated[
         Path, typer.Option("--classes", metavar="CLASSES", help="A job.toml, or a text file with one class a line.")
     ],
-    name: Annotated[str, typer.Option("--name", help="The site's name in the federation.")],
+    name: SiteName,
     noise_multiplier: Annotated[
         float, typer.Option("--noise-multiplier", help="Standard deviation of the noise over --max-norm.")
     ],
@@ -207,10 +210,8 @@ def counts(
     max_norm: Annotated[
         float, typer.Option("--max-norm", help="Bound on what one record or group adds to all pairs together (L2).")
     ] = 1.0,
-    kit: Annotated[
-        Path | None, typer.Option("--kit", metavar="DIR", help="The site's startup folder, whose key signs the ledger.")
-    ] = None,
-    unsigned: Annotated[bool, typer.Option("--unsigned", help="For simulations, which have no keys.")] = False,
+    kit: Kit = None,
+    unsigned: Unsigned = False,
     in_clear: Annotated[
         bool, typer.Option("--in-clear", help="Agree that the counts leave without a mask; the noise protects them.")
     ] = False,
@@ -225,11 +226,11 @@ def counts(
     """
     from fedmpt_core.conditions.class_list import read_classes
     from fedmpt_core.conditions.cooccurrence import CountRelease, write_counts
+    from fedmpt_core.config.toml import load_site
 
-    if (kit is None) != unsigned:
-        raise ConfigError("give --kit DIR, or --unsigned for a simulation")
+    check_signed(kit, unsigned=unsigned)
     if out.exists() or not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: name a new file in an existing folder")
+        raise WrongUse(f"--out {out}: name a new file in an existing folder")
     names, _ = read_classes(classes)
     release = CountRelease(
         load_site(site_file, name),
@@ -242,24 +243,9 @@ def counts(
         in_clear=in_clear,
     )
     cost = release.projection
-    told = f"epsilon {cost.job:.3f}; the data set's total with it: {cost.total:.3f} of {cost.cap:g}"
+    price = f"epsilon {cost.job:.3f}; the data set's total with it: {cost.total:.3f} of {cost.cap:g}"
     if dry_run:
-        say(f"Nothing was charged. The release would cost {told}.")
+        typer.echo(f"Nothing was charged. The release would cost {price}.")
         return
     write_counts(release.make(), out)
-    say(f"Wrote {out}. The release cost {told}.")
-
-
-@contextlib.contextmanager
-def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage."""
-    columns = (TextColumn("› {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(highlight=False, quiet=quiet)) as bars:
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(escape(stage), total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
+    typer.echo(f"Wrote {out}. The release cost {price}.")

@@ -2,29 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from fedmpt_core.config.site import SitePrivacyConfig
-from fedmpt_core.config.toml import ConfigError, load_job, load_site
-from fedmpt_flare.cli.screen import harmless, say
+from fedmpt_flare.cli.options import AsJson, Kit, SiteFile, SiteName, Unsigned, WrongUse, check_signed
+
+if TYPE_CHECKING:
+    from fedmpt_core.config.site import SitePrivacyConfig
+    from fedmpt_core.privacy.ledger.statement import Statement
 
 ledger = typer.Typer(help="A site's privacy ledgers: what was spent, by which job, what is left.", no_args_is_help=True)
 
-SiteFile = Annotated[Path, typer.Argument(metavar="SITE.TOML", help="The site's own file, fedmpt_site.toml.")]
-Name = Annotated[str, typer.Option("--name", help="The site's name in the federation.")]
-Kit = Annotated[
-    Path | None, typer.Option("--kit", metavar="DIR", help="The site's startup folder, whose key signs the ledger.")
-]
-Unsigned = Annotated[bool, typer.Option("--unsigned", help="For simulations, which have no keys.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-
 
 @ledger.command()
-def create(site_file: SiteFile, name: Name, kit: Kit = None, unsigned: Unsigned = False) -> None:
+def create(site_file: SiteFile, name: SiteName, kit: Kit = None, unsigned: Unsigned = False) -> None:
     """Start the ledger of a data set that no job has trained on yet.
 
     A missing ledger is never started by a job: who lost one must restore it.
@@ -33,13 +25,13 @@ def create(site_file: SiteFile, name: Name, kit: Kit = None, unsigned: Unsigned 
 
     policy = _policy(site_file, name, kit, unsigned)
     create_ledger(policy, name, kit)
-    say(f"Started {ledger_path(policy)}: epsilon 0 of {policy.epsilon:g} spent.")
+    typer.echo(f"Started {ledger_path(policy)}: epsilon 0 of {policy.epsilon:g} spent.")
 
 
 @ledger.command()
 def show(
     site_file: SiteFile,
-    name: Name,
+    name: SiteName,
     kit: Kit = None,
     unsigned: Unsigned = False,
     plan: Annotated[
@@ -48,6 +40,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """What was spent on each data set, by which job, what is left, and what a planned job would cost."""
+    from fedmpt_core.config.toml import load_job
     from fedmpt_core.privacy.ledger.budget import check_policy, resolved
     from fedmpt_core.privacy.ledger.site_ledger import ledger_path, read_site_ledgers
     from fedmpt_core.privacy.ledger.statement import plan as plan_of
@@ -59,22 +52,20 @@ def show(
     planned = None
     if plan:
         if policy.dataset not in ledgers:
-            raise ConfigError(f"{ledger_path(policy)} is missing: start it with `fedmpt ledger create`, or restore it")
+            raise WrongUse(f"{ledger_path(policy)} is missing: start it with `fedmpt ledger create`, or restore it")
         job = resolved(load_job(plan))
         if not job.privacy.private:
-            raise ConfigError(
-                f"{plan}: trains without differential privacy: no ledger is charged and nothing limits it"
-            )
+            raise WrongUse(f"{plan}: trains without differential privacy: no ledger is charged and nothing limits it")
         check_policy(job, policy)
         planned = plan_of(job, policy, ledgers[policy.dataset])
     if as_json:
-        found: dict[str, Any] = {"ledgers": [account.to_dict() for account in accounts]}
-        typer.echo(json.dumps(found | ({"plan": vars(planned)} if planned else {})))
+        report: dict[str, Any] = {"ledgers": [account.to_dict() for account in accounts]}
+        typer.echo(json.dumps(report | ({"plan": vars(planned)} if planned else {})))
         return
     for account in accounts:
         _show(account)
     if planned:
-        say(
+        typer.echo(
             f"Job {planned.job} would spend epsilon {planned.epsilon:.3f}; '{policy.dataset}' would then be at "
             f"{planned.total:.3f} of {policy.epsilon:g}. It fits {planned.repeats} time{'s' * (planned.repeats != 1)} "
             "in a row."
@@ -84,7 +75,7 @@ def show(
 @ledger.command()
 def export(
     site_file: SiteFile,
-    name: Name,
+    name: SiteName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder for the export.")],
     kit: Kit = None,
     unsigned: Unsigned = False,
@@ -93,14 +84,14 @@ def export(
     from fedmpt_core.privacy.ledger.export import export_ledger
 
     policy = _policy(site_file, name, kit, unsigned)
-    found = export_ledger(policy, name, kit, out)
-    say(f"Wrote {', '.join(found.files)} and export.json to {out}.")
+    written = export_ledger(policy, name, kit, out)
+    typer.echo(f"Wrote {', '.join(written.files)} and export.json to {out}.")
 
 
 @ledger.command()
 def rotate(
     site_file: SiteFile,
-    name: Name,
+    name: SiteName,
     old_kit: Annotated[
         Path, typer.Option("--old-kit", metavar="DIR", help="The startup folder whose key signs the ledger so far.")
     ],
@@ -112,15 +103,15 @@ def rotate(
     policy = _policy(site_file, name, kit, unsigned=False)
     changed = succession.rotate(policy, name, old_kit, kit)
     for path in changed:
-        say(f"{path} is signed by the key of {kit} from now on.")
+        typer.echo(f"{path} is signed by the key of {kit} from now on.")
     if not changed:
-        say("Nothing to do: all ledgers are signed by this key already.")
+        typer.echo("Nothing to do: all ledgers are signed by this key already.")
 
 
 @ledger.command()
 def migrate(
     site_file: SiteFile,
-    name: Name,
+    name: SiteName,
     sources: Annotated[
         list[str], typer.Option("--from", metavar="DATASET", help="Old name of the data set; several are merged.")
     ],
@@ -133,33 +124,36 @@ def migrate(
 
     policy = _policy(site_file, name, kit, unsigned)
     count = succession.migrate(policy, name, kit, sources)
-    say(f"Started {ledger_path(policy)} with {count} charges of {', '.join(sources)}, which are closed now.")
+    typer.echo(f"Started {ledger_path(policy)} with {count} charges of {', '.join(sources)}, which are closed now.")
 
 
-def _policy(site_file: Path, name: str, kit: Path | None, unsigned: bool) -> SitePrivacyConfig:
+def _policy(site_file: Path, name: str, kit: Path | None, unsigned: bool) -> "SitePrivacyConfig":
+    from fedmpt_core.config.toml import ConfigError, load_site
+
     site = load_site(site_file, name)
     if site.privacy is None:
         raise ConfigError(f"{site_file}: has no [privacy] table: write the site's policy first")
-    if (kit is None) != unsigned:
-        raise ConfigError("give --kit DIR, or --unsigned for a simulation")
+    check_signed(kit, unsigned=unsigned)
     return site.privacy
 
 
-def _show(account: Any) -> None:
+def _show(account: "Statement") -> None:
+    from rich.table import Table
+
+    from fedmpt_flare.cli.screen import harmless, print_table
+
     cap = f" of {account.cap:g}, {account.left:.3f} left" if account.cap is not None else ""
     state = f"; closed, goes on as '{account.successor}'" if account.successor else ""
     title = f"{account.dataset}: epsilon {account.total:.3f}{cap} (delta {account.delta:g}, per {account.unit}){state}"
     table = Table("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone", title=harmless(title))
     table.title_justify = "left"
-    for column in table.columns:
-        column.overflow = "fold"
     for job in account.jobs:
         mechanism = "; ".join(f"{count} steps, rate {q:g}, noise {noise:g}" for q, noise, count in job.mechanisms)
         counts = (str(n) if job.first else "–" for n in (job.rounds, job.attempts, job.released))
         first = job.first[:16].replace("T", " ") or "carried"
         table.add_row(harmless(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}")
-    Console(highlight=False).print(table)
+    print_table(table)
     if account.open:
-        say(f"{account.open} attempts were charged and released nothing; they count all the same.")
+        typer.echo(f"{account.open} attempts were charged and released nothing; they count all the same.")
     if account.torn:
-        say(account.torn)
+        typer.echo(account.torn)

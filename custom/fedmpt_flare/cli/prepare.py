@@ -1,19 +1,13 @@
-"""`fedmpt prepare` and `fedmpt partition`: public data sets to manifests, one data set divided over simulated sites."""
+"""`fedmpt prepare`: a public data set's folder to a manifest."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from fedmpt_core.config.site import PublicName
-from fedmpt_core.config.toml import ConfigError, load_job, load_sites
-from fedmpt_flare.cli.screen import say
-
-Division = Literal["labels", "features", "dirichlet", "uniform"]
+from fedmpt_core.config.datasets import PublicName
+from fedmpt_flare.cli.options import WrongUse
 
 
 def prepare(
@@ -55,9 +49,10 @@ def prepare(
     from fedmpt_core.data.public.prepare import prepare as prepare_folder
     from fedmpt_core.data.public.registry import DATASETS
     from fedmpt_core.data.public.splits import class_split
+    from fedmpt_flare.cli.screen import progress
 
     if unseen_share is not None and classes is None:
-        raise ConfigError("--unseen-share needs --classes FILE, where the two lists of classes go")
+        raise WrongUse("--unseen-share needs --classes FILE, where the two lists of classes go")
     options = PrepareOptions(FolderOptions(val_share, seed, split, difficult), missing, min_labels)
     lists = None
     if classes:
@@ -65,83 +60,19 @@ def prepare(
         seen, unseen = (every, ()) if unseen_share is None else class_split(every, unseen_share, seed)
         lists = ClassFile(classes, seen, unseen)
         lists.check(out)
-    with _bar("reading annotations") as report:
-        found = prepare_folder(kind, folder, out, options, on_progress=report)
-    say(f"Wrote {out}: " + ", ".join(f"{n} {name}" for name, n in found.pictures.items()) + " pictures")
+    with progress() as report:
+        record = prepare_folder(kind, folder, out, options, on_progress=partial(report, "reading annotations"))
+    typer.echo(f"Wrote {out}: " + ", ".join(f"{n} {name}" for name, n in record.pictures.items()) + " pictures")
     for what, counts in (
-        ("without any label, kept as all-negative", found.unlabelled),
-        (f"left out with fewer than {min_labels} labels", found.few_labels),
+        ("without any label, kept as all-negative", record.unlabelled),
+        (f"left out with fewer than {min_labels} labels", record.few_labels),
     ):
         if any(counts.values()):
-            say(f"  {what}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    if found.missing:
-        say(f"  left out because the file is missing: {found.missing}")
-    say(f"Wrote {record_path(out)}: how the manifest came about")
+            typer.echo(f"  {what}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if record.missing:
+        typer.echo(f"  left out because the file is missing: {record.missing}")
+    typer.echo(f"Wrote {record_path(out)}: how the manifest came about")
     if lists:
         lists.write()
         unseen = f" and {len(lists.unseen)} unseen ones" if lists.unseen else ""
-        say(f"Wrote {classes}: {len(lists.seen)} classes{unseen}")
-
-
-def partition(
-    job: Annotated[Path, typer.Argument(metavar="JOB.TOML", help="The job; its seed fixes the partition.")],
-    sites: Annotated[
-        Path | None,
-        typer.Option("--sites", metavar="FILE", help="The simulated sites; default: site.toml beside the job."),
-    ] = None,
-    kind: Annotated[Division | None, typer.Option("--kind", help="How to divide; default: the sites' file.")] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", min=1, help="Number of parts; default: one for each site of the file.")
-    ] = None,
-    heterogeneity: Annotated[
-        float | None, typer.Option("--heterogeneity", help="Number of parts as a share of the classes, in (0, 1].")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", help="For dirichlet: concentration; default: the sites' file.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the seed of the job.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Partition to write; default: the sites' file.")
-    ] = None,
-) -> None:
-    """Divide a data set over simulated sites once, so that all runs and methods share the division."""
-    from fedmpt_core.data.partition import sites_for
-    from fedmpt_core.data.partition_file import save_partition
-    from fedmpt_core.federation.make_partition import divide
-
-    config = load_job(job, seed=seed)
-    file = sites or job.parent / "site.toml"
-    found = load_sites(file)
-    site = next(iter(found.values()))
-    divided = kind or site.data.partition
-    if alpha is not None and divided != "dirichlet":
-        raise ConfigError(f"--alpha {alpha:g}: '{divided}' has none: leave it out, or add --kind dirichlet")
-    if count and heterogeneity:
-        raise ConfigError("--count and --heterogeneity both say how many parts there are: give one of them")
-    parts = sites_for(heterogeneity, len(config.classes)) if heterogeneity is not None else count or len(found)
-    place = out or (Path(site.data.partition_file) if site.data.partition_file else None)
-    if place is None:
-        raise ConfigError(f"{file}: names no data.partition_file: say with --out where the partition goes")
-    with _bar("patch features") as report:
-        made, dataset = divide(
-            config,
-            site,
-            divided,
-            parts,
-            alpha=site.data.dirichlet_alpha if alpha is None else alpha,
-            on_progress=report,
-        )
-    save_partition(made, dataset, place)
-    sizes = [len(part) for part in made.parts]
-    say(f"Wrote {place}: {len(dataset)} records in {parts} parts of {min(sizes)} to {max(sizes)}, by {made.kind}")
-    if parts != len(found):
-        say(f"{file} names {len(found)} sites: a run with this partition needs {parts}")
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that goes away when the work is done."""
-    columns = (TextColumn(f"› {what}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(highlight=False), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        typer.echo(f"Wrote {classes}: {len(lists.seen)} classes{unseen}")

@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedmpt_core.common.files import write_whole
-from fedmpt_flare.cli.screen import say
-
-
-class NotWritten(ValueError):
-    """The report cannot be written where it was asked for."""
+from fedmpt_flare.cli.options import Independent, Policies, RosterFile, SelfTest, WrongUse
 
 
 def report(
@@ -24,18 +19,10 @@ def report(
     model_card: Annotated[
         Path | None, typer.Option("--model-card", metavar="FILE.md", help="Also write the model card, as Markdown.")
     ] = None,
-    roster: Annotated[
-        Path | None, typer.Option("--roster", metavar="FILE", help="The roster of keys that the sites agreed on.")
-    ] = None,
-    policies: Annotated[
-        list[Path] | None, typer.Option("--policy", metavar="CARD.json", help="A site's policy card, for its cap.")
-    ] = None,
-    independent: Annotated[
-        bool, typer.Option("--independent", help="Also recompute epsilon with an accountant of our own.")
-    ] = False,
-    self_test: Annotated[
-        bool, typer.Option("--self-test", help="Also test this installation's mechanism with the job's settings.")
-    ] = False,
+    roster: RosterFile = None,
+    policies: Policies = None,
+    independent: Independent = False,
+    self_test: SelfTest = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON object; no HTML is written unless --out asks.")
     ] = False,
@@ -46,6 +33,7 @@ def report(
     """
     from fedmpt_core.audit.auditor import audit_run
     from fedmpt_core.audit.run_evidence import KnownKeys, load_run
+    from fedmpt_core.common.files import write_whole
     from fedmpt_core.federation.run.record import REPORT
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.report.build import build_report
@@ -62,34 +50,34 @@ def report(
     policy_cards = [PolicyCard.load(path) for path in policies or []]
     run = load_run(folder, keys)
     audit = audit_run(run, independent=independent, policy_cards=policy_cards, self_test=self_test)
-    found = build_report(run, audit, datetime.now(UTC).isoformat(timespec="seconds"))
+    made = build_report(run, audit, datetime.now(UTC).isoformat(timespec="seconds"))
     written = []
     if page:
-        write_whole(page, render(found).encode(), mode=0o644)
+        write_whole(page, render(made).encode(), mode=0o644)
         written.append(page)
     if model_card:
-        write_whole(model_card, to_markdown(found).encode(), mode=0o644)
+        write_whole(model_card, to_markdown(made).encode(), mode=0o644)
         written.append(model_card)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+        typer.echo(json.dumps(made.to_dict(), allow_nan=False))
     else:
-        say(found.claim.headline)
+        typer.echo(made.claim.headline)
         for path in written:
-            say(f"Wrote {path}")
-    if not found.passed:
+            typer.echo(f"Wrote {path}")
+    if not made.passed:
         raise typer.Exit(1)
 
 
 def _check_place(path: Path, ours: Callable[[str], bool]) -> None:
     """A run's folder is evidence, and its makers chose what lies in it: nothing but a report is written over."""
     if path.is_symlink():
-        raise NotWritten(f"{path}: is a link to another place: name another file")
+        raise WrongUse(f"{path}: is a link to another place: name another file")
     if not path.exists():
         return
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
             same = ours(stream.read(1000))
     except OSError as error:
-        raise NotWritten(f"{path}: cannot be read ({error.strerror}): name another file") from None
+        raise WrongUse(f"{path}: cannot be read ({error.strerror}): name another file") from None
     if not same:
-        raise NotWritten(f"{path}: exists and was not written by this command: name another file")
+        raise WrongUse(f"{path}: exists and was not written by this command: name another file")

@@ -4,35 +4,23 @@ Nothing here travels over the federation's own network: cards go by mail, digest
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from fedmpt_core.secagg.roster import Roster
-from fedmpt_core.secagg.start_up_kit import (
-    check_kit,
-    key_card_of,
-    load_key_card,
-    load_roster,
-    write_key_card,
-    write_roster,
-)
-from fedmpt_flare.cli.screen import say
+from fedmpt_flare.cli.options import AsJson, OwnKit
+
+if TYPE_CHECKING:
+    from fedmpt_core.secagg.roster import Roster
 
 roster = typer.Typer(help="Fingerprints of the members' keys, for secure aggregation.", no_args_is_help=True)
-
-Kit = Annotated[Path, typer.Option("--kit", metavar="DIR", help="The site's startup folder, with key and certificate.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 @roster.command()
 def show(
-    kit: Kit,
+    kit: OwnKit,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="CARD.json", help="Also write a card for whoever collects the roster."),
@@ -40,6 +28,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the fingerprint of a site's key. Run at the site."""
+    from fedmpt_core.secagg.start_up_kit import key_card_of, write_key_card
+
     card = key_card_of(kit)
     if out:
         write_key_card(out, card)
@@ -47,7 +37,8 @@ def show(
         typer.echo(json.dumps(card.to_dict()))
         return
     _print(
-        Table("what", "value", title=f"Card of {escape(card.name)}", title_justify="left"),
+        f"Card of {card.name}",
+        ("what", "value"),
         [
             ("organisation", card.org),
             ("key", _aloud(card.fingerprint)),
@@ -56,7 +47,7 @@ def show(
         ],
     )
     if out:
-        say(f"Wrote {out}: give it to whoever collects the roster. It holds nothing secret.")
+        typer.echo(f"Wrote {out}: give it to whoever collects the roster. It holds nothing secret.")
 
 
 @roster.command()
@@ -66,51 +57,60 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """Join the cards of all sites into one roster."""
-    found = Roster.collected((str(path), load_key_card(path)) for path in cards)
-    write_roster(out, found)
+    from fedmpt_core.secagg.roster import Roster
+    from fedmpt_core.secagg.start_up_kit import load_key_card, write_roster
+
+    collected = Roster.collected((str(path), load_key_card(path)) for path in cards)
+    write_roster(out, collected)
     if as_json:
-        typer.echo(json.dumps(_plain(found)))
+        typer.echo(json.dumps(_plain(collected)))
         return
-    _show(found)
-    say(f"Wrote {out}. Give it to every site; `fedmpt roster check` shows there what it must be.")
-    say("Compare the digest by telephone with every site before any of them uses the roster.")
+    _show(collected)
+    typer.echo(f"Wrote {out}. Give it to every site; `fedmpt roster check` shows there what it must be.")
+    typer.echo("Compare the digest by telephone with every site before any of them uses the roster.")
 
 
 @roster.command()
 def check(
     path: Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster that the site was given.")],
-    kit: Kit,
+    kit: OwnKit,
     as_json: AsJson = False,
 ) -> None:
     """Check that a site's own kit is in a roster, under the right key and root. Run at the site."""
-    card, found = key_card_of(kit), load_roster(path)
-    check_kit(found, card)
+    from fedmpt_core.secagg.start_up_kit import check_kit, key_card_of, load_roster
+
+    card, agreed = key_card_of(kit), load_roster(path)
+    check_kit(agreed, card)
     if as_json:
-        typer.echo(json.dumps({"site": card.name, "expires": card.expires.isoformat(), **_plain(found)}))
+        typer.echo(json.dumps({"site": card.name, "expires": card.expires.isoformat(), **_plain(agreed)}))
         return
-    _show(found)
-    say(f"OK: {card.name} is in {path} with the key of {kit}, valid until {card.expires.isoformat()}.")
-    say("If the digest is what the other sites read out, name this file in fedmpt_site.toml as secagg.roster.")
+    _show(agreed)
+    typer.echo(f"OK: {card.name} is in {path} with the key of {kit}, valid until {card.expires.isoformat()}.")
+    typer.echo("If the digest is what the other sites read out, name this file in fedmpt_site.toml as secagg.roster.")
 
 
-def _plain(found: Roster) -> dict[str, object]:
-    return {"digest": found.digest().hex(), **json.loads(found.to_json())}
+def _plain(roster: "Roster") -> dict[str, object]:
+    return {"digest": roster.digest().hex(), **json.loads(roster.to_json())}
 
 
-def _show(found: Roster) -> None:
-    table = Table("id", "site", "organisation", "key", title="Roster", title_justify="left")
-    members = enumerate(found.members.items())
-    _print(table, [(str(i), name, member.org, _aloud(member.fingerprint)) for i, (name, member) in members])
-    say(f"Root certificate  {_aloud(found.root, ' ')}")
-    say(f"Digest            {_aloud(found.digest(), ' ')}")
+def _show(roster: "Roster") -> None:
+    members = enumerate(roster.members.items())
+    rows = [(str(i), name, member.org, _aloud(member.fingerprint)) for i, (name, member) in members]
+    _print("Roster", ("id", "site", "organisation", "key"), rows)
+    typer.echo(f"Root certificate  {_aloud(roster.root, ' ')}")
+    typer.echo(f"Digest            {_aloud(roster.digest(), ' ')}")
 
 
-def _print(table: Table, rows: Iterable[tuple[str, ...]]) -> None:
-    for column in table.columns:
-        column.overflow = "fold"  # cut off, long names of two sites could look the same
+def _print(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedmpt_flare.cli.screen import print_table
+
+    table = Table(*columns, title=escape(title), title_justify="left")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 def _aloud(digest: bytes, between: str = "\n") -> str:

@@ -1,35 +1,24 @@
-"""What a person sees: rich tables and progress on standard output, one sentence per error on standard error."""
+"""What a person sees: tables on standard output, bars and one sentence per error on standard error."""
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from fedmpt_core.common.text import shown
-from fedmpt_core.config.job import JobConfig
-from fedmpt_core.federation.terms import floors_of
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
-
-
-def say(text: str) -> None:
-    """One plain line."""
-    _out.print(text, markup=False, soft_wrap=True)
+SEVERITIES = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
 
 
 def fail(text: str) -> None:
     """One error, on standard error."""
-    _err.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)
 
 
 def harmless(text: Any) -> str:
@@ -44,243 +33,41 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def check_json(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> dict[str, Any]:
-    """`fedmpt check --json`."""
-    return {
-        "privacy": plan and asdict(plan),
-        "config": job.to_dict(),
-        "config_digest": job.digest(),
-        "backbone": size.backbone,
-        "is_stand_in": size.is_stand_in,
-        "trained_floats": size.groups,
-        "mib_per_update": size.mib_per_update,
-        "sites": {n: {"train": d.train, "val": d.val, "test": d.test} for n, d in data.items()},
-    }
+def print_table(table: Table) -> None:
+    """A table of whole cells: cut off, the long names of two sites could look the same."""
+    for column in table.columns:
+        column.overflow = "fold"
+    Console(highlight=False).print(table)
 
 
-def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> None:
-    """`fedmpt check` for people."""
-    table = Table("section", "key", "value", title=f"Job {job.name}", title_justify="left")
-    for section, values in job.to_dict().items():
-        if isinstance(values, dict):
-            for key, value in values.items():
-                table.add_row(section, key, escape(_short(value)))
-        else:
-            table.add_row("", section, escape(_short(values)))
-    _out.print(table)
-    _show_size(size, job)
-    _show_privacy(job, plan)
-    if data:
-        _show_data(data)
-    say(f"Job digest {job.digest()}")
-    say("OK: nothing is wrong with this job.")
-
-
-class RunView:
-    """The screen of one simulated run."""
-
-    def __init__(self, job: JobConfig, *, quiet: bool) -> None:
-        """Draws nothing when `quiet`."""
-        self._job, self._console = job, Console(highlight=False, quiet=quiet)
-
-    def step(self, text: str) -> None:
-        """What happens next."""
-        self._console.print(Text("› ", style="bold") + Text(text), soft_wrap=True)
-
-    def show_start(self, size: Any, data: Mapping[str, Any], plan: Any) -> None:
-        """Job, model, privacy and data in a few lines."""
-        job = self._job
-        self._console.print(
-            f"[bold]{escape(job.name)}[/]: {len(data)} sites, {len(job.classes)} labels, "
-            f"{len(job.model.conditions)} conditions, "
-            f"{job.training.rounds} rounds, seed {job.seed}"
-        )
-        _show_size(size, job, self._console)
-        _show_privacy(job, plan, self._console)
-        _show_data(data, self._console)
-
-    @contextlib.contextmanager
-    def features(self) -> Iterator[Callable[[int, int], None]]:
-        """A bar over the pictures whose patch features are computed or found in the cache."""
-        columns = (TextColumn("› patch features"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self._console) as bar:
-            task = bar.add_task("features", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-
-    @contextlib.contextmanager
-    def rounds(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """The table of rounds, redrawn with every event; a plain line per round where there is no terminal."""
-        from fedmpt_flare.cli.rounds_table import RoundsTable  # brings FLARE, which auditors and checks do without
-
-        table = RoundsTable(self._job.training.rounds)
-        if not self._console.is_terminal:
-            self._console.print(table.heading())
-
-            def follow_plain(event: Mapping[str, Any]) -> None:
-                line = table.take(event)
-                if line:
-                    self._console.print(line, soft_wrap=True)
-
-            yield follow_plain
-            return
-        with Live(table.draw(), console=self._console, refresh_per_second=8) as live:
-
-            def follow(event: Mapping[str, Any]) -> None:
-                table.take(event)
-                live.update(table.draw())
-
-            yield follow
-
-    def show_end(self, record: Mapping[str, Any], folder: Path, seconds: Mapping[str, float]) -> None:
-        """Where it began, where it ended, and what it left."""
-        from fedmpt_core.federation.run import record as run
-
-        rows = [r for r in record["rounds"] if "mAP" in r]
-        stand_in = ", not CLIP" if record["is_stand_in"] else ""
-        lines: list[RenderableType] = [Text(f"Backbone: {record['backbone']}{stand_in}")]
-        if rows:
-            zero, final = rows[0]["zero_shot"]["mAP"], rows[-1]["mAP"]
-            lines.append(
-                Text(f"zero-shot mAP {zero:.2f}   round 0 mAP {rows[0]['mAP']:.2f}   ")
-                + Text(
-                    f"final mAP {final:.2f} ({final - zero:+.2f})",
-                    style="bold green" if final > zero else "bold red",
-                )
-            )
-        if record["config"]["privacy"]["mechanism"] != "none" and record["rounds"]:
-            lines.append(_spent(record))
-        lines.append(_protection(record))
-        lines.append(Text("Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()), style="dim"))
-        left = (run.RESULT, run.MODEL, run.CURVES, run.TIMING, run.LOG, run.LEDGERS, run.CHECKPOINTS)
-        names = [name for name in left if (folder / name).exists()]
-        lines.append(Text(f"Wrote {', '.join(names)} to {folder}"))
-        self._console.print(Group(*lines), soft_wrap=True)
-
-
-def show_predictions(answers: Sequence[Any], top: int, predictor: Any) -> None:
-    """`fedmpt predict` for people."""
-    if predictor.is_stand_in:
-        say(f"Backbone: {predictor.backbone_name}: a stand-in")
-    for answer in answers:
-        table = Table("label", "probability", title=escape(answer.picture), title_justify="left")
-        for label, probability in answer.ranked(top):
-            style = "bold" if probability >= predictor.threshold else "dim"
-            table.add_row(escape(label), f"{probability:.3f}", style=style)
-        _out.print(table)
-        gates = ", ".join(f"{c} {w:.2f}" for c, w in zip(predictor.conditions, answer.gate, strict=True))
-        say(f"  gate: {gates}")
-        if answer.explanation:
-            say(f"  heat maps: {answer.explanation}")
-
-
-def _show_size(size: Any, job: JobConfig, console: Console = _out) -> None:
-    groups = ", ".join(f"{g} {n:,}" for g, n in size.groups.items())
-    note = ", not CLIP" if size.is_stand_in else ""
-    console.print(f"Backbone: {escape(size.backbone)}{note}", soft_wrap=True)
-    console.print(
-        f"Trained: {size.floats:,} floats ({groups}); {size.mib_per_update:.2f} MiB per site and round, "
-        f"{size.mib_per_update * job.training.rounds:.1f} MiB in {job.training.rounds} rounds",
-        soft_wrap=True,
-    )
-
-
-def _show_privacy(job: JobConfig, plan: Any, console: Console = _out) -> None:
-    console.print(_aggregation(job), soft_wrap=True)
-    privacy = job.privacy
-    if plan is None:
-        console.print("[bold red]No differential privacy:[/] updates can tell things about pictures")
+def show_findings(title: str, findings: Sequence[Any]) -> None:
+    """Every finding with what to do; nothing where there are none."""
+    if not findings:
         return
-    spent = plan.epsilons
-    console.print(
-        f"Privacy: epsilon {spent.pld:.2f} at delta {privacy.delta:g} for each {privacy.unit} (add or remove one); "
-        f"{plan.steps} steps with rate {privacy.sample_rate:g} and noise multiplier {privacy.noise_multiplier:g}, "
-        f"{job.federation.max_failed_rounds} failed attempts included, engine {privacy.engine}",
-        soft_wrap=True,
-    )
-    console.print(
-        f"  accountants: PLD {spent.pld:.3f}, PRV {spent.prv:.3f}, RDP {spent.rdp:.3f} (looser); "
-        f"replace one: at most {spent.replace_one:.3f}",
-        soft_wrap=True,
-    )
-    if not plan.sites:
-        return
-    table = Table("site", "epsilon of the job", "of the data set", "cap", title="Budgets", title_justify="left")
-    choices = list(next(iter(plan.sites.values())).signal_to_noise)
-    noise = Table(
-        "site", *choices, title="Best-case signal to noise of a step, by what is trained", title_justify="left"
-    )
-    for name, site in plan.sites.items():
-        p = site.projection
-        table.add_row(escape(name), f"{p.job:.2f}", f"{p.total:.2f}", f"{p.cap:g}")
-        ratios = {c: f"{ratio:.2f}" for c, ratio in site.signal_to_noise.items()}
-        noise.add_row(escape(name), *(f"[bold]{r}[/]" if c == job.model.trained else r for c, r in ratios.items()))
-    console.print(table)
-    console.print(noise)
+    console = Console(highlight=False)
+    console.print(f"[bold]{title}[/]")
+    for f in findings:
+        console.print(f"  {SEVERITIES[f.severity]} [bold]{f.code}[/] at {harmless(f.where)}", soft_wrap=True)
+        remedy = f"\n[dim]do:[/] {harmless(f.remedy)}" if f.remedy else ""
+        console.print(Padding(harmless(f.text) + remedy, (0, 0, 0, 6)))
 
 
-def _aggregation(job: JobConfig) -> Text:
-    secagg = job.secagg
-    if not secagg.masked:
-        return Text("No secure aggregation: ", style="bold red") + Text(
-            "the server sees every site's updates", style=""
-        )
-    least = floors_of(job).threshold(job.federation.min_sites)
-    made_up = ", identities made up for a simulation" if secagg.insecure_identities else ""
-    return Text(
-        f"Secure aggregation: the server sees sums of at least {least} masked updates, {secagg.colluders} of them by "
-        f"colluders; numbers up to {secagg.value_range:g} in steps of 2^-{secagg.fraction_bits}{made_up}"
-    )
+@contextlib.contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar for each kind of work, which go away when the work is done.
 
+    Yields:
+        What takes the kind of work, how much is done, of how much, and perhaps what goes on just now.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-def _protection(record: Mapping[str, Any]) -> Text:
-    """One line on what protected the sites in a run."""
-    privacy, masked = record["config"]["privacy"], record["aggregation"] == "masked"
-    spent = [said["epsilon"] for row in record["rounds"] for said in row["privacy"].values()]
-    sums = [len(row["sites"]) for row in record["rounds"] if row["secagg"]]
-    parts = []
-    if privacy["mechanism"] == "none":
-        parts.append("no differential privacy (updates can tell things about pictures)")
-    elif spent:
-        parts.append(
-            f"differential privacy (every site at most epsilon {max(spent):.3f}, delta {privacy['delta']:g}, per "
-            f"{privacy['unit']})"
-        )
-    if not masked:
-        parts.append("no secure aggregation (the server saw every site's updates)")
-    elif sums:
-        parts.append(f"secure aggregation (the server saw only sums of {min(sums)} or more masked updates)")
-    made_up = "; identities were made up for the simulation" if record["identities"] == "insecure" and masked else ""
-    bare = privacy["mechanism"] == "none" or not masked
-    return Text(f"Protection: {' and '.join(parts)}{made_up}", style="bold red" if bare else "bold")
+    columns = (TextColumn("› {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as bars:
 
+        def report(what: str, done: int, total: int, now: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total, description=escape(f"{what} {now}".strip()))
 
-def _spent(record: Mapping[str, Any]) -> Table:
-    """Epsilon by site when a run has ended: what the last reply of each site said."""
-    last: dict[str, Mapping[str, Any]] = {}
-    for row in record["rounds"]:
-        last.update(row["privacy"])
-    table = Table("site", "epsilon spent", "delta", "ledger entry", title="Privacy", title_justify="left")
-    for site, said in sorted(last.items()):
-        head = said["head"]
-        table.add_row(
-            escape(site), f"{said['epsilon']:.3f}", f"{said['delta']:g}", f"{head['seq']} {head['hash'][:12]}"
-        )
-    return table
-
-
-def _show_data(data: Mapping[str, Any], console: Console = _out) -> None:
-    table = Table("site", "train", "val", "test", "labels seen", title="Pictures", title_justify="left")
-    for name, d in data.items():
-        table.add_row(
-            escape(name),
-            str(d.train),
-            str(d.val or "–"),
-            str(d.test or "–"),
-            f"{int((d.positives > 0).sum())}",
-        )
-    console.print(table)
-
-
-def _short(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if len(text) <= 90 else text[:87] + "..."
+        yield report

@@ -1,49 +1,40 @@
 """`fedmpt site`: for those who operate a site. Everything is read at the site, nothing is sent."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from fedmpt_core.config.toml import load_site
-from fedmpt_core.federation.site.policy_card import PolicyCard
-from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
-from fedmpt_core.secagg.start_up_kit import key_card_of
-from fedmpt_flare.cli.screen import say
-from fedmpt_flare.site.check import check_site_folder
-from fedmpt_flare.workspace import SITE_FILE
+from fedmpt_flare.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from fedmpt_flare.site.check import CheckResult
 
 site = typer.Typer(help="A site's own settings: what is wrong with them, what others may know.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="KIT", help="The site's kit, the folder with `startup` and `local`.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 @site.command()
 def check(kit: Folder, as_json: AsJson = False) -> None:
     """Check kit, roster, ledger, guards, rights, pictures, disk and device before the site is started."""
-    findings = list(check_site_folder(kit))
+    from fedmpt_flare.site.check import check_site_folder
+
+    results = list(check_site_folder(kit))
     if as_json:
-        typer.echo(json.dumps([asdict(f) for f in findings]))
+        typer.echo(json.dumps([asdict(r) for r in results]))
     else:
-        table = Table("", "what", "found", title=escape(f"Site {kit}"), title_justify="left")
-        for column in table.columns:
-            column.overflow = "fold"
-        for found in findings:
-            table.add_row("ok" if found.fine else "NO", found.what, escape(found.text))
-        Console(highlight=False).print(table)
-    wrong = sum(not f.fine for f in findings)
+        _show(kit, results)
+    wrong = sum(not r.fine for r in results)
     if wrong:
         if not as_json:
-            say(f"{wrong} of {len(findings)} checks failed: put them right before the site is started.")
+            typer.echo(f"{wrong} of {len(results)} checks failed: put them right before the site is started.")
         raise typer.Exit(1)
     if not as_json:
-        say("The site can be started.")
+        typer.echo("The site can be started.")
 
 
 @site.command()
@@ -52,10 +43,30 @@ def policy(
     out: Annotated[Path, typer.Option("--out", metavar="CARD.json", help="Card to write.")] = Path("policy.json"),
 ) -> None:
     """Write a card of the site's limits and of what is charged, for those who write jobs. It names no file."""
+    from fedmpt_core.config.toml import load_site
+    from fedmpt_core.federation.site.policy_card import PolicyCard
+    from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+    from fedmpt_core.secagg.start_up_kit import key_card_of
+    from fedmpt_flare.workspace import SITE_FILE
+
     name = key_card_of(kit / "startup").name
     settings = load_site(kit / "local" / SITE_FILE, name)
     entries = read_site_ledger(settings.privacy, kit / "startup") if settings.privacy else ()
     card = PolicyCard.of(name, settings, entries)
     out.write_text(card.to_json(), encoding="utf-8")
-    say(f"Wrote {out}: epsilon {card.spent:.3f} of {card.privacy.epsilon:g} is spent on '{card.privacy.dataset}'.")
-    say("Give it to the lead: `fedmpt export --policy` refuses jobs that this site would refuse.")
+    typer.echo(
+        f"Wrote {out}: epsilon {card.spent:.3f} of {card.privacy.epsilon:g} is spent on '{card.privacy.dataset}'."
+    )
+    typer.echo("Give it to the lead: `fedmpt export --policy` refuses jobs that this site would refuse.")
+
+
+def _show(kit: Path, results: "Sequence[CheckResult]") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedmpt_flare.cli.screen import print_table
+
+    table = Table("", "what", "found", title=escape(f"Site {kit}"), title_justify="left")
+    for result in results:
+        table.add_row("ok" if result.fine else "NO", result.what, escape(result.text))
+    print_table(table)

@@ -149,10 +149,9 @@ def _bare_refusal(answer: Shareable, fl_ctx: FLContext) -> Shareable:
         return make_reply(code)
     if code not in (tasks.SITE_REFUSED, tasks.SITE_FAILED):
         return tasks.refusal(tasks.SITE_FAILED, "the task failed at the site; its log says why")
-    readable = isinstance(reason, str) and len(reason) <= MAX_REASON
-    return tasks.refusal(
-        code, reason if readable else "the reason is in the site's log", _own_abort(abort, fl_ctx) if abort else b""
-    )
+    if not isinstance(reason, str) or len(reason) > MAX_REASON:
+        reason = "the reason is in the site's log"
+    return tasks.refusal(code, reason, _own_abort(abort, fl_ctx) if abort else b"")
 
 
 def _own_abort(abort: Any, fl_ctx: FLContext) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 import torch
 from PIL import Image
+from typer.testing import CliRunner, Result
 
 from fedmpt_core.audit.canaries import planting
 from fedmpt_core.audit.canaries import run as canaries
@@ -40,7 +41,7 @@ from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.private_update import mechanism, private_update
 from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
-from fedmpt_flare.cli.canaries import canaries as command
+from fedmpt_flare.cli.main import app
 from tests.fakes import FakeBackbone, Table
 from tests.settings import UNMASKED
 
@@ -492,11 +493,14 @@ def files(pictures: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_shows_and_writes_what_was_found(
-    files: Path, untested: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(files / "job.toml", out=files / "out")
-    shown = capsys.readouterr().out
+def command(files: Path, *options: object) -> Result:
+    return CliRunner().invoke(app, ["canaries", str(files / "job.toml"), *map(str, options)])
+
+
+def test_the_command_shows_and_writes_what_was_found(files: Path, untested: None) -> None:
+    done = command(files, "--out", files / "out")
+    assert done.exit_code == 0, done.output
+    shown = done.stdout
     assert "site a: 4 rounds, charged like a job" in shown
     assert "round 4 of 4" in shown
     assert "not a" in shown
@@ -509,26 +513,25 @@ def test_the_command_shows_and_writes_what_was_found(
     assert {f["code"] for f in written["findings"]} == {"canary-interval", "gradient-canaries", "picture-canaries"}
 
 
-def test_the_command_speaks_json_and_says_no(
-    files: Path, untested: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_speaks_json_and_says_no(files: Path, untested: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PrivateOptimizer", HalfNoise)
-    said = command(files / "job.toml", sites=files / "own.toml", site="a", out=files / "out", as_json=True)
-    assert not said
-    printed = capsys.readouterr().out
+    done = command(files, "--sites", files / "own.toml", "--site", "a", "--out", files / "out", "--json")
+    assert done.exit_code == 1
+    printed = done.stdout
     assert json.loads(printed) == json.loads((files / "out" / "canaries.json").read_text())
     assert json.loads(printed)["findings"][0]["severity"] == "fail"
 
 
 def test_the_command_s_bad_input_is_a_sentence(files: Path) -> None:
-    for arguments, sentence in (
-        ({"sites": files / "own.toml"}, "which with --site NAME"),
-        ({"site": "c"}, r"no table \[sites\.c\]"),
-        ({"sites": files / "none.toml"}, "no such file"),
-        ({"out": files / "job.toml"}, "cannot be written to"),
+    for option, value, sentence in (
+        ("--sites", files / "own.toml", "which with --site NAME"),
+        ("--site", "c", "no table [sites.c]"),
+        ("--sites", files / "none.toml", "no such file"),
+        ("--out", files / "job.toml", "cannot be written to"),
     ):
-        with pytest.raises(ValueError, match=sentence):
-            command(files / "job.toml", **arguments)  # type: ignore[arg-type]
+        done = command(files, option, value)
+        assert isinstance(done.exception, ValueError)
+        assert sentence in str(done.exception)
 
 
 def test_embedded_scenes_get_a_ledger_of_their_own(tmp_path: Path, untested: None) -> None:

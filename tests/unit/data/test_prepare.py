@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from fedmpt_core.data.manifest import load_manifest
@@ -16,12 +15,8 @@ from fedmpt_core.data.partition_file import load_partition
 from fedmpt_core.data.public.coco import CLASSES
 from fedmpt_core.data.public.folder import FolderOptions
 from fedmpt_core.data.public.prepare import ClassFile, PrepareOptions, prepare, record_path
-from fedmpt_flare.cli import prepare as prepare_cli
+from fedmpt_flare.cli.main import app
 from tests.miniature import COCO_TRAIN, coco_folder, mlrsnet_folder
-
-app = typer.Typer()
-app.command()(prepare_cli.prepare)
-app.command()(prepare_cli.partition)
 
 
 @pytest.fixture

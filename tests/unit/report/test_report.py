@@ -29,7 +29,7 @@ from fedmpt_core.report.model_card import to_markdown
 from fedmpt_core.report.strength import gaussian_delta, gaussian_mu, profiles_of
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
-from fedmpt_flare.cli.report import NotWritten
+from fedmpt_flare.cli.options import WrongUse
 from tests.audited import JOB, MANIPULATIONS, SITES, Federation, edit_record
 
 MADE = "2026-11-26T02:00:00+00:00"
@@ -439,11 +439,11 @@ def test_a_run_is_never_written_over(folder: Path) -> None:
     before = (folder / "result.json").read_bytes()
     for option in ("--out", "--model-card"):
         done = invoke(folder, option, folder / "result.json")
-        assert isinstance(done.exception, NotWritten)
+        assert isinstance(done.exception, WrongUse)
         assert "was not written by this command" in str(done.exception)
     (folder / "report.html").symlink_to(folder / "result.json")
     done = invoke(folder)
-    assert isinstance(done.exception, NotWritten)
+    assert isinstance(done.exception, WrongUse)
     assert (folder / "result.json").read_bytes() == before
 
 
@@ -451,7 +451,7 @@ def test_no_place_to_write_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "nowhere" / "r.html", tmp_path / "file" / "r.html", tmp_path):
         done = invoke(folder, "--out", place)
-        assert isinstance(done.exception, NotWritten | WriteError), done.output
+        assert isinstance(done.exception, WrongUse | WriteError), done.output
         assert str(place) in str(done.exception)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "run-1"]
 

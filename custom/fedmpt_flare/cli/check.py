@@ -1,0 +1,66 @@
+"""`fedmpt check`: what is wrong with a job and the sites' data, before any work is spent."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmpt_flare.cli.options import AsJson, Seed, SitesFile, WrongUse
+
+if TYPE_CHECKING:
+    from fedmpt_core.config.job import JobConfig
+    from fedmpt_core.config.site import SiteConfig
+
+
+def check(
+    job: Annotated[Path | None, typer.Argument(metavar="JOB.TOML", help="The agreed job.")] = None,
+    sites: SitesFile = None,
+    seed: Seed = None,
+    show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a job file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a job and the sites' data before any work is spent; show what a round costs."""
+    from fedmpt_core.config.toml import load_job, schema
+
+    if show_schema:
+        typer.echo(json.dumps(schema(), indent=2))
+        return
+    if job is None:
+        raise WrongUse("JOB.TOML is missing: name the job file to check")
+    from fedmpt_core.privacy.ledger.budget import resolved
+
+    config, file = resolved(load_job(job, seed=seed)), sites or job.parent / "site.toml"
+    site_configs = simulated_sites(config, file) if sites or file.exists() else {}
+    from fedmpt_core.federation import preflight
+    from fedmpt_core.model.backbone.load import load_backbone
+    from fedmpt_flare.cli.run_view import show_check
+
+    size = preflight.check_model(config, load_backbone(config.backbone))
+    plan = preflight.check_privacy(config, site_configs, size)
+    data = preflight.check_data(config, site_configs) if site_configs else {}
+    if as_json:
+        report = {
+            "privacy": plan and dataclasses.asdict(plan),
+            "config": config.to_dict(),
+            "config_digest": config.digest(),
+            "backbone": size.backbone,
+            "is_stand_in": size.is_stand_in,
+            "trained_floats": size.groups,
+            "mib_per_update": size.mib_per_update,
+            "sites": {n: {"train": d.train, "val": d.val, "test": d.test} for n, d in data.items()},
+        }
+        typer.echo(json.dumps(report))
+    else:
+        show_check(config, size, data, plan)
+
+
+def simulated_sites(job: "JobConfig", file: Path) -> "dict[str, SiteConfig]":
+    """The sites of a simulation, enough for the job. Raises ConfigError."""
+    from fedmpt_core.config.toml import ConfigError, load_sites
+
+    sites = load_sites(file)
+    if len(sites) < job.federation.min_sites:
+        raise ConfigError(f"{file}: names {len(sites)} sites, the job needs min_sites={job.federation.min_sites}")
+    return sites

@@ -1,0 +1,59 @@
+"""`fedmpt predict`: labels for pictures, by a finished run's model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmpt_flare.cli.options import AsJson
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a run wrote.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also write where each label was found, per condition, as heat maps."),
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Labels to show per picture.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for heat maps; default: DIR/explanations."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label pictures with a finished run's model."""
+    from fedmpt_core.federation.prediction import Predictor
+
+    predictor = Predictor.load(run)
+    answers = [predictor.predict(path) for path in images]
+    if explain:
+        folder = out or run / "explanations"
+        folder.mkdir(parents=True, exist_ok=True)
+        answers = [predictor.explain(a, folder, top=top) for a in answers]
+    if as_json:
+        typer.echo(json.dumps([a.to_dict(top) for a in answers]))
+    else:
+        _show(answers, top, predictor)
+
+
+def _show(answers: Sequence[Any], top: int, predictor: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fedmpt_flare.cli.screen import print_table
+
+    if predictor.is_stand_in:
+        typer.echo(f"Backbone: {predictor.backbone_name}: a stand-in")
+    for answer in answers:
+        table = Table("label", "probability", title=escape(answer.picture), title_justify="left")
+        for label, probability in answer.ranked(top):
+            style = "bold" if probability >= predictor.threshold else "dim"
+            table.add_row(escape(label), f"{probability:.3f}", style=style)
+        print_table(table)
+        gates = ", ".join(f"{c} {w:.2f}" for c, w in zip(predictor.conditions, answer.gate, strict=True))
+        typer.echo(f"  gate: {gates}")
+        if answer.explanation:
+            typer.echo(f"  heat maps: {answer.explanation}")

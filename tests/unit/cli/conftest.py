@@ -1,0 +1,21 @@
+"""The command line in this process: what it printed and how it ended, as of a process of its own."""
+
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
+
+from fedmpt_flare.cli.main import main
+
+Fedmpt = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def fedmpt(capsys: pytest.CaptureFixture[str]) -> Fedmpt:
+    def run(*arguments: object) -> CompletedProcess[str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in arguments])
+        printed = capsys.readouterr()
+        return CompletedProcess(arguments, int(ended.value.code or 0), printed.out, printed.err)
+
+    return run

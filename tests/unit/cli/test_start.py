@@ -1,0 +1,42 @@
+"""How a command starts: nothing is loaded that it does not need."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("torch", "nvflare", "numpy", "scipy", "opacus", "dp_accounting", "matplotlib", "cryptography")
+SITE = """
+[data]
+path = "manifest.csv"
+[privacy]
+dataset = "pets"
+units = 100
+epsilon = 8.0
+delta = 1e-5
+ledger = "ledgers"
+"""
+
+
+def loaded(*commands: list[str]) -> set[str]:
+    """Which of the heavy packages a process has after these commands, which must end well."""
+    code = f"""
+import sys
+from fedmpt_flare.cli.main import main
+for command in {commands!r}:
+    try:
+        main(command)
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+print(*sorted(set({HEAVY!r}) & set(sys.modules)), sep=",")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(filter(None, run.stdout.splitlines()[-1].split(",")))
+
+
+def test_help_the_schema_and_an_unused_ledger_load_no_heavy_package(tmp_path: Path) -> None:
+    site = tmp_path / "fedmpt_site.toml"
+    site.write_text(SITE)
+    of_the_site = [str(site), "--name", "hospital-a", "--unsigned"]
+    helps = [["--help"], ["check", "--help"], ["ledger", "--help"]]
+    assert loaded(*helps, ["check", "--schema"]) == set()
+    assert loaded(["ledger", "create", *of_the_site], ["ledger", "show", *of_the_site, "--json"]) == set()
