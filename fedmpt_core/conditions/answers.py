@@ -57,14 +57,14 @@ def sentences(text: str, labels: Sequence[str], *, cut: bool) -> tuple[str, ...]
     pieces = [piece.strip() for line in lines for piece in _SENTENCE_END.split(line)]
     if cut and pieces and not pieces[-1].endswith((".", "!", "?")):
         pieces.pop()
-    found: dict[str, str] = {}
+    kept: dict[str, str] = {}
     for piece in pieces:
         words = _WORD.findall(piece.casefold())
         if not FEWEST_WORDS <= len(words) <= MOST_WORDS or len(set(words)) < LEAST_DISTINCT * len(words):
             continue
         if _latin(piece) and any(mention.search(piece) for mention in named):
-            found.setdefault(piece.casefold(), piece)
-    return tuple(found.values())
+            kept.setdefault(piece.casefold(), piece)
+    return tuple(kept.values())
 
 
 def phrases(text: str, classes: Sequence[str], *, cut: bool) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def phrases(text: str, classes: Sequence[str], *, cut: bool) -> tuple[str, ...]:
         Different phrases of 1 to 3 English words, at most 30 characters.
     """
     named = [_mention(label) for label in classes]
-    found: dict[str, None] = {}
+    kept: dict[str, None] = {}
     pieces = [part for line in _lines(text) for part in re.split(r"[,;/]", _heading(line))]
     for piece in pieces[: len(pieces) - cut]:
         phrase = " ".join(re.sub(r"^(?:(?:and|or|the|an?)\s+)+", "", piece.strip(_QUOTES).casefold()).split())
@@ -87,8 +87,8 @@ def phrases(text: str, classes: Sequence[str], *, cut: bool) -> tuple[str, ...]:
         words = phrase.split()
         empty = all(_EMPTY_WORD.fullmatch(word) for word in words)
         if usable and len(words) <= MOST_PHRASE_WORDS and not empty and not any(m.search(phrase) for m in named):
-            found.setdefault(phrase)
-    return tuple(found)
+            kept.setdefault(phrase)
+    return tuple(kept)
 
 
 def names_a_class(phrase: str, classes: Sequence[str]) -> bool:
@@ -96,10 +96,10 @@ def names_a_class(phrase: str, classes: Sequence[str]) -> bool:
     return any(_mention(label).search(phrase) for label in classes)
 
 
-def in_english(found: Sequence[str]) -> bool:
+def in_english(sentences: Sequence[str]) -> bool:
     """Whether sentences, as a whole, are English: the words of conditions are read by English text towers."""
-    english = sum(bool(_ENGLISH.search(s)) for s in found)
-    return english >= LEAST_ENGLISH * len(found)
+    english = sum(bool(_ENGLISH.search(s)) for s in sentences)
+    return english >= LEAST_ENGLISH * len(sentences)
 
 
 def _lines(text: str) -> Iterator[str]:

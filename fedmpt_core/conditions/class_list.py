@@ -36,13 +36,13 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
 
 
 def _checked(path: Path, classes: object) -> tuple[str, ...]:
-    found = build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes
+    names = build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes
     known: dict[str, str] = {}
-    for name in found:
+    for name in names:
         other = known.setdefault(name.casefold(), name)
         if other != name:
             raise ConfigError(
                 f"{path}: classes holds {other!r} and {name!r}, which differ only in capitals: a language model takes "
                 "them for one thing; give them different words"
             )
-    return found
+    return names

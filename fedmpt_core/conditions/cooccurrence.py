@@ -298,12 +298,12 @@ def read_counts(path: Path) -> NoisyCounts:
         if content.get("schema") != SCHEMA_VERSION:
             raise CountsError(f"{path}: schema={content.get('schema')}: this release reads {SCHEMA_VERSION}")
         plain = {k: v for k, v in content.items() if k not in ("kind", "schema")}
-        said = build(_CountsFile, plain, str(path))
+        values = build(_CountsFile, plain, str(path))
     except OSError as error:
         raise CountsError(f"{path}: cannot be read ({error.strerror})") from None
     except (ConfigError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CountsError(f"{path}: is damaged: {error}") from None
-    fields = {**vars(said), "counts": np.array(said.counts)}
+    fields = {**vars(values), "counts": np.array(values.counts)}
     return NoisyCounts(**fields, sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -333,20 +333,20 @@ def steering_weights(counts: Sequence[NoisyCounts], classes: Sequence[str]) -> n
     """
     if not counts:
         return None
-    names = [found.site for found in counts]
+    names = [one.site for one in counts]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CountsError(f"counts of {', '.join(twice)} are given twice: give one file for each site")
     first, second = np.triu_indices(len(classes), 1)
     total = np.zeros(len(first))
-    for found in counts:
-        if set(found.classes) != set(classes):
-            strange = sorted(set(found.classes) ^ set(classes))
-            raise CountsError(f"the counts of {found.site} are of other classes ({', '.join(strange[:5])})")
+    for one in counts:
+        if set(one.classes) != set(classes):
+            strange = sorted(set(one.classes) ^ set(classes))
+            raise CountsError(f"the counts of {one.site} are of other classes ({', '.join(strange[:5])})")
         own = np.zeros((len(classes), len(classes)))
-        own[np.triu_indices(len(classes), 1)] = found.counts
-        place = [found.classes.index(c) for c in classes]
+        own[np.triu_indices(len(classes), 1)] = one.counts
+        place = [one.classes.index(c) for c in classes]
         total += (own + own.T)[np.ix_(place, place)][first, second]
-    noise = sqrt(sum(found.noise_std**2 for found in counts))
+    noise = sqrt(sum(one.noise_std**2 for one in counts))
     weights = np.zeros((len(classes), len(classes)))
     weights[first, second] = np.maximum(total - noise, 0)
     return weights + weights.T

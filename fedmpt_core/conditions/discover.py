@@ -39,8 +39,6 @@ from fedmpt_core.config.condition_lists import SCHEMA_VERSION, content_digest
 from fedmpt_core.data.scenes import SceneConfig, scenes
 from fedmpt_core.model.backbone.base import Backbone
 
-__all__ = ["DiscoveryConfig", "DiscoveryError", "discover", "write_list"]
-
 PROMPTS = {"score": {"scene": PROMPT}, "generate": {"describe": DESCRIBE, "summarise": SUMMARISE, "merge": MERGE}}
 
 
@@ -89,16 +87,16 @@ def discover(
     words = lexicon and {"name": lexicon.name, "digest": lexicon.digest}
     whom = {k: v for k, v in identity.items() if k != "device"}  # a broken run may go on elsewhere
     asked = [whom, list(classes), config.asked(), words, PROMPTS[config.method], sets]
-    told = on_progress or (lambda what, done, total: None)
+    progress = on_progress or (lambda what, done, total: None)
     with Journal(journal_path, canonical_digest(asked)) as journal:
-        asking = Asking(model, config, journal, told)
+        asking = Asking(model, config, journal, progress)
         if lexicon is not None:
-            found = choose(asking, classes, sets, lexicon)
+            chosen = choose(asking, classes, sets, lexicon)
         else:
-            found = generate(asking, classes, sets, backbone)
+            chosen = generate(asking, classes, sets, backbone)
         records = journal.records()
     most_cosine = MOST_COSINE[backbone.is_stand_in] if config.most_cosine is None else config.most_cosine
-    ranking = _ranked(found, classes, config, backbone, most_cosine)
+    ranking = _ranked(chosen, classes, config, backbone, most_cosine)
     kept = [c.condition for c in ranking if c.kept]
     if len(kept) < config.conditions:
         raise DiscoveryError(
@@ -115,7 +113,7 @@ def discover(
         "backbone_digest": backbone.digest(),
         "lexicon": words,
         "release": RELEASE,
-        **found.facts,
+        **chosen.facts,
     }
     content = {
         "schema": SCHEMA_VERSION,
@@ -153,16 +151,16 @@ def write_list(content: dict[str, Any], path: Path) -> None:
 
 
 def _ranked(
-    found: Found, classes: Sequence[str], config: DiscoveryConfig, backbone: Backbone, most_cosine: float
+    chosen: Found, classes: Sequence[str], config: DiscoveryConfig, backbone: Backbone, most_cosine: float
 ) -> tuple[Candidate, ...]:
-    abstract = [k for k, c in enumerate(found.candidates) if not names_a_class(c, classes)]
-    usable = [k for k in abstract if readable(backbone, found.candidates[k])]
+    abstract = [k for k, c in enumerate(chosen.candidates) if not names_a_class(c, classes)]
+    usable = [k for k in abstract if readable(backbone, chosen.candidates[k])]
     if not usable:
         raise DiscoveryError(
-            f"of {len(found.candidates)} candidates {len(abstract)} name no class, and {backbone.name} can read none "
+            f"of {len(chosen.candidates)} candidates {len(abstract)} name no class, and {backbone.name} can read none "
             "of these: take another lexicon or backbone"
         )
-    candidates = [found.candidates[k] for k in usable]
+    candidates = [chosen.candidates[k] for k in usable]
     visual = None
     if config.pictures:
         # public pictures, labels independent of each other, none of them a test scene
@@ -172,7 +170,7 @@ def _ranked(
         visual = visual_usefulness(backbone, candidates, made.pictures)
     return rank(
         candidates,
-        found.strength[:, usable],
+        chosen.strength[:, usable],
         text_features(backbone, candidates),
         count=config.conditions,
         most_cosine=most_cosine,

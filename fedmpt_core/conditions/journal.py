@@ -133,15 +133,15 @@ def unpacked(answers: dict[str, Any]) -> list[dict[str, Any]] | None:
     """What `packed` was given, or None when it was left out. Raises ValueError for another form, or damage."""
     match answers["form"]:
         case "plain":
-            found = answers["data"]
+            records = answers["data"]
         case "zlib+base64":
             try:
-                found = json.loads(zlib.decompress(base64.b64decode(answers["data"])))
+                records = json.loads(zlib.decompress(base64.b64decode(answers["data"])))
             except (ValueError, TypeError, zlib.error, RecursionError):
                 raise ValueError("the list's raw answers are damaged: they cannot be unpacked") from None
         case "left out":
             return None
         case form:
             raise ValueError(f"raw answers of form {form!r} are not known to this release")
-    check_answers("the list", found)
-    return found
+    check_answers("the list", records)
+    return records

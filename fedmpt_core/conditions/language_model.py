@@ -170,10 +170,10 @@ class LanguageModel:
         real = self._tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         draw = LogitsProcessorList([_Draw(temperature, seed, numbers)]) if temperature else None
         with torch.inference_mode():
-            said = self._model.generate(
+            generated = self._model.generate(
                 ids, attention_mask=real, max_new_tokens=most_tokens, do_sample=False, logits_processor=draw
             )[:, longest:]
-        return [self._answer(row) for row in said.tolist()]
+        return [self._answer(row) for row in generated.tolist()]
 
     def log_probabilities(self, prompt: str, phrases: Sequence[str]) -> np.ndarray:
         """How probable each phrase is behind a prompt.
@@ -194,7 +194,7 @@ class LanguageModel:
             raise ValueError(f"{self.name}: the prompt or a phrase has no token: write words")
         if len(start) + max(map(len, rows)) > self.context:
             raise ValueError(f"{self.name}: a prompt of {len(start)} tokens does not fit its context of {self.context}")
-        found = np.zeros(len(rows))
+        sums = np.zeros(len(rows))
         with torch.inference_mode():
             given = self._model(self._tensor([start]), use_cache=True)
             for length in {len(row) for row in rows}:  # in groups of equal length nothing is padded
@@ -202,8 +202,8 @@ class LanguageModel:
                 phrases_ids = self._tensor([rows[k] for k in members])  # (G,T)
                 expected = self._expected(given, self._tensor([start]), phrases_ids).float().log_softmax(-1)  # (G,T,V)
                 each = expected.gather(2, phrases_ids[..., None])[..., 0]  # (G,T)
-                found[members] = each.double().sum(1).cpu().numpy()
-        return found
+                sums[members] = each.double().sum(1).cpu().numpy()
+        return sums
 
     def _expected(self, given: Any, start: Tensor, rows: Tensor) -> Tensor:
         """Logits for the tokens behind a shared start, (1,S) and (G,T) -> (G,T,V).
@@ -280,10 +280,10 @@ def _source(name: str) -> tuple[str, str, dict[str, Any]]:
 
 def _embedded_file() -> Path:
     package, name = EMBEDDED_WEIGHTS
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"the model '{EMBEDDED}' is not installed: {INSTALL} && pip install 'fedmpt[llm]'")
-    path = Path(found.submodule_search_locations[0]) / name
+    path = Path(spec.submodule_search_locations[0]) / name
     if not path.is_file():
         raise ValueError(f"{path} is missing: {INSTALL}")
     digest = file_digest(path)

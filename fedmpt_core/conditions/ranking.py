@@ -86,12 +86,12 @@ def rank(
     order = np.lexsort((np.arange(k), -strength.mean(0), -score))
     cosine = (features.double() @ features.double().T).cpu().numpy()
     kept: list[int] = []
-    found = []
+    candidates = []
     for i in order:
         nearest = max(kept, key=lambda j: cosine[i, j], default=None)
         near = float(cosine[i, nearest]) if nearest is not None else 0.0
         keep = len(kept) < count and (nearest is None or near <= most_cosine)
-        found.append(
+        candidates.append(
             Candidate(
                 condition=str(conditions[i]),
                 coverage=float(coverage[i]),
@@ -103,16 +103,16 @@ def rank(
             )
         )
         kept += [i] * keep
-    return tuple(found)
+    return tuple(candidates)
 
 
 def touches(strength: np.ndarray) -> np.ndarray:
     """(M, K) -> (M, K) bool: of each unit the ceil(K / 4) strongest; ties go to the earlier."""
     most = ceil(TOUCHED * strength.shape[1])
     best = np.argsort(-strength, axis=1, kind="stable")[:, :most]
-    found = np.zeros(strength.shape, bool)
-    np.put_along_axis(found, best, True, axis=1)
-    return found
+    votes = np.zeros(strength.shape, bool)
+    np.put_along_axis(votes, best, True, axis=1)
+    return votes
 
 
 @torch.no_grad()

@@ -89,27 +89,27 @@ def _weighted_pairs(pairs: list[LabelSet], weights: np.ndarray, count: int, rng:
 
 def _triples(classes: int, count: int, rng: np.random.Generator, weights: np.ndarray | None) -> list[LabelSet]:
     """`count` different triples; with weights the third label follows a wanted pair, where that gives enough."""
-    found: dict[LabelSet, None] = {}
+    chosen: dict[LabelSet, None] = {}
     if weights is not None:
         upper = np.triu(weights, 1)
         rows, columns = np.nonzero(upper)
         share = upper[rows, columns] / max(upper.sum(), np.finfo(float).tiny)
         for _ in range(8 * count if len(rows) else 0):  # repeats are drawn again, but not for ever
-            if len(found) == count:
+            if len(chosen) == count:
                 break
             drawn = rng.choice(len(rows), p=share)
             a, b = int(rows[drawn]), int(columns[drawn])
             third = weights[a] + weights[b]
             third[[a, b]] = 0
             if third.sum() > 0:
-                found[_ascending(a, b, int(rng.choice(classes, p=third / third.sum())))] = None
+                chosen[_ascending(a, b, int(rng.choice(classes, p=third / third.sum())))] = None
     if 2 * count > comb(classes, 3):  # few are left over: a draw would mostly repeat
         every = [(a, b, c) for a in range(classes) for b in range(a + 1, classes) for c in range(b + 1, classes)]
-        rest = [t for t in every if t not in found]
-        return [*found, *(rest[i] for i in rng.permutation(len(rest))[: count - len(found)])]
-    while len(found) < count:
-        found[_ascending(*(int(i) for i in rng.choice(classes, 3, replace=False)))] = None
-    return list(found)
+        rest = [t for t in every if t not in chosen]
+        return [*chosen, *(rest[i] for i in rng.permutation(len(rest))[: count - len(chosen)])]
+    while len(chosen) < count:
+        chosen[_ascending(*(int(i) for i in rng.choice(classes, 3, replace=False)))] = None
+    return list(chosen)
 
 
 def _ascending(*labels: int) -> LabelSet:

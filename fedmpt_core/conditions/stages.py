@@ -115,17 +115,19 @@ class Asking:
     Batches are cut the same way every time, so that a run that went on has the answers of one that never broke.
     """
 
-    def __init__(self, model: LanguageModel, config: DiscoveryConfig, journal: Journal, told: StageProgress) -> None:
-        self.model, self.config, self._journal, self._told = model, config, journal, told
+    def __init__(
+        self, model: LanguageModel, config: DiscoveryConfig, journal: Journal, on_progress: StageProgress
+    ) -> None:
+        self.model, self.config, self._journal, self._on_progress = model, config, journal, on_progress
 
     def each(self, stage: str, count: int, size: int, ask: Callable[[list[int]], list[Answer]]) -> list[Answer]:
         """The answers of a stage; `ask` answers a batch of its numbers."""
-        self._told(stage, 0, count)
+        self._on_progress(stage, 0, count)
         for start in range(0, count, size):
             numbers = list(range(start, min(start + size, count)))
             if any(self._journal.get(stage, n) is None for n in numbers):
                 self._journal.append(stage, numbers, ask(numbers))
-            self._told(stage, numbers[-1] + 1, count)
+            self._on_progress(stage, numbers[-1] + 1, count)
         return [answer for n in range(count) if (answer := self._journal.get(stage, n)) is not None]
 
     def prompts(self, stage: str, prompts: Sequence[str]) -> list[Answer]:
@@ -150,10 +152,10 @@ def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lex
 
     def ask(numbers: list[int]) -> list[Answer]:
         prompts = [scene_prompt([classes[c] for c in sets[n]]) for n in numbers]
-        found = [asking.model.log_probabilities(prompt, values) for prompt in prompts]
-        if not all(np.isfinite(row).all() for row in found):
+        rows = [asking.model.log_probabilities(prompt, values) for prompt in prompts]
+        if not all(np.isfinite(row).all() for row in rows):
             raise DiscoveryError(f"{asking.model.name}: its probabilities are not finite: take another model")
-        return [Answer(" ".join(f"{p:.3f}" for p in row), cut=False) for row in found]
+        return [Answer(" ".join(f"{p:.3f}" for p in row), cut=False) for row in rows]
 
     answers = asking.each(SCORE_STAGE, len(sets), 1, ask)
     # from the text that was kept, so that a run that went on gives the same list
@@ -178,12 +180,12 @@ def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], b
     prompts = [DESCRIBE.format(count=config.sentences, labels=in_words(labels)) for labels in named]
     answers = asking.prompts(STAGES[0], prompts)
     per_set = [sentences(a.text, labels, cut=a.cut) for a, labels in zip(answers, named, strict=True)]
-    found = list(dict.fromkeys(s for of_one in per_set for s in of_one))
-    _check_sentences(answers, per_set, found, config)
-    portions = _portions(asking.model, found, config)
+    unique = list(dict.fromkeys(s for of_one in per_set for s in of_one))
+    _check_sentences(answers, per_set, unique, config)
+    portions = _portions(asking.model, unique, config)
     texts = [SUMMARISE.format(count=config.candidates, sentences="\n".join(portion)) for portion in portions]
-    told = [phrases(a.text, classes, cut=a.cut) for a in asking.prompts(STAGES[1], texts)]
-    votes = Counter(phrase for of_one in told for phrase in of_one)
+    ballots = [phrases(a.text, classes, cut=a.cut) for a in asking.prompts(STAGES[1], texts)]
+    votes = Counter(phrase for of_one in ballots for phrase in of_one)
     by_votes = [phrase for phrase, _ in votes.most_common()]
     merged: tuple[str, ...] = ()
     if len(portions) > 1 and by_votes:
@@ -198,14 +200,14 @@ def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], b
             f"{config.conditions} are needed: a condition is one to three English words and names no class; take a "
             "larger model, or let this one choose from the lexicon (--scorer)"
         )
-    read = [s for s in found if readable(backbone, s)]
+    read = [s for s in unique if readable(backbone, s)]
     if not read:
-        raise DiscoveryError(f"{backbone.name} can read none of the {len(found)} sentences: take another backbone")
+        raise DiscoveryError(f"{backbone.name} can read none of the {len(unique)} sentences: take another backbone")
     strength = text_features(backbone, read) @ text_features(backbone, usable).T
     facts = {
         "label_sets": len(sets),
         "label_sets_described": sum(map(bool, per_set)),
-        "sentences_found": len(found),
+        "sentences_found": len(unique),
         "portions": len(portions),
         "candidates_from": "the model's merge" if enough else "votes of the portions",
         "candidates_ranked": len(usable),
@@ -214,7 +216,7 @@ def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], b
 
 
 def _check_sentences(
-    answers: Sequence[Answer], per_set: Sequence[tuple[str, ...]], found: Sequence[str], config: DiscoveryConfig
+    answers: Sequence[Answer], per_set: Sequence[tuple[str, ...]], sentences: Sequence[str], config: DiscoveryConfig
 ) -> None:
     described = sum(map(bool, per_set))
     if described < LEAST_USABLE * len(per_set):
@@ -225,21 +227,21 @@ def _check_sentences(
             "letters, does not loop, and names one of its classes. Take a larger model, allow longer answers, or let "
             "this one choose from the lexicon (--scorer)"
         )
-    if not in_english(found):
+    if not in_english(sentences):
         raise DiscoveryError(
-            f"the {len(found)} sentences are not in English, which the text towers read: give English class names, or "
-            "take another model"
+            f"the {len(sentences)} sentences are not in English, which the text towers read: give English class names, "
+            "or take another model"
         )
 
 
-def _portions(model: LanguageModel, found: Sequence[str], config: DiscoveryConfig) -> list[list[str]]:
+def _portions(model: LanguageModel, sentences: Sequence[str], config: DiscoveryConfig) -> list[list[str]]:
     """Sentences in portions of at most 40 that fit the model's context."""
     empty = model.tokens(SUMMARISE.format(count=config.candidates, sentences=""))
     room = min(model.context, MOST_PROMPT) - config.most_tokens - empty
     per_call = model.tokens("")
     portions: list[list[str]] = [[]]
     left = room
-    for sentence in found:
+    for sentence in sentences:
         cost = model.tokens(sentence) - per_call + 2  # a line's end, and what joining may change
         if portions[-1] and (cost > left or len(portions[-1]) == PORTION):
             portions.append([])

@@ -20,8 +20,8 @@ from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.features.cache import PatchFeatures
 from fedmpt_core.privacy.accounting.epsilon import cross_checked
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps, steps_of
+from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
-from fedmpt_core.privacy.ledger.ledger import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import GRID_BITS

@@ -276,7 +276,7 @@ class SecAggClient:
             vector=masked,
         )
         reply = replace(message, signature=exchange.sign(message.text)).encode()
-        said = masked_digest(reply[: len(reply) - masked.nbytes], message.digest)
+        digest = masked_digest(reply[: len(reply) - masked.nbytes], message.digest)
         fresh = Latch(
             self.terms.job_id,
             now.number,
@@ -287,7 +287,7 @@ class SecAggClient:
             release=release,
         )
         try:
-            self._save(fresh.saying(said, stage="masked", context=now.context.hex()))
+            self._save(fresh.saying(digest, stage="masked", context=now.context.hex()))
         except SecAggError:
             self._leave_round()  # no second vector under the keys of this context, even though the first never left
             raise
@@ -394,9 +394,9 @@ class SecAggClient:
         if begun and (begun.number, begun.attempt) == (number, attempt) and begun.request != request:
             raise UnexpectedMessage(f"round {number} attempt {attempt} with other content", "what came before")
 
-    def _in(self, found: str, *states: str) -> KeyExchange:
+    def _in(self, what: str, *states: str) -> KeyExchange:
         if self._state not in states or self._exchange is None:
-            raise UnexpectedMessage(f"{found} in state {self._state}", " or ".join(states))
+            raise UnexpectedMessage(f"{what} in state {self._state}", " or ".join(states))
         return self._exchange
 
     def _open(self) -> _Round:

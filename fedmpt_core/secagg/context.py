@@ -63,7 +63,7 @@ def model_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
     Raises:
         ValueError: another dtype, whose bytes do not say what it holds, or 2^32 bytes or more in one tensor.
     """
-    found = sha256(b"FLARE-SA/1/model\0")
+    digest = sha256(b"FLARE-SA/1/model\0")
     for name in sorted(tensors, key=str.encode):
         tensor = tensors[name]
         if tensor.dtype.kind not in "biuf":
@@ -71,10 +71,10 @@ def model_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
         dtype = tensor.dtype.newbyteorder("<")
         size = b"".join(_unsigned(n, 4, f"a side of {name!r}") for n in tensor.shape)
         raw = np.ascontiguousarray(tensor, dtype=dtype)
-        found.update(lp(name.encode()) + lp(dtype.str.encode()) + lp(size))
-        found.update(_unsigned(raw.nbytes, 4, f"the bytes of {name!r}"))
-        found.update(raw.reshape(-1).view(np.uint8).data)
-    return found.digest()
+        digest.update(lp(name.encode()) + lp(dtype.str.encode()) + lp(size))
+        digest.update(_unsigned(raw.nbytes, 4, f"the bytes of {name!r}"))
+        digest.update(raw.reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
 def cohort_digest(job: bytes, roster: bytes, cohort: Sequence[int]) -> bytes:

@@ -35,6 +35,5 @@ class SecAggError(ValueError):
 class UnexpectedMessage(SecAggError):
     """A well-formed message that does not belong to this state."""
 
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(Abort.CTX_MISMATCH, f"{found} came, expected was {expected}")
-        self.found, self.expected = found, expected
+    def __init__(self, came: str, expected: str) -> None:
+        super().__init__(Abort.CTX_MISMATCH, f"{came} came, expected was {expected}")

@@ -112,8 +112,8 @@ class KeyExchange:
         Raises:
             SecAggError: an advert is not of a trusted member for this job and epoch, or not this member's own.
         """
-        found = wire.Directory.decode(request, self._terms.max_sites).adverts
-        adverts = [wire.Advertisement.decode(a) for a in found]
+        encoded = wire.Directory.decode(request, self._terms.max_sites).adverts
+        adverts = [wire.Advertisement.decode(a) for a in encoded]
         ids = [a.member for a in adverts]
         if len(ids) < self._terms.floors.min_cohort:
             raise SecAggError(
@@ -121,7 +121,7 @@ class KeyExchange:
             )
         if ids != sorted(set(ids)):
             raise SecAggError(Abort.ROSTER, "the directory is not in ascending order of distinct members")
-        if self.advert not in found:
+        if self.advert not in encoded:
             raise SecAggError(Abort.ROSTER, "the directory does not hold what this site advertised", culprit=self.own)
         for advert in adverts:
             self._check(advert)

@@ -69,18 +69,18 @@ class Latch:
         try:
             values = json.loads(text)
             known: dict[str, Any] = {k: tuple(v) if k in LISTS else v for k, v in values.items()}
-            found = Latch(**known)
-            kinds = {k: type(v) for k, v in asdict(found).items()}
+            latch = Latch(**known)
+            kinds = {k: type(v) for k, v in asdict(latch).items()}
             right = all(kinds[k] is (int if k in NUMBERS else tuple if k in LISTS else str) for k in kinds)
         except (ValueError, TypeError, KeyError):
-            right, found = False, Latch("")
-        if not right or found.version != LATCH_VERSION or found.stage not in get_args(Stage):
+            right, latch = False, Latch("")
+        if not right or latch.version != LATCH_VERSION or latch.stage not in get_args(Stage):
             raise SecAggError(
                 Abort.STORAGE,
                 "the record of what this site has said is damaged or of another release: it must not be deleted while "
                 "the job runs, so end the job first",
             )
-        return found
+        return latch
 
 
 def digest_of(message: bytes) -> str:

@@ -11,9 +11,8 @@ import numpy as np
 from fedmpt_core.secagg.context import SUITE, lp
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.shamir import SHARE_BYTES
-from fedmpt_core.secagg.wire import Reader, id_list, kind_of, signature_list, tag, u16, u32
+from fedmpt_core.secagg.wire import Reader, id_list, signature_list, tag, u16, u32
 
-__all__ = ["kind_of"]
 NOBODY = 0xFFFF
 SEAL_BYTES = 16  # the tag of AES-GCM
 MAX_NAME, MAX_SESSION, MAX_CHAIN = 256, 1024, 32 * 1024
@@ -150,11 +149,11 @@ class RoundRequest:
     def decode(data: bytes, max_sites: int) -> "RoundRequest":
         """Raises SecAggError(MALFORMED)."""
         r = Reader(data, "RND1")
-        found = RoundRequest(
+        request = RoundRequest(
             r.number(4), r.number(2), r.number(2), r.take(32), r.ids(max_sites), r.signatures(max_sites)
         )
         r.end()
-        return found
+        return request
 
 
 @dataclass(frozen=True)
@@ -220,9 +219,9 @@ class ConsistencyRequest:
     def decode(data: bytes, max_sites: int) -> "ConsistencyRequest":
         """Raises SecAggError(MALFORMED)."""
         r = Reader(data, "CSY1")
-        found = ConsistencyRequest(r.take(32), r.ids(max_sites))
+        request = ConsistencyRequest(r.take(32), r.ids(max_sites))
         r.end()
-        return found
+        return request
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ def suspects(disputes: Iterable[tuple[int, int]]) -> list[int]:
         against.setdefault(other, set()).add(one)
     out: set[int] = set()
     while any(against.values()):
-        most = max(len(found) for found in against.values())
-        worst = {i for i, found in against.items() if len(found) == most}
+        most = max(len(others) for others in against.values())
+        worst = {i for i, others in against.items() if len(others) == most}
         out |= worst
-        against = {i: found - worst for i, found in against.items() if i not in worst}
+        against = {i: others - worst for i, others in against.items() if i not in worst}
     return sorted(out)
 
 
@@ -77,7 +77,7 @@ class Opening:
             own = self._masked[u]
             seed = self._open(
                 u,
-                {m: said.self_shares[place] for m, said in self._shares.items()},
+                {m: message.self_shares[place] for m, message in self._shares.items()},
                 lambda secret, own=own: hmac.compare_digest(commit_self(secret, self._context), own.self_commitment),
             )
             self_masks.append(self_mask_key(seed, self._context))
@@ -86,7 +86,7 @@ class Opening:
                 known = own.edge_commitments[others.index(d)]
                 edge = self._open(
                     u,
-                    {m: said.edge_shares[place][k] for m, said in self._shares.items()},
+                    {m: message.edge_shares[place][k] for m, message in self._shares.items()},
                     lambda secret, known=known, u=u, d=d: hmac.compare_digest(
                         commit_edge(secret, self._context, u, d), known
                     ),
@@ -135,7 +135,7 @@ class Opening:
     def _audit(self) -> None:
         """Once something was wrong, compare every share of every self mask, to tell who quarrels with whom."""
         for place, owner in enumerate(self._survivors):
-            shares = {m: said.self_shares[place] for m, said in self._shares.items()}
+            shares = {m: message.self_shares[place] for m, message in self._shares.items()}
             self._compare(owner, tuple(sorted(self._trusted_first(shares)[: self._threshold])), shares)
 
     def _compare(self, owner: int, right: tuple[int, ...], shares: Mapping[int, bytes]) -> None:

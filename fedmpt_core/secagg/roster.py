@@ -209,12 +209,12 @@ class Roster:
 
 def _parsed(text: str, keys: tuple[str, ...], what: str) -> dict[str, Any]:
     def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in values:
                 _refuse(f"{key!r} is there twice in {what}")
-            found[key] = value
-        return found
+            values[key] = value
+        return values
 
     try:
         values = json.loads(text, object_pairs_hook=without_doubles)

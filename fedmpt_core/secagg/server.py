@@ -174,10 +174,10 @@ class SecAggServer:
 
     def take_confirm(self, site: str, data: bytes) -> None:
         """Note that a member has checked the directory. Raises SecAggError."""
-        said = wire.Confirm.decode(data)
-        member = self._member(site, said.member)
-        _verify(member.voice, said.signature, wire.confirm_text(self.terms.digest, self._directory), site)
-        member.confirm = said.signature
+        confirm = wire.Confirm.decode(data)
+        member = self._member(site, confirm.member)
+        _verify(member.voice, confirm.signature, wire.confirm_text(self.terms.digest, self._directory), site)
+        member.confirm = confirm.signature
 
     def may_repeat(self, sites: Sequence[str]) -> bool:
         """Whether members would accept another attempt of the newest round with this cohort."""
@@ -216,18 +216,18 @@ class SecAggServer:
     def take_masked(self, site: str, data: bytes) -> None:
         """Add a masked vector to the sum; the vector itself is not kept. Raises SecAggError when it is not used."""
         now = self._now()
-        said = wire.Masked.decode(data, cohort=len(now.cohort), words=self.terms.words)
-        member = self._member(site, said.member)
-        if not hmac.compare_digest(said.context, now.context) or said.member not in now.cohort:
+        masked = wire.Masked.decode(data, cohort=len(now.cohort), words=self.terms.words)
+        member = self._member(site, masked.member)
+        if not hmac.compare_digest(masked.context, now.context) or masked.member not in now.cohort:
             raise SecAggError(Abort.CTX_MISMATCH, f"the vector of {site} is of another job, round or attempt")
-        _verify(member.voice, said.signature, said.text, site)
-        if not hmac.compare_digest(said.digest, sha256(said.vector.data).digest()):
+        _verify(member.voice, masked.signature, masked.text, site)
+        if not hmac.compare_digest(masked.digest, sha256(masked.vector.data).digest()):
             raise SecAggError(Abort.MALFORMED, f"the vector of {site} is not the one it signed")
         with self._lock:
-            if now.survivors or said.member in now.masked:
+            if now.survivors or masked.member in now.masked:
                 raise UnexpectedMessage(f"a vector of {site}", "one vector of each member, before the round is closed")
-            np.add(now.total, said.vector, out=now.total)
-            now.masked[said.member] = said.without_vector()
+            np.add(now.total, masked.vector, out=now.total)
+            now.masked[masked.member] = masked.without_vector()
 
     def consistency_request(self) -> bytes:
         """Close the phase of masked vectors and name the survivors, CSY1.
@@ -249,14 +249,14 @@ class SecAggServer:
 
     def take_consistency(self, site: str, data: bytes) -> None:
         """Note a survivor's signature over the list. Raises SecAggError."""
-        now, said = self._now(), wire.Consistent.decode(data)
-        member = self._member(site, said.member)
-        if said.member not in now.survivors:
+        now, consistent = self._now(), wire.Consistent.decode(data)
+        member = self._member(site, consistent.member)
+        if consistent.member not in now.survivors:
             raise UnexpectedMessage(f"a signature of {site}", "one of a survivor")
         text = wire.consistency_text(now.context, self._directory, now.survivors)
-        _verify(member.voice, said.signature, text, site)
+        _verify(member.voice, consistent.signature, text, site)
         with self._lock:
-            now.signatures[said.member] = said.signature
+            now.signatures[consistent.member] = consistent.signature
 
     def unmask_requests(self) -> dict[str, bytes]:
         """UNQ1 by site, for every survivor that has signed. Raises RoundLost below the threshold."""
@@ -281,13 +281,13 @@ class SecAggServer:
         """Note a survivor's shares. Raises SecAggError."""
         now = self._now()
         dropped = len(now.cohort) - len(now.survivors)
-        said = wire.Unmasked.decode(data, survivors=len(now.survivors), dropped=dropped)
-        member = self._member(site, said.member)
-        if not hmac.compare_digest(said.context, now.context) or said.member not in now.signatures:
+        unmasked = wire.Unmasked.decode(data, survivors=len(now.survivors), dropped=dropped)
+        member = self._member(site, unmasked.member)
+        if not hmac.compare_digest(unmasked.context, now.context) or unmasked.member not in now.signatures:
             raise SecAggError(Abort.CTX_MISMATCH, f"the shares of {site} are of another round, or it has not signed")
-        _verify(member.voice, said.signature, said.text, site)
+        _verify(member.voice, unmasked.signature, unmasked.text, site)
         with self._lock:
-            now.shares[said.member] = said
+            now.shares[unmasked.member] = unmasked
 
     def finish(self) -> Sum:
         """Take the masks off the sum.
@@ -309,21 +309,21 @@ class SecAggServer:
         # a dropped member's edge stayed in the sum with the sign of the survivor at its end
         add_all(now.total, minus, [*self_masks, *plus])
         text = wire.result_text(now.context, now.survivors, sha256(now.total.data).digest())
-        found = Sum(
+        result = Sum(
             now.total, tuple(self._names(now.survivors)), tuple(self._names(opening.culprits)), sha256(text).hexdigest()
         )
         self._round = None
-        return found
+        return result
 
     def take_abort(self, site: str, data: bytes) -> tuple[Abort, str]:
         """Read why a member left: the reason, and the name of the member that it blames or ''. Raises SecAggError."""
-        said = wire.AbortMessage.decode(data)
-        member = self._member(site, said.member)
-        _verify(member.voice, said.signature, said.text, site)
-        blamed = self._members.get(said.culprit)
-        if not self._round or not hmac.compare_digest(said.context, self._round.context):
-            return said.code, ""  # of a round that is over, or before any
-        return said.code, blamed.name if blamed else ""
+        abort = wire.AbortMessage.decode(data)
+        member = self._member(site, abort.member)
+        _verify(member.voice, abort.signature, abort.text, site)
+        blamed = self._members.get(abort.culprit)
+        if not self._round or not hmac.compare_digest(abort.context, self._round.context):
+            return abort.code, ""  # of a round that is over, or before any
+        return abort.code, blamed.name if blamed else ""
 
     def _disagreeing(self, now: _Round) -> list[int]:
         places = {m: place for place, m in enumerate(now.cohort)}

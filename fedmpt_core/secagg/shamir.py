@@ -146,17 +146,17 @@ def _interpolate(xs: list[int], ys: list[int]) -> list[int]:
     for k in range(1, n):
         for i in range(n - 1, k - 1, -1):
             slopes[i] = (slopes[i] - slopes[i - 1]) * inverse[xs[i] - xs[i - k]] % PRIME
-    found: list[int] = []
+    polynomial: list[int] = []
     for x, slope in zip(reversed(xs), reversed(slopes), strict=True):
-        found = _minus([slope, *found], [x * c for c in found])
-    return found
+        polynomial = _minus([slope, *polynomial], [x * c for c in polynomial])
+    return polynomial
 
 
 def _product(xs: list[int]) -> list[int]:
-    found = [1]
+    polynomial = [1]
     for x in xs:
-        found = _minus([0, *found], [x * c for c in found])
-    return found
+        polynomial = _minus([0, *polynomial], [x * c for c in polynomial])
+    return polynomial
 
 
 def _divide(top: list[int], bottom: list[int]) -> tuple[list[int], list[int]]:
@@ -173,11 +173,11 @@ def _divide(top: list[int], bottom: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _times(one: list[int], other: list[int]) -> list[int]:
-    found = [0] * max(0, len(one) + len(other) - 1)
+    product = [0] * max(0, len(one) + len(other) - 1)
     for i, a in enumerate(one):
         for j, b in enumerate(other):
-            found[i + j] = (found[i + j] + a * b) % PRIME
-    return found
+            product[i + j] = (product[i + j] + a * b) % PRIME
+    return product
 
 
 def _minus(one: list[int], other: list[int]) -> list[int]:
@@ -207,11 +207,11 @@ def _inverses(values: Sequence[int]) -> list[int]:
     products = [1]
     for value in values:
         products.append(products[-1] * value % PRIME)
-    inverse, found = pow(products[-1], -1, PRIME), [0] * len(values)
+    inverse, inverses = pow(products[-1], -1, PRIME), [0] * len(values)
     for place in range(len(values) - 1, -1, -1):
-        found[place] = inverse * products[place] % PRIME
+        inverses[place] = inverse * products[place] % PRIME
         inverse = inverse * values[place] % PRIME
-    return found
+    return inverses
 
 
 def _element(share: bytes) -> int | None:

@@ -41,10 +41,10 @@ class Reader:
 
     def count(self, most: int, size: int = 2) -> int:
         """A number of things that follow, at most `most`."""
-        found = self.number(size)
-        if found > most:
-            self.refuse(f"announces {found} things, at most {most} are allowed")
-        return found
+        number = self.number(size)
+        if number > most:
+            self.refuse(f"announces {number} things, at most {most} are allowed")
+        return number
 
     def sized(self, most: int) -> bytes:
         """Bytes after their length, at most `most` of them."""
@@ -52,10 +52,10 @@ class Reader:
 
     def ids(self, most: int) -> tuple[int, ...]:
         """A set of member ids: their number, then each, ascending."""
-        found = self.count(most)
-        if 2 * found > self.left:
-            self.refuse(f"announces {found} ids and has {self.left} bytes left")
-        ids = tuple(self.number(2) for _ in range(found))
+        number = self.count(most)
+        if 2 * number > self.left:
+            self.refuse(f"announces {number} ids and has {self.left} bytes left")
+        ids = tuple(self.number(2) for _ in range(number))
         self.ascending(ids)
         return ids
 
@@ -66,10 +66,10 @@ class Reader:
 
     def signatures(self, most: int) -> tuple[tuple[int, bytes], ...]:
         """Ids ascending, each with 64 bytes."""
-        found = self.count(most)
-        if 66 * found > self.left:
-            self.refuse(f"announces {found} signatures and has {self.left} bytes left")
-        pairs = tuple((self.number(2), self.take(64)) for _ in range(found))
+        number = self.count(most)
+        if 66 * number > self.left:
+            self.refuse(f"announces {number} signatures and has {self.left} bytes left")
+        pairs = tuple((self.number(2), self.take(64)) for _ in range(number))
         self.ascending(tuple(member for member, _ in pairs))
         return pairs
 

@@ -33,7 +33,8 @@ from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import history
-from fedmpt_core.privacy.ledger.ledger import Entries, LedgerHead
+from fedmpt_core.privacy.ledger.chain import LedgerHead
+from fedmpt_core.privacy.ledger.ledger import Entries
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_core.secagg.start_up_kit import load_roster, write_roster
 from fedmpt_flare import tasks

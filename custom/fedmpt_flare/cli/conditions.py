@@ -137,8 +137,9 @@ def discover(
     """
     from fedmpt_core.conditions.class_list import read_classes
     from fedmpt_core.conditions.cooccurrence import read_counts
-    from fedmpt_core.conditions.discover import DiscoveryConfig, discover, write_list
+    from fedmpt_core.conditions.discover import discover, write_list
     from fedmpt_core.conditions.scorer import load_lexicon
+    from fedmpt_core.conditions.stages import DiscoveryConfig
 
     if out.suffix != ".json" or out.exists() or not out.parent.is_dir():
         raise WrongUse(f"--out {out}: name a new .json file in an existing folder; a list is never replaced")

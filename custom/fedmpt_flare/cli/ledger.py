@@ -43,8 +43,7 @@ def show(
     from fedmpt_core.config.toml import load_job
     from fedmpt_core.privacy.ledger.budget import check_policy, resolved
     from fedmpt_core.privacy.ledger.site_ledger import ledger_path, read_site_ledgers
-    from fedmpt_core.privacy.ledger.statement import plan as plan_of
-    from fedmpt_core.privacy.ledger.statement import statements
+    from fedmpt_core.privacy.ledger.statement import spending_plan, statements
 
     policy = _policy(site_file, name, kit, unsigned)
     ledgers = read_site_ledgers(policy, kit)
@@ -57,7 +56,7 @@ def show(
         if not job.privacy.private:
             raise WrongUse(f"{plan}: trains without differential privacy: no ledger is charged and nothing limits it")
         check_policy(job, policy)
-        planned = plan_of(job, policy, ledgers[policy.dataset])
+        planned = spending_plan(job, policy, ledgers[policy.dataset])
     if as_json:
         report: dict[str, Any] = {"ledgers": [account.to_dict() for account in accounts]}
         typer.echo(json.dumps(report | ({"plan": vars(planned)} if planned else {})))

@@ -24,9 +24,9 @@ from fedmpt_core.federation.site.latch_file import latch_path, read_latch
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.accounting.epsilon import epsilon
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, history
-from fedmpt_core.privacy.ledger.ledger import LedgerHead
+from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy, read_site_ledger
-from fedmpt_core.secagg.messages import kind_of
+from fedmpt_core.secagg.wire import kind_of
 from fedmpt_flare import tasks
 from fedmpt_flare.site.deployed_job import deployed_job, is_short_text
 from fedmpt_flare.workspace import run_id, site_config, start_up_kit

@@ -22,7 +22,7 @@ from fedmpt_core.federation.server.averaging import apply, average
 from fedmpt_core.federation.server.checkpoint import Checkpoint, CheckpointError
 from fedmpt_core.federation.server.participation import participants
 from fedmpt_core.model.vector import ParameterLayout
-from fedmpt_core.privacy.ledger.ledger import LedgerHead
+from fedmpt_core.privacy.ledger.chain import LedgerHead
 
 
 class RoundFailed(Exception):

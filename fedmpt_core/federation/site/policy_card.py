@@ -14,7 +14,7 @@ from fedmpt_core.config.toml import ConfigError, build
 from fedmpt_core.federation.site.admission import check_limits
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import Charge, PrivacyRefused, charges, project_charges
-from fedmpt_core.privacy.ledger.ledger import Entry
+from fedmpt_core.privacy.ledger.chain import Entry
 
 
 @dataclass(frozen=True)

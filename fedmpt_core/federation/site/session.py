@@ -32,7 +32,7 @@ from fedmpt_core.model.features.cache import FeatureCache, PatchFeatures
 from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
 from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
-from fedmpt_core.privacy.ledger.ledger import LedgerHead
+from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.training.evaluation import Split, evaluate
 from fedmpt_core.training.local import StepRecord, local_update
 

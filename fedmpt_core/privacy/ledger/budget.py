@@ -14,7 +14,8 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.calibration import calibrate
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
-from fedmpt_core.privacy.ledger.ledger import Entry, Ledger, LedgerError, LedgerHead
+from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, LedgerHead
+from fedmpt_core.privacy.ledger.ledger import Ledger
 
 
 class PrivacyRefused(ValueError):
@@ -126,9 +127,9 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
             f"{job.steps_per_round} steps in a round are more than this site's {policy.max_steps}",
         ),
     ]
-    found = [text for wrong, text in problems if wrong]
-    if found:
-        raise PrivacyRefused("; ".join(found))
+    broken = [text for wrong, text in problems if wrong]
+    if broken:
+        raise PrivacyRefused("; ".join(broken))
 
 
 def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry], job_id: str) -> Projection:
@@ -153,22 +154,22 @@ def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[C
     continued = [c.steps for c in spent if job.resume and c.job == job.resume.job]
     plan = [steps_of(job, max(planned_steps(job, sum(s.count for s in continued)), own))]
     others = [c.steps for c in spent if c.job != job_id]
-    found = Projection(
+    projection = Projection(
         epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
     )
-    if found.job > job.privacy.epsilon:
+    if projection.job > job.privacy.epsilon:
         before = f" after the run '{job.resume.job}' that it continues" if job.resume else ""
         raise PrivacyRefused(
-            f"the job declares epsilon={job.privacy.epsilon:g} and plans {found.job:.3f}{before} "
+            f"the job declares epsilon={job.privacy.epsilon:g} and plans {projection.job:.3f}{before} "
             f"(delta {job.privacy.delta:g})"
         )
-    if found.total > policy.epsilon:
+    if projection.total > policy.epsilon:
         before = epsilon(others, policy.delta)
         raise PrivacyRefused(
-            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {found.total:.3f} "
+            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {projection.total:.3f} "
             f"(delta {policy.delta:g}); {before:.3f} is spent and the cap is {policy.epsilon:g}"
         )
-    return found
+    return projection
 
 
 def history(entries: Sequence[Entry], *job_ids: str) -> list[Steps]:
@@ -182,16 +183,18 @@ def charges(entries: Sequence[Entry]) -> list[Charge]:
     Raises:
         LedgerError: an entry does not say what it charges.
     """
-    found = []
+    charged = []
     for entry in entries:
         if entry.kind == "reserve":
-            found.append(_charge(entry, entry.job, entry.details))
+            charged.append(_charge(entry, entry.job, entry.details))
         elif entry.kind == "genesis":
             try:
-                found += [_charge(entry, str(carried["job"]), carried) for carried in entry.details.get("carried", ())]
+                charged += [
+                    _charge(entry, str(carried["job"]), carried) for carried in entry.details.get("carried", ())
+                ]
             except (KeyError, TypeError):
                 raise LedgerError(f"the genesis of '{entry.dataset}' does not say what it carries on") from None
-    return found
+    return charged
 
 
 def _charge(entry: Entry, job: str, details: Mapping[str, Any]) -> Charge:

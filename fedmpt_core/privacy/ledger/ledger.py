@@ -40,18 +40,6 @@ from fedmpt_core.privacy.ledger.chain import (
 )
 from fedmpt_core.privacy.ledger.file import disk, fetch, opened
 
-__all__ = [
-    "LEDGER_SCHEMA",
-    "Entries",
-    "Entry",
-    "Ledger",
-    "LedgerError",
-    "LedgerHead",
-    "Signer",
-    "Verifier",
-    "read_ledger",
-]
-
 LOCK_TIMEOUT = 30.0  # seconds
 Signer = Callable[[bytes], str]  # signature in hex; an attribute `key_spki`, where there is one, goes into the genesis
 Clock = Callable[[], datetime]
@@ -263,8 +251,8 @@ class Ledger:
         """
         with self._writing() as file:
             named = f"the reservation of job={reservation.job} round={reservation.round} attempt={reservation.attempt}"
-            found = self._chain.reserves.get(reservation.hash)
-            if found != reservation:
+            known = self._chain.reserves.get(reservation.hash)
+            if known != reservation:
                 raise LedgerError(f"{named} is not in {self._path}: reserve before training, in this ledger")
             done = self._chain.commits.get(reservation.hash)
             if done is not None and done.release == release:

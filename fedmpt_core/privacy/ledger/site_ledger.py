@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
-from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, LedgerError, read_ledger
+from fedmpt_core.privacy.ledger.chain import LedgerError
+from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, read_ledger
 
 SUFFIX = ".ledger.jsonl"
 

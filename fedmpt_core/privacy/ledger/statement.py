@@ -11,7 +11,8 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import charges, planned_steps, project, steps_of
-from fedmpt_core.privacy.ledger.ledger import Entries, Entry, successor_of
+from fedmpt_core.privacy.ledger.chain import Entry
+from fedmpt_core.privacy.ledger.ledger import Entries, successor_of
 
 MOST_REPEATS = 1000  # of a planned job; chosen, beyond it nobody counts
 
@@ -126,13 +127,13 @@ def statement(entries: Entries, cap: float | None) -> Statement:
     )
 
 
-def plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> SpendingPlan:
+def spending_plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> SpendingPlan:
     """What a job would cost the data set.
 
     Raises:
         PrivacyRefused: it does not fit; the sentence has the numbers.
     """
-    found = project(job, policy, entries, "")
+    projection = project(job, policy, entries, "")
     one = steps_of(job, planned_steps(job))
     spent = [c.steps for c in charges(entries)]
 
@@ -148,7 +149,7 @@ def plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -> Spendin
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return SpendingPlan(job.name, found.job, found.total, low)
+    return SpendingPlan(job.name, projection.job, projection.total, low)
 
 
 def _job(job: str, steps: Sequence[Steps], entries: Sequence[Entry], delta: float) -> JobSpending:
@@ -171,4 +172,4 @@ def _job(job: str, steps: Sequence[Steps], entries: Sequence[Entry], delta: floa
 
 def statements(policy: SitePrivacyConfig, ledgers: Mapping[str, Entries]) -> list[Statement]:
     """The accounts of all ledgers of a site, by data set; the cap is known of the policy's own."""
-    return [statement(found, policy.epsilon if name == policy.dataset else None) for name, found in ledgers.items()]
+    return [statement(entries, policy.epsilon if name == policy.dataset else None) for name, entries in ledgers.items()]

@@ -14,7 +14,8 @@ from typing import Any
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.privacy.ledger.budget import charges
-from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, LedgerError, read_ledger, successor_of
+from fedmpt_core.privacy.ledger.chain import LedgerError
+from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, read_ledger, successor_of
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, ledger_paths, signing
 
 

@@ -27,7 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmpt_core.common.signing import DocumentError, KeySigner, SignedDocument, SigningError, load_signer, verifier
-from fedmpt_core.privacy.ledger.ledger import Ledger, LedgerError, read_ledger
+from fedmpt_core.privacy.ledger.chain import LedgerError
+from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

@@ -27,7 +27,8 @@ from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.scenes import CLASSES
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused
-from fedmpt_core.privacy.ledger.ledger import LedgerError, read_ledger
+from fedmpt_core.privacy.ledger.chain import LedgerError
+from fedmpt_core.privacy.ledger.ledger import read_ledger
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from tests.settings import OPEN

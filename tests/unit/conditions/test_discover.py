@@ -13,11 +13,11 @@ import pytest
 
 from fedmpt_core.conditions.answers import Answer
 from fedmpt_core.conditions.cooccurrence import NoisyCounts
-from fedmpt_core.conditions.discover import DiscoveryConfig, DiscoveryError, discover, write_list
+from fedmpt_core.conditions.discover import discover, write_list
 from fedmpt_core.conditions.journal import JournalError, unpacked
 from fedmpt_core.conditions.sampling import label_sets
 from fedmpt_core.conditions.scorer import Lexicon, strengths
-from fedmpt_core.conditions.stages import LEAST_STRENGTH
+from fedmpt_core.conditions.stages import LEAST_STRENGTH, DiscoveryConfig, DiscoveryError
 from fedmpt_core.config.condition_lists import load_conditions, read_content
 from tests.fakes import FakeBackbone
 from tests.tiny_llm import TEMPLATE, Scripted, tiny

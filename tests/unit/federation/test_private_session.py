@@ -26,7 +26,7 @@ from fedmpt_core.federation import preflight
 from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.privacy import charged_training as site_budget
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
-from fedmpt_core.privacy.ledger.ledger import LedgerError
+from fedmpt_core.privacy.ledger.chain import LedgerError
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, read_site_ledger
 from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
 from tests.fakes import FakeBackbone

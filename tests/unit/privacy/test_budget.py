@@ -18,7 +18,8 @@ from fedmpt_core.privacy.ledger.budget import (
     project,
     resolved,
 )
-from fedmpt_core.privacy.ledger.ledger import Ledger, LedgerHead
+from fedmpt_core.privacy.ledger.chain import LedgerHead
+from fedmpt_core.privacy.ledger.ledger import Ledger
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, open_ledger, read_site_ledger
 from tests.settings import UNMASKED
 

@@ -28,8 +28,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmpt_core.privacy.ledger.chain import LEDGER_SCHEMA, Entry, LedgerError, LedgerHead
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
-from fedmpt_core.privacy.ledger.ledger import LEDGER_SCHEMA, Entry, Ledger, LedgerError, LedgerHead, read_ledger
+from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger
 
 ROOT = Path(__file__).parents[3]
 PLACE: dict[str, Any] = {"site": "hospital-a", "dataset": "chest", "delta": 1e-5}

@@ -18,10 +18,10 @@ from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger import succession
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, charges, history, resolved
-from fedmpt_core.privacy.ledger.chain import PROOF_PREFIX, SIGNED_PREFIX
-from fedmpt_core.privacy.ledger.ledger import Ledger, LedgerError, read_ledger
+from fedmpt_core.privacy.ledger.chain import PROOF_PREFIX, SIGNED_PREFIX, LedgerError
+from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, open_ledger, read_site_ledger
-from fedmpt_core.privacy.ledger.statement import plan, statement
+from fedmpt_core.privacy.ledger.statement import spending_plan, statement
 from tests.kits import write_kit
 
 SITE = "hospital-a"
@@ -256,7 +256,7 @@ def test_an_account_says_what_each_job_spent_and_what_another_would_cost(policy:
     assert account.total == epsilon([Steps(0.25, noise, 12)], 1e-5)
     assert account.jobs[0].epsilon == epsilon([Steps(0.25, noise, 6)], 1e-5)
     assert account.left == pytest.approx(10.0 - account.total)
-    planned = plan(JOB, policy, entries)
+    planned = spending_plan(JOB, policy, entries)
     steps = 3 * (2 + JOB.federation.max_failed_rounds)
     assert planned.epsilon == epsilon([Steps(0.25, noise, steps)], 1e-5)
     assert planned.total == epsilon([Steps(0.25, noise, 12 + steps)], 1e-5)

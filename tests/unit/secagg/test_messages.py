@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.errors import Abort, SecAggError
-from fedmpt_core.secagg.messages import kind_of
+from fedmpt_core.secagg.wire import kind_of
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "secagg_messages.json").read_text())
 GOOD = {kind: bytes.fromhex(text) for kind, text in VECTORS["good"].items()}
