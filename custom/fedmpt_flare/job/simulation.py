@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import tomli_w
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
-from fedmpt_core.config.toml import job_from_dict, site_from_dict, without_none
+from fedmpt_core.config.toml import job_from_dict, without_none
 from fedmpt_core.federation.run.record import (
     CHECKPOINTS,
     EVENTS,
@@ -80,16 +81,9 @@ class Simulation:
             shutil.rmtree(workspace, ignore_errors=True)
 
     def _follow(self, workspace: Path) -> Iterator[dict[str, Any]]:
+        self._prepare(workspace)
         spec = workspace / "spec.json"
-        spec.write_text(
-            json.dumps(
-                {
-                    "job": self._job.to_dict(),
-                    "sites": {n: asdict(s) for n, s in self._sites.items()},
-                    "keep": str(self._out.absolute()),
-                }
-            )
-        )
+        spec.write_text(json.dumps({"job": self._job.to_dict(), "sites": list(self._sites)}))
         with self.log.open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - our own module, no shell
                 [sys.executable, "-W", "ignore", "-m", __name__, str(spec)],
@@ -121,6 +115,19 @@ class Simulation:
                     process.kill()
                     process.wait()
 
+    def _prepare(self, workspace: Path) -> None:
+        """Write the policy files that a real site would have into the simulator's `local/` folder."""
+        local = workspace / self._job.name / "local"
+        local.mkdir(parents=True)
+        (local / "resources.json").write_text(
+            json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
+        )
+        keep = self._out.absolute()
+        sites = {n: without_none(asdict(with_ledger(s, n, keep / LEDGERS / n))) for n, s in self._sites.items()}
+        (local / SITE_FILE).write_text(tomli_w.dumps({"sites": sites}), encoding="utf-8")
+        (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
+        (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
+
     def _collect(self, workspace: Path) -> None:
         run = _run_folder(workspace)
         for name in (RESULT, MODEL, MANIFEST):
@@ -135,14 +142,8 @@ class Simulation:
 
 def _told_apart(began: float, marks: dict[str, float], ended: float) -> dict[str, float]:
     names = ("FLARE start", "sites start", "rounds", "FLARE stop")
-    times = [
-        began,
-        marks.get("joining", ended),
-        marks.get("joined", ended),
-        marks.get("completed", ended),
-        ended,
-    ]
-    return {name: round(times[i + 1] - times[i], 1) for i, name in enumerate(names)}
+    times = [began, *(marks.get(name, ended) for name in ("joining", "joined", "completed")), ended]
+    return {name: round(stop - start, 1) for name, (start, stop) in zip(names, pairwise(times), strict=True)}
 
 
 def _run_folder(workspace: Path) -> Path | None:
@@ -168,38 +169,15 @@ def _events(workspace: Path, process: "subprocess.Popen[bytes]") -> Iterator[dic
         time.sleep(_POLL_SECONDS)
 
 
-def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace: Path, keep: Path) -> None:
-    """Write the policy files that a real site would have into the simulator's `local/` folder.
-
-    Args:
-        job: the agreed job.
-        sites: settings of each simulated site.
-        workspace: of the simulator.
-        keep: folder for ledgers and checkpoints.
-    """
-    local = workspace / job.name / "local"
-    local.mkdir(parents=True)
-    (local / "resources.json").write_text(
-        json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
-    )
-    plain = {name: without_none(asdict(with_ledger(site, name, keep / LEDGERS / name))) for name, site in sites.items()}
-    (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
-    (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
-    (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
-
-
 def _main(spec_path: Path) -> None:
     from nvflare.recipe import SimEnv
 
     from fedmpt_flare.job.recipe import FedMPTRecipe
 
-    spec = json.loads(spec_path.read_text())
-    job = job_from_dict(spec["job"])
-    sites = {name: site_from_dict(values) for name, values in spec["sites"].items()}
-    prepare_workspace(job, sites, spec_path.parent, Path(spec["keep"]))
+    spec, workspace = json.loads(spec_path.read_text()), str(spec_path.parent)
     # one thread per site: with fewer, FLARE ends a site's process between tasks and the trainer with it
-    env = SimEnv(clients=list(sites), num_threads=len(sites), workspace_root=str(spec_path.parent))
-    FedMPTRecipe(job).execute(env)
+    env = SimEnv(clients=spec["sites"], num_threads=len(spec["sites"]), workspace_root=workspace)
+    FedMPTRecipe(job_from_dict(spec["job"])).execute(env)
 
 
 if __name__ == "__main__":
