@@ -38,13 +38,13 @@ POOLING_TEMPERATURE = 0.1
 """Of the ablation's rows without transport: softmax pooling needs a sharper one than row marginals do (measured)."""
 
 SENSITIVITY: dict[str, tuple[Any, ...]] = {
-    "model.patch_temperature": (0.1, 0.5, 2.0, 8.0),
-    "model.similarity_scale": (5.0, 10.0, 20.0, 50.0),
-    "model.reg": (0.01, 0.03, 0.1, 0.3),
-    "model.adapter_width": (8, 16, 32, 64, 128),
-    "model.condition_tokens": (0, 2, 4, 8),
-    "model.class_tokens": (2, 4, 7, 12),
-    "model.gate_temperature": (0.5, 1.0, 2.0, 5.0),
+    "patch_temperature": (0.1, 0.5, 2.0, 8.0),
+    "similarity_scale": (5.0, 10.0, 20.0, 50.0),
+    "reg": (0.01, 0.03, 0.1, 0.3),
+    "adapter_width": (8, 16, 32, 64, 128),
+    "condition_tokens": (0, 2, 4, 8),
+    "class_tokens": (2, 4, 7, 12),
+    "gate_temperature": (0.5, 1.0, 2.0, 5.0),
 }
 
 
@@ -179,10 +179,9 @@ def _sensitivity(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> 
         lone = _without({"gate"}, base) if n == 1 else {}  # one condition needs no gate
         job = inputs.job("fedmpt", seed, {"model": {"conditions": conditions[:n]}, **lone})
         yield Case("sensitivity", "conditions", float(n), "fedmpt", job, inputs.sites)
-    for key, values in SENSITIVITY.items():
-        section, _, name = key.partition(".")
+    for name, values in SENSITIVITY.items():
         for value in values:
-            job = inputs.job("fedmpt", seed, {section: {name: value}})
+            job = inputs.job("fedmpt", seed, {"model": {name: value}})
             yield Case("sensitivity", name, float(value), "fedmpt", job, inputs.sites)
 
 

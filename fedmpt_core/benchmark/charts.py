@@ -6,7 +6,7 @@ from typing import IO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedmpt_core.benchmark.tables import Column, Row
+from fedmpt_core.benchmark.tables import COLUMNS, SWEEP_COLUMNS, Column, Row
 
 _COLOURS = ("#0b6e99", "#c2571a", "#4a7a2c", "#8a3f8f", "#9a7b00", "#4d4d4d", "#b0304b", "#2f5fd0")
 _BARS = (
@@ -18,15 +18,29 @@ _BARS = (
 )
 
 
-def draw_bars(rows: Sequence[Row], title: str, note: str, file: IO[bytes]) -> None:
-    """Precision and false activations of every row, side by side, with standard deviations.
+def draw(table: str, rows: Sequence[Row], note: str, file: IO[bytes]) -> None:
+    """The picture of a table.
 
     Args:
+        table: a key of `cases.TABLES`.
         rows: at least one.
-        title: of the picture.
         note: small print below, such as the name of the towers.
         file: the PNG goes here.
     """
+    match table:
+        case "methods" | "ablation":
+            figure = _bars(rows)
+        case "sensitivity":
+            figure = _panels(rows, COLUMNS[0])
+        case _:
+            figure = _sweep(rows, SWEEP_COLUMNS)
+    figure.suptitle(table, fontsize=10)
+    figure.supxlabel(note, fontsize=8, color="#555555")
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+
+
+def _bars(rows: Sequence[Row]) -> Figure:
+    """Precision and false activations of every row, side by side, with standard deviations."""
     figure = Figure(figsize=(10, 0.45 * len(rows) + 2.2), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
     for axis, bars, unit in zip(axes, _BARS, ("mAP, percent", "found although absent, percent"), strict=True):
@@ -40,19 +54,11 @@ def draw_bars(rows: Sequence[Row], title: str, note: str, file: IO[bytes]) -> No
         axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes[0].set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
     axes[0].invert_yaxis()
-    _finish(figure, title, note, file)
+    return figure
 
 
-def draw_sweep(rows: Sequence[Row], columns: Sequence[Column], title: str, note: str, file: IO[bytes]) -> None:
-    """One panel per column over the values of a sweep, one line per row name.
-
-    Args:
-        rows: at least one.
-        columns: at least one.
-        title: of the picture.
-        note: small print below.
-        file: the PNG goes here.
-    """
+def _sweep(rows: Sequence[Row], columns: Sequence[Column]) -> Figure:
+    """One panel per column over the values of a sweep, one line per row name."""
     figure = Figure(figsize=(4 * len(columns), 3.6), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axis, column in zip(panels, columns, strict=True):
@@ -60,19 +66,11 @@ def draw_sweep(rows: Sequence[Row], columns: Sequence[Column], title: str, note:
             _line(axis, [row for row in rows if row.name == name], column, name, _COLOURS[k % len(_COLOURS)])
         axis.set(xlabel="share", title=column.heading)
     panels[0].legend(fontsize=7)
-    _finish(figure, title, note, file)
+    return figure
 
 
-def draw_panels(rows: Sequence[Row], column: Column, title: str, note: str, file: IO[bytes]) -> None:
-    """One panel per row name: one column over that setting's values.
-
-    Args:
-        rows: at least one.
-        column: what is drawn.
-        title: of the picture.
-        note: small print below.
-        file: the PNG goes here.
-    """
+def _panels(rows: Sequence[Row], column: Column) -> Figure:
+    """One panel per row name: one column over that setting's values."""
     names = list(dict.fromkeys(row.name for row in rows))
     lines = -(-len(names) // 4)
     figure = Figure(figsize=(12, 2.6 * lines + 0.6), layout="constrained")
@@ -82,7 +80,7 @@ def draw_panels(rows: Sequence[Row], column: Column, title: str, note: str, file
         axis.set(xlabel=name, ylabel=column.heading)
     for axis in list(panels):
         axis.set_axis_off()
-    _finish(figure, title, note, file)
+    return figure
 
 
 def _line(axis: Axes, rows: Sequence[Row], column: Column, label: str, colour: str) -> None:
@@ -99,9 +97,3 @@ def _line(axis: Axes, rows: Sequence[Row], column: Column, label: str, colour: s
         linewidth=1.2,
     )
     axis.grid(alpha=0.3)
-
-
-def _finish(figure: Figure, title: str, note: str, file: IO[bytes]) -> None:
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel(note, fontsize=8, color="#555555")
-    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})

@@ -41,22 +41,24 @@ def write_results(
         ValueError: a file cannot be written.
     """
     rows_by_table = {table: tables.rows_of(cases, results) for table, cases in planned.items()}
-    done = {c.identity(): c for cases in planned.values() for c in cases if c.identity() in results}
-    parts, written = [], [results[identity] for identity in done]
+    cases = [case for cases in planned.values() for case in cases]
+    written = [results[run] for run in dict.fromkeys(case.identity() for case in cases) if run in results]
+    parts = []
     for table, rows in rows_by_table.items():
         # the authors' mean over all t stands beside our own sites' figures only: a sweep has its values apart
         reported = reported_by_the_authors(planned[table][0].job, inputs.sites) if table == "methods" else None
         parts.append(tables.markdown(table, rows, reported))
-    note = _note(written)
+    towers = sorted({r["backbone"] + (", a stand-in, not CLIP" if r["is_stand_in"] else "") for r in written})
+    note = f"Frozen towers: {'; '.join(towers) or 'none'}. {len(written)} runs."
     text = "\n".join([*parts, note, ""])
-    everything = tables.plain(rows_by_table) | {"note": note, "runs": list(written)}
-    numbers = tables.comma_separated([c for cases in planned.values() for c in cases], results)
+    plain = tables.plain(rows_by_table) | {"note": note, "runs": written}
     write_whole(folder / "results.md", text.encode())
-    write_whole(folder / "results.json", json.dumps(everything, indent=1, allow_nan=False).encode() + b"\n")
-    write_whole(folder / "results.csv", numbers.encode())
+    write_whole(folder / "results.json", json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n")
+    write_whole(folder / "results.csv", tables.comma_separated(cases, results).encode())
     for table, rows in rows_by_table.items():
         if rows:
-            _draw(folder / f"{table}.png", table, rows, note)
+            with whole_file(folder / f"{table}.png") as file:
+                charts.draw(table, rows, note, file)
     return text
 
 
@@ -64,19 +66,3 @@ def write_tuning(folder: Path, settings: str, table: str) -> None:
     """Write the chosen settings and the trials. Raises ValueError when they cannot be written."""
     write_whole(folder / "methods.toml", settings.encode())
     write_whole(folder / "tuning.md", table.encode())
-
-
-def _draw(path: Path, table: str, rows: Sequence[tables.Row], note: str) -> None:
-    with whole_file(path) as file:
-        match table:
-            case "methods" | "ablation":
-                charts.draw_bars(rows, table, note, file)
-            case "sensitivity":
-                charts.draw_panels(rows, tables.COLUMNS[0], table, note, file)
-            case _:
-                charts.draw_sweep(rows, tables.SWEEP_COLUMNS, table, note, file)
-
-
-def _note(results: Sequence[Mapping[str, Any]]) -> str:
-    towers = sorted({r["backbone"] + (", a stand-in, not CLIP" if r["is_stand_in"] else "") for r in results})
-    return f"Frozen towers: {'; '.join(towers) or 'none'}. {len(results)} runs."

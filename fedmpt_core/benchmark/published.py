@@ -6,7 +6,6 @@ shown: figures of different things do not belong in one table.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedmpt_core.common.files import file_digest
@@ -20,18 +19,11 @@ _TABLE_1 = {
     "nuswide": {"dualcoop": 45.00, "fedtpg": 50.93, "fedmvp": 52.30, "fedmpt": 56.69},
 }
 _ARCHITECTURES = ("ViT-B-16", "ViT-B-16-quickgelu")
+NOTE = "Reported by the authors (Table 1, mean over t = 10 to 100 %): their runs, not ours; see the method page."
 
 
-@dataclass(frozen=True)
-class Reported:
-    """mAP by method in percent, and where it is from."""
-
-    figures: dict[str, float]
-    note: str
-
-
-def reported_by_the_authors(job: JobConfig, sites: dict[str, SiteConfig]) -> Reported | None:
-    """The authors' mAP for a job on the paper's data with the paper's weights, or None.
+def reported_by_the_authors(job: JobConfig, sites: dict[str, SiteConfig]) -> dict[str, float] | None:
+    """The authors' mAP in percent by method, for a job on the paper's data with the paper's weights, or None.
 
     Args:
         job: any job of the benchmark.
@@ -41,10 +33,7 @@ def reported_by_the_authors(job: JobConfig, sites: dict[str, SiteConfig]) -> Rep
     if backbone.architecture not in _ARCHITECTURES or backbone.weights != "openai":
         return None
     kinds = {_kind(data) for data in {site.data.path: site.data for site in sites.values()}.values()}
-    if len(kinds) != 1 or (figures := _TABLE_1.get(next(iter(kinds)))) is None:
-        return None
-    note = "Reported by the authors (Table 1, mean over t = 10 to 100 %): their runs, not ours; see the method page."
-    return Reported(figures, note)
+    return _TABLE_1.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _kind(data: DataConfig) -> str:

@@ -5,9 +5,10 @@ was killed, is dropped. One process writes at a time.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from fedmpt_core.common.files import LineFile
 
@@ -23,56 +24,43 @@ class ResultsError(ValueError):
     """The file of results cannot be used: damaged, in use, or not writable."""
 
 
+@contextmanager
+def open_results(folder: Path) -> Iterator["ResultsFile"]:
+    """The results in a folder, for as long as nobody else may write them. Raises ResultsError."""
+    path = folder / NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = LineFile(path)
+    except BlockingIOError:
+        raise ResultsError(f"{path}: another benchmark writes here: wait for it, or name another place") from None
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written ({error.strerror}): name another place") from None
+    with file:
+        yield ResultsFile(path, file)
+
+
 class ResultsFile:
-    """The results in a folder; use as a context manager."""
+    """Finished runs.
 
-    def __init__(self, folder: Path) -> None:
-        """Names the place; nothing is opened yet."""
-        self._path = folder / NAME
-        self._file: LineFile | None = None
-        self.results: dict[str, dict[str, Any]] = {}
+    Attributes:
+        results: by run.
+    """
 
-    def __enter__(self) -> Self:
+    def __init__(self, path: Path, file: LineFile) -> None:
         """Reads what is there. Raises ResultsError."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = LineFile(self._path)
-        except BlockingIOError:
-            raise ResultsError(
-                f"{self._path}: another benchmark writes here: wait for it, or name another place"
-            ) from None
-        except OSError as error:
-            raise ResultsError(f"{self._path}: cannot be written ({error.strerror}): name another place") from None
-        try:
-            self._read(file.lines)
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Lets others write."""
-        if self._file:
-            self._file.close()
-        self._file = None
+        self._path, self._file = path, file
+        self.results: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(file.lines, start=1):
+            try:
+                row = json.loads(line)
+                self.results[row.pop("run")] = {key: row[key] for key in KEYS}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ResultsError(f"{path}: line {number} is not a result: remove it, or name another place") from None
 
     def add(self, identity: str, result: dict[str, Any]) -> None:
         """Keep a finished run; on disk when this returns. Raises ResultsError."""
-        if self._file is None:
-            raise ResultsError("the file of results is closed: use it as a context manager")
         try:
             self._file.append({"run": identity, **result})
         except OSError as error:
             raise ResultsError(f"{self._path}: cannot be written ({error.strerror}): make room") from None
         self.results[identity] = result
-
-    def _read(self, lines: Sequence[bytes]) -> None:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                self.results[row.pop("run")] = {key: row[key] for key in KEYS}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ResultsError(
-                    f"{self._path}: line {number} is not a result: remove it, or name another place"
-                ) from None

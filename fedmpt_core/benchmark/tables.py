@@ -5,12 +5,12 @@ it as JSON.
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedmpt_core.benchmark.cases import Case
-from fedmpt_core.benchmark.published import Reported
+from fedmpt_core.benchmark.published import NOTE
 
 SCHEMA = 1
 
@@ -96,10 +96,8 @@ def figure(result: Mapping[str, Any], key: str) -> float | None:
 def rows_of(cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """The rows of a table, in the order of the cases; rows without a finished run are left out."""
     places: dict[tuple[str, float], list[tuple[Case, Mapping[str, Any]]]] = {}
-    for case in cases:
-        result = results.get(case.identity())
-        if result is not None:
-            places.setdefault((case.row, case.value), []).append((case, result))
+    for case, result in _finished(cases, results):
+        places.setdefault((case.row, case.value), []).append((case, result))
     rows = []
     for (name, value), runs in places.items():
         cells = {}
@@ -111,13 +109,13 @@ def rows_of(cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]]) -> 
     return rows
 
 
-def markdown(table: str, rows: Sequence[Row], reported: Reported | None = None) -> str:
+def markdown(table: str, rows: Sequence[Row], reported: Mapping[str, float] | None = None) -> str:
     """One table, the best mean of each column in bold.
 
     Args:
         table: a key of `cases.TABLES`.
         rows: at least none.
-        reported: what the authors reported on the same data and weights; None where data or weights are others.
+        reported: mAP by method that the authors reported on the same data and weights; None on others.
     """
     if not rows:
         return f"### {table}\n\nNo finished run.\n"
@@ -136,7 +134,7 @@ def markdown(table: str, rows: Sequence[Row], reported: Reported | None = None) 
             text = cell.text(column.digits)
             cells.append(f"**{text}**" if cell.mean is not None and cell.mean == best.get(column.key) else text)
         if reported:
-            theirs = reported.figures.get(row.method)
+            theirs = reported.get(row.method)
             cells.append("–" if theirs is None else f"{theirs:.2f}")
         lines.append("| " + " | ".join([row.name, *([f"{row.value:g}"] if axis else []), *cells]) + " |")
     seeds = sorted({s for r in rows for s in r.seeds})
@@ -145,7 +143,7 @@ def markdown(table: str, rows: Sequence[Row], reported: Reported | None = None) 
     if unequal:
         lines.append("Not all runs are finished: rows differ in their number of seeds.")
     if reported:
-        lines.append(f"{reported.note}")
+        lines.append(NOTE)
     return "\n".join(lines) + "\n"
 
 
@@ -154,14 +152,10 @@ def comma_separated(cases: Sequence[Case], results: Mapping[str, Mapping[str, An
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "row", "value", "method", "seed", *(c.key for c in COLUMNS), "run"])
-    for case in cases:
-        result = results.get(case.identity())
-        if result is not None:
-            values = (figure(result, c.key) for c in COLUMNS)
-            cells = ["" if v is None else f"{v:.6g}" for v in values]
-            writer.writerow(
-                [case.table, case.row, f"{case.value:g}", case.method, case.job.seed, *cells, case.identity()]
-            )
+    for case, result in _finished(cases, results):
+        values = (figure(result, c.key) for c in COLUMNS)
+        cells = ["" if v is None else f"{v:.6g}" for v in values]
+        writer.writerow([case.table, case.row, f"{case.value:g}", case.method, case.job.seed, *cells, case.identity()])
     return text.getvalue()
 
 
@@ -186,6 +180,15 @@ def plain(tables: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
             for name, rows in tables.items()
         },
     }
+
+
+def _finished(
+    cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[Case, Mapping[str, Any]]]:
+    for case in cases:
+        result = results.get(case.identity())
+        if result is not None:
+            yield case, result
 
 
 def _best(column: Column, rows: Sequence[Row]) -> float | None:

@@ -50,7 +50,7 @@ def bench(
     from fedmpt_core.benchmark.cases import cases_of
     from fedmpt_core.benchmark.folder import write_results, write_tuning
     from fedmpt_core.benchmark.inputs import METHODS, load_inputs
-    from fedmpt_core.benchmark.results_file import ResultsFile
+    from fedmpt_core.benchmark.results_file import open_results
     from fedmpt_core.benchmark.runs import run_missing
     from fedmpt_core.benchmark.shared_records import SharedRecords
     from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
@@ -67,7 +67,7 @@ def bench(
         tried = []
         planned = {name: cases_of(inputs, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
     cases = [case for cases in planned.values() for case in cases]
-    with ResultsFile(out) as finished, progress(quiet=as_json) as show:
+    with open_results(out) as finished, progress(quiet=as_json) as show:
 
         def on_run(case: Any, result: Any, done: int, total: int) -> None:
             show("runs", done, total, f"({case.row}, seed {case.job.seed})")

@@ -97,7 +97,7 @@ def test_the_authors_figures_stand_beside_the_paper_s_data_and_weights_only(
     voc = {n: dataclasses.replace(s, data=DataConfig("voc2007", path="/voc")) for n, s in inputs.sites.items()}
     reported = reported_by_the_authors(clip, voc)
     assert reported is not None
-    assert reported.figures["fedmpt"] == 89.51
+    assert reported["fedmpt"] == 89.51
     cases = [dataclasses.replace(c, job=clip, sites=voc) for c in cases_of(inputs, "methods", ["fedmpt"], [0])]
     text = markdown("methods", rows_of(cases, {cases[0].identity(): result(80, None)}), reported)
     assert "| 89.51 |" in text

@@ -11,7 +11,7 @@ import pytest
 from fedmpt_core.benchmark.cases import LADDER, TABLES, Case, cases_of
 from fedmpt_core.benchmark.folder import write_results
 from fedmpt_core.benchmark.inputs import METHODS, BenchmarkInputs
-from fedmpt_core.benchmark.results_file import KEYS, NAME, ResultsError, ResultsFile
+from fedmpt_core.benchmark.results_file import KEYS, NAME, ResultsError, open_results
 from fedmpt_core.benchmark.runs import run, run_missing
 from fedmpt_core.benchmark.shared_records import SharedRecords
 from fedmpt_core.benchmark.tables import markdown, rows_of
@@ -26,7 +26,7 @@ def test_a_broken_off_benchmark_goes_on_where_it_was(
 ) -> None:
     cases = cases_of(inputs, "methods", ["zero-shot", "linear", "coop"], [0, 1])
     whole = tmp_path / "whole"
-    with ResultsFile(whole) as finished:
+    with open_results(whole) as finished:
         run_missing(cases, finished, shared)
     done: list[str] = []
 
@@ -40,38 +40,36 @@ def test_a_broken_off_benchmark_goes_on_where_it_was(
         return on_run
 
     broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt), ResultsFile(broken) as finished:
+    with pytest.raises(KeyboardInterrupt), open_results(broken) as finished:
         run_missing(cases, finished, shared, stop_after(2))
     with (broken / NAME).open("a") as stream:
         stream.write('{"run": "half a li')
-    with ResultsFile(broken) as finished:
+    with open_results(broken) as finished:
         assert len(finished.results) == 2
         run_missing(cases, finished, shared, stop_after(100))
     assert len(done) == len(cases) == 6  # none of them twice
     tables = []
     for folder in (whole, broken):
-        with ResultsFile(folder) as finished:
+        with open_results(folder) as finished:
             tables.append([finished.results[c.identity()]["figures"] for c in cases])
     assert tables[0] == tables[1]
 
 
 def test_a_book_is_written_by_one_and_a_damaged_line_is_named(tmp_path: Path) -> None:
     whole = {**dict.fromkeys(KEYS, 1), "figures": {"mAP": 50.0}}
-    with ResultsFile(tmp_path) as finished:
+    with open_results(tmp_path) as finished:
         finished.add("a", whole)
-        with pytest.raises(ResultsError, match="another benchmark writes here"), ResultsFile(tmp_path):
+        with pytest.raises(ResultsError, match="another benchmark writes here"), open_results(tmp_path):
             pass
-    with ResultsFile(tmp_path) as finished:
+    with open_results(tmp_path) as finished:
         assert finished.results == {"a": whole}
-    with pytest.raises(ResultsError, match="closed"):
-        finished.add("b", {})
     line = json.dumps({"run": "a", **whole})
     for damaged in ("not json", '{"run": "b"}', "[]"):
         (tmp_path / NAME).write_text(f"{line}\n{damaged}\n")
-        with pytest.raises(ResultsError, match="line 2 is not a result"), ResultsFile(tmp_path):
+        with pytest.raises(ResultsError, match="line 2 is not a result"), open_results(tmp_path):
             pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match="cannot be written"), ResultsFile(tmp_path / "file"):
+    with pytest.raises(ResultsError, match="cannot be written"), open_results(tmp_path / "file"):
         pass
 
 
