@@ -23,7 +23,7 @@ from fedmpt_core.config.job import JobConfig, ModelConfig, PrivacyConfig, Traini
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.federation.site.session import SiteRecords, SiteSession
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path
-from tests.fakes import FakeBackbone, Table
+from tests.fakes import FakeBackbone, Table, training_records
 from tests.settings import REHEARSED
 
 RELEASED = "released.txt"
@@ -56,7 +56,7 @@ def site(folder: Path, number: int, rounds: int) -> None:
     session = SiteSession(JOB, settings, "site", run_id=f"job-{number}", backbone=FakeBackbone())
     features = Records(torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0)))
     targets = np.tile(np.array([[1, 0], [0, 1]], np.uint8), (4, 1))
-    state = session.prepare(data=SiteRecords((features, targets, np.arange(8)))).initial  # type: ignore[arg-type]
+    state = session.prepare(data=SiteRecords(training_records(features, targets))).initial
     for round_number in range(1, rounds + 1):
         digest = hashlib.sha256(session.train(state, round_number).block).hexdigest()
         with (folder / RELEASED).open("ab", buffering=0) as stream:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.training.local import TrainingRecords
 
 _PATCH = 4  # pixels per side of a patch
 
@@ -123,3 +124,8 @@ class Table:
     def batch(self, indices: Any) -> Tensor:
         self.largest = max(self.largest, len(indices))
         return self.values[torch.as_tensor(np.asarray(indices))]
+
+
+def training_records(table: Table, targets: np.ndarray, units: np.ndarray | None = None) -> TrainingRecords:
+    """Records with these features; each its own unit unless `units` says otherwise."""
+    return TrainingRecords(table, targets, np.arange(len(table)) if units is None else units)  # type: ignore[arg-type]

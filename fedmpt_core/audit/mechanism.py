@@ -17,11 +17,12 @@ def check_mechanism(run: Run) -> list[Finding]:
     try:
         from fedmpt_core.model.backbone.load import load_backbone
         from fedmpt_core.model.registry import build_model
+        from fedmpt_core.privacy.mechanism.mechanism import Mechanism
         from fedmpt_core.privacy.mechanism.self_test import self_test
 
         job = run.job
         model = build_model(load_backbone(job.backbone), job.classes, job.model, job.seed)
-        checks = self_test(model, job)
+        checks = self_test(model, job, Mechanism.of(job))
     except (ImportError, ValueError, OSError) as error:
         text = f"the mechanism was not tested here: {error}"
         return [Finding("self-test-not-run", "warning", "mechanism", text, "run the audit where the job's weights are")]

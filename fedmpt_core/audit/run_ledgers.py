@@ -11,6 +11,7 @@ from fedmpt_core.audit.spending import Accountant, Spending, merged, recompute, 
 from fedmpt_core.privacy.accounting.epsilon import Steps
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, plain_details
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 
 SAME_EPSILON = 1e-6  # the same accountant on the same entries
 MOST_ROUNDS = 64  # of a site whose epsilon is worked out; chosen, as many points as a chart shows
@@ -92,14 +93,9 @@ def _check_heads(run: Run, site: str, entries: Sequence[Entry]) -> None:
 
 
 def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
-    privacy, genesis = run.job.privacy, entries[0]
+    mechanism, genesis = Mechanism.of(run.job), entries[0]
     agreed = {
-        "sample_rate": privacy.sample_rate,
-        "noise_multiplier": privacy.noise_multiplier,
-        "steps": run.job.steps_per_round,
-        "max_grad_norm": dict(privacy.group_norms) or privacy.max_grad_norm,
-        "unit": privacy.unit,
-        "engine": privacy.engine,
+        **mechanism.describe(),
         "aggregation": run.manifest.aggregation,
         "identities": run.manifest.identities,
     }
@@ -117,8 +113,8 @@ def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
             text = f"round {entry.round} was charged for another job than {digest}, the manifest's"
             run.say("config-changed", site, text, "compare the job with the one that the sites approved")
             return
-    if genesis.unit != privacy.unit:
-        text = f"its ledger protects each {genesis.unit}, the job each {privacy.unit}"
+    if genesis.unit != mechanism.unit:
+        text = f"its ledger protects each {genesis.unit}, the job each {mechanism.unit}"
         run.say("mechanism-differs", site, text, "the two numbers cannot be compared: the claim does not hold")
 
 

@@ -28,6 +28,7 @@ from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.features.cache import FeatureCache, PatchFeatures
 from fedmpt_core.privacy.charged_training import units_of
 from fedmpt_core.training.evaluation import Split
+from fedmpt_core.training.local import TrainingRecords
 
 _MAX_BYTES = 2**40  # the bound is the disk's here; a site's own is in its file
 
@@ -122,7 +123,7 @@ class SharedRecords:
         for name, part in parts.items():
             mine = pool.take(part)
             units = units_of(mine, job.privacy.unit, ())
-            data[name] = SiteRecords((features.take(part), mine.targets, units))
+            data[name] = SiteRecords(TrainingRecords(features.take(part), mine.targets, units))
         placed = {n: dataclasses.replace(s, device=str(self.device), threads=0) for n, s in sites.items()}
         return Records(placed, data, held_out)
 

@@ -34,12 +34,13 @@ from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import ConfigError, build
 from fedmpt_core.data.source import load_split
-from fedmpt_core.privacy.accounting.epsilon import Steps, cross_checked, epsilon
+from fedmpt_core.privacy.accounting.epsilon import cross_checked, epsilon
 from fedmpt_core.privacy.charged_training import FINGERPRINT_KEY, units_of
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, Projection
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.mechanism import COUNTS, Mechanism
 from fedmpt_core.privacy.mechanism.noise import GRID_BITS
 
 SCHEMA_VERSION = 1
@@ -149,7 +150,8 @@ class CountRelease:
             )
         if not 0 < max_norm <= LARGEST_NORM:
             raise ValueError(f"max_norm={max_norm} is out of range: allowed is (0, {LARGEST_NORM:g}]")
-        one = [Steps(1.0, noise_multiplier, 1)]
+        mechanism = Mechanism(policy.unit, 1.0, noise_multiplier, max_norm, 1, name=COUNTS)
+        one = [mechanism.steps()]
         self._job = JobConfig(
             name=PURPOSE,
             classes=tuple(classes),
@@ -168,9 +170,9 @@ class CountRelease:
         )
         cross_checked(one, policy.delta)
         self._site, self._policy, self._name, self._kit = site, policy, name, kit
-        self._max_norm, self._noise = max_norm, noise_multiplier
         self._id = f"{PURPOSE}-{secrets.token_hex(8)}"
-        self._budget = Budget(self._job, site, open_ledger(policy, name, kit), self._id)
+        self._max_norm, self._noise = max_norm, mechanism.noise_multiplier
+        self._budget = Budget(self._job, site, open_ledger(policy, name, kit), self._id, mechanism)
 
     @property
     def projection(self) -> Projection:
@@ -200,11 +202,8 @@ class CountRelease:
             1,
             0,
             {
-                "mechanism": "gaussian co-occurrence counts",
-                "unit": self._policy.unit,
                 "released": pairs,
                 "noise_std": [self._noise * self._max_norm],
-                "max_grad_norm": self._max_norm,
                 "grid_bits": GRID_BITS,
                 "rng": keystream.name,
                 "rng_key_id": keystream.key_id,

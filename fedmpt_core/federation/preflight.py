@@ -23,10 +23,10 @@ from fedmpt_core.model.fedmpt.fedmpt import TRAINED
 from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.accounting.epsilon import Epsilons, cross_checked
 from fedmpt_core.privacy.charged_training import units_of
-from fedmpt_core.privacy.ledger.budget import PrivacyRefused, Projection, planned_steps, project, steps_of
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused, Projection, planned_steps, project
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
-from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.private_update import mechanism
+from fedmpt_core.privacy.mechanism.machinery import REAL, clip_groups
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.training.local import make_optimizer
 
 
@@ -111,7 +111,9 @@ def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
     make_optimizer(model, job.training, 1)  # finds rates that do not fit the trained groups
     scoring_model(backbone, job, model)  # finds unseen classes where numbers are trained per class
     if job.privacy.private:
-        mechanism(model, job, 1, 1, Keystream())  # finds bounds that do not fit the trained groups
+        mechanism = Mechanism.of(job)
+        private = REAL.gradients(mechanism, model, job).private
+        clip_groups(private, mechanism)  # finds bounds that do not fit the trained groups
     sizes = model.group_sizes()
     if job.privacy.engine == "feature_space" and sizes["contexts."]:
         sizes["contexts."] = text.numel()
@@ -167,7 +169,7 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
         )
     if not job.privacy.private:
         return None
-    plan = steps_of(job, planned_steps(job))
+    plan = Mechanism.of(job).steps(planned_steps(job))
     return PrivacyPlan(plan.count, cross_checked([plan], job.privacy.delta), plans)
 
 

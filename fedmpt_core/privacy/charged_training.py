@@ -17,34 +17,61 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.model.base import TunedModel
-from fedmpt_core.model.features.cache import PatchFeatures
 from fedmpt_core.privacy.accounting.epsilon import cross_checked
-from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps, steps_of
+from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
-from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS
-from fedmpt_core.privacy.mechanism.private_update import mechanism, private_update
+from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
+from fedmpt_core.privacy.mechanism.noise import GRID_BITS, PrivateOptimizer
+from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.self_test import require_self_test
-from fedmpt_core.training.local import LocalUpdate, StepRecord
+from fedmpt_core.training.local import LocalUpdate, StepRecord, TrainingRecords
 
 FINGERPRINT_KEY = "fingerprint.key"
 
 
 class ChargedTraining:
-    """The ledger and the mechanism of one job at one site."""
+    """The ledger and the mechanism of one job at one site.
 
-    def __init__(self, job: JobConfig, policy: SitePrivacyConfig, budget: Budget) -> None:
+    Attributes:
+        mechanism: what is charged, run and tested.
+        machinery: what does its steps.
+        keystream: the run's secret randomness, which the ledger's entries commit to.
+    """
+
+    def __init__(
+        self, job: JobConfig, policy: SitePrivacyConfig, budget: Budget, mechanism: Mechanism, machinery: Machinery
+    ) -> None:
         """Use `open`."""
         self._job, self._policy, self._budget = job, policy, budget
-        self._keystream = Keystream()
+        self.mechanism, self.machinery = mechanism, machinery
+        self.keystream = machinery.keystream()
         self._fingerprint = ""
-        self._mechanism: dict[str, Any] = {}
+        self._details: dict[str, Any] = {}
 
     @staticmethod
-    def open(job: JobConfig, site: SiteConfig, name: str, run_id: str, kit: Path | None) -> "ChargedTraining":
+    def open(
+        job: JobConfig,
+        site: SiteConfig,
+        name: str,
+        run_id: str,
+        kit: Path | None,
+        *,
+        mechanism: Mechanism | None = None,
+        machinery: Machinery = REAL,
+    ) -> "ChargedTraining":
         """Open the site's ledger and check the whole job against it.
+
+        Args:
+            job: the agreed job.
+            site: what the site has and allows.
+            name: of the site.
+            run_id: name of the run in the ledger.
+            kit: folder with the key that signs the ledger; None in a simulation.
+            mechanism: what is charged, run and tested; None is the job's. A test puts one here that lies.
+            machinery: what does the steps.
 
         Raises:
             PrivacyRefused: the job does not fit the policy or what is left.
@@ -55,42 +82,34 @@ class ChargedTraining:
         if policy is None:
             raise PrivacyRefused("this site has no privacy policy (a [privacy] table in its site file)")
         ledger = open_ledger(policy, name, kit)
-        budget = Budget(job, site, ledger, run_id)
-        cross_checked([steps_of(job, planned_steps(job))], job.privacy.delta)
-        return ChargedTraining(job, policy, budget)
+        budget = Budget(job, site, ledger, run_id, mechanism)
+        cross_checked([budget.mechanism.steps(planned_steps(job))], job.privacy.delta)
+        return ChargedTraining(job, policy, budget, budget.mechanism, machinery)
 
     @property
     def declared_units(self) -> int:
         """The site's public number of units."""
         return self._policy.units
 
-    @property
-    def keystream(self) -> Keystream:
-        """The run's secret randomness, which the ledger's entries commit to."""
-        return self._keystream
-
     def test_mechanism(self, model: TunedModel) -> None:
         """Run the self-test and note the mechanism for the ledger. Raises SelfTestFailed."""
-        engine, optimizer = mechanism(model, self._job, 1, self._policy.units, self._keystream)
-        privacy = self._job.privacy
-        self._mechanism = {
-            "mechanism": "poisson-subsampled-gaussian",
-            "unit": privacy.unit,
-            "engine": privacy.engine,
+        engine, optimizer = self.machinery.round(
+            self.mechanism, model, self._job, 1, self._policy.units, self.keystream
+        )
+        self._details = {
             "trained": list(model.trainable_parameters()),
             "released": sum(prod(p.shape) for p in engine.private.values()),
             "noise_std": optimizer.noise_stds(),
-            "max_grad_norm": dict(privacy.group_norms) or privacy.max_grad_norm,
             "expected_batch_size": optimizer.expected_batch_size,
             "grid_bits": GRID_BITS,
-            "rng": self._keystream.name,
-            "rng_key_id": self._keystream.key_id,
+            "rng": self.keystream.name,
+            "rng_key_id": self.keystream.key_id,
             "aggregation": "masked" if self._job.secagg.masked else "unmasked",
             "identities": "insecure" if self._job.secagg.insecure_identities else "start-up kits",
             "config": self._job.digest(),
             "code": PROGRAM,
         }
-        require_self_test(model, self._job)
+        require_self_test(model, self._job, self.mechanism, self.machinery)
 
     def know_records(self, digests: Sequence[str]) -> None:
         """Note the keyed fingerprint of the training records."""
@@ -103,31 +122,31 @@ class ChargedTraining:
 
     def reserve(self, round_number: int, attempt: int) -> Entry:
         """Charge a round before it starts. Raises PrivacyRefused or LedgerError."""
-        return self._budget.reserve(round_number, attempt, {**self._mechanism, "records": self._fingerprint})
+        return self._budget.reserve(round_number, attempt, {**self._details, "records": self._fingerprint})
 
     def train(
         self,
         model: TunedModel,
-        features: PatchFeatures,
-        targets: np.ndarray,
-        units: np.ndarray,
+        records: TrainingRecords,
         *,
         state: np.ndarray,
         round_number: int,
-        on_step: Callable[[StepRecord], None] | None,
+        on_step: Callable[[StepRecord], None] | None = None,
+        plant: Callable[[PrivateOptimizer], None] | None = None,
     ) -> LocalUpdate:
         """The noisy update of a reserved round; see `private_update`."""
         return private_update(
             model,
-            features,
-            targets,
-            units,
+            records,
             state=state,
             round_number=round_number,
             job=self._job,
+            mechanism=self.mechanism,
             declared_units=self._policy.units,
-            keystream=self._keystream,
+            keystream=self.keystream,
+            machinery=self.machinery,
             on_step=on_step,
+            plant=plant,
         )
 
     def commit(self, reservation: Entry, block: bytes) -> dict[str, Any]:

@@ -25,6 +25,21 @@ DEFAULT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
+class TrainingRecords:
+    """A site's R records to train on; they stay at the site.
+
+    Attributes:
+        features: their patch features.
+        targets: (R, C) in {0, 1}, or 2 where nobody knows.
+        units: (R,) int64 unit of privacy of each record, from 0 without gaps; `np.arange(R)` when each is its own.
+    """
+
+    features: PatchFeatures
+    targets: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One optimiser step; stays at the site.
 
@@ -151,12 +166,11 @@ def make_optimizer(model: TunedModel, training: TrainingConfig, round_number: in
     members: dict[str, list[Tensor]] = {}
     for name, parameter in model.trainable_parameters().items():
         members.setdefault(name.split(".")[0], []).append(parameter)
-    strange = sorted(set(training.group_rates) - set(members))
+    rates: dict[str, float] = {**training.group_rates}
+    strange = sorted(set(rates) - set(members))
     if strange:
         raise ValueError(f"training.group_rates names {strange[0]!r}, trained are {', '.join(members)}: remove it")
-    parameters: Any = [
-        {"params": tensors, "lr": rate * training.group_rates.get(group, 1.0)} for group, tensors in members.items()
-    ]
+    parameters: Any = [{"params": tensors, "lr": rate * rates.get(group, 1.0)} for group, tensors in members.items()]
     if training.optimizer == "adam":
         return torch.optim.Adam(
             parameters, lr=rate, betas=(training.momentum, 0.999), weight_decay=training.weight_decay

@@ -23,7 +23,8 @@ from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT, Prediction
 from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.private_update import mechanism
+from fedmpt_core.privacy.mechanism.machinery import REAL
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.training.local import make_optimizer
 from fedmpt_core.training.loss import asymmetric_loss
 from tests.bench.measure import Row, cpu_seconds, in_own_process, peak_mib
@@ -60,7 +61,7 @@ def loss_of(prediction: Prediction, targets: Tensor) -> Tensor:
 
 def private_step(model: FedMPT, job: JobConfig, features: Tensor, targets: Tensor) -> Callable[[], None]:
     """One whole DP step on B records."""
-    engine, optimizer = mechanism(model, job, 1, 2 * B, Keystream())
+    engine, optimizer = REAL.round(Mechanism.of(job), model, job, 1, 2 * B, Keystream())
 
     def step() -> None:
         engine.encode()

@@ -27,12 +27,11 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.device import PieceSize, in_pieces
-from fedmpt_core.model.features.cache import PatchFeatures
-from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import GRID_BITS, ClipGroup, PrivateOptimizer
-from fedmpt_core.privacy.mechanism.private_update import clip_groups
-from fedmpt_core.privacy.mechanism.sampling import poisson_batches
+from fedmpt_core.training.local import TrainingRecords
 
 CANARIES = 1000  # gradient canaries; fewer where fewer numbers are released
 PICTURES = 100  # picture canaries; at most half of a site's units
@@ -49,10 +48,18 @@ class Canaries(ABC):
         trained_on: (m,) bool, the coins.
     """
 
-    def __init__(self, private: Mapping[str, nn.Parameter], job: JobConfig, keystream: Keystream, count: int) -> None:
+    def __init__(
+        self,
+        private: Mapping[str, nn.Parameter],
+        mechanism: Mechanism,
+        machinery: Machinery,
+        keystream: Keystream,
+        count: int,
+    ) -> None:
         """Throws the coins of `count` canaries; `private` are the released parameters by name."""
         self.trained_on = keystream.words(_PURPOSE, count) >= np.uint64(2**63)
-        self._job, self._keystream, self._groups = job, keystream, clip_groups(private, job.privacy)
+        self._mechanism, self._machinery, self._keystream = mechanism, machinery, keystream
+        self._groups = clip_groups(private, mechanism)
         self._inside = np.flatnonzero(self.trained_on)
         self._optimizer: PrivateOptimizer | None = None
         self._batches: Iterator[np.ndarray] = iter(())
@@ -99,8 +106,7 @@ class Canaries(ABC):
 
         optimizer.attach_step_hook(look)
         self._optimizer = optimizer
-        rate, steps = self._job.privacy.sample_rate, self._job.steps_per_round
-        self._batches = poisson_batches(len(self._inside), rate, steps, self._keystream)
+        self._batches = self._machinery.draws(self._mechanism, len(self._inside), self._keystream)
 
     def _by_group(self, optimizer: PrivateOptimizer, attribute: str) -> list[np.ndarray]:
         found = []
@@ -141,27 +147,33 @@ class GradientCanaries(Canaries):
     """
 
     def __init__(
-        self, private: Mapping[str, nn.Parameter], job: JobConfig, keystream: Keystream, count: int = CANARIES
+        self,
+        private: Mapping[str, nn.Parameter],
+        mechanism: Mechanism,
+        keystream: Keystream,
+        machinery: Machinery = REAL,
+        count: int = CANARIES,
     ) -> None:
         """Draws directions and coins.
 
         Args:
             private: the released parameters by name.
-            job: noise multiplier worked out.
+            mechanism: the claimed one.
             keystream: of the run.
+            machinery: draws the steps that a canary takes part in.
             count: canaries; as many as the largest clip group has numbers if those are fewer.
 
         Raises:
             ValueError: too few numbers are released.
         """
-        groups = clip_groups(private, job.privacy)
+        groups = clip_groups(private, mechanism)
         self._sizes = [[private[name].numel() for name in group.names] for group in groups]
         self._shapes = {name: parameter.shape for name, parameter in private.items()}
         sizes = [sum(parts) for parts in self._sizes]
         count = min(count, max(sizes))
         if count < FEWEST:
             raise ValueError(f"{max(sizes)} released numbers are too few for canaries: {FEWEST} is the least")
-        super().__init__(private, job, keystream, count)
+        super().__init__(private, mechanism, machinery, keystream, count)
         generator = public_generator(keystream)
         self._supports: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by group: (m, k) coordinates and signs
         for number, size in enumerate(sizes):
@@ -170,7 +182,7 @@ class GradientCanaries(Canaries):
                 self._supports[number] = chosen, generator.choice((-1.0, 1.0), chosen.shape)
         # noise over bound of each group, written out again so that a slip in the optimizer shows
         ratios = [1 + 2.0**-GRID_BITS * sqrt(sizes[number]) for number in self._supports]
-        std = (job.privacy.noise_multiplier or 0.0) * sqrt(len(sizes) * sum(r * r for r in ratios)) / len(ratios)
+        std = mechanism.noise_multiplier * sqrt(len(sizes) * sum(r * r for r in ratios)) / len(ratios)
         zeros = np.zeros(count)
         self.scores = CanaryScores(zeros, zeros, zeros, 0, std)
 
@@ -190,7 +202,7 @@ class GradientCanaries(Canaries):
         return rows
 
     def _look(self, remains: list[np.ndarray]) -> None:
-        before, rate = self.scores, self._job.privacy.sample_rate
+        before, rate = self.scores, self._mechanism.sample_rate
         seen = np.zeros(len(before.sums))
         for number, (support, signs) in self._supports.items():
             along = (remains[number][support] * signs).sum(1) / sqrt(support.shape[1])  # (m,k) -> (m,)
@@ -221,30 +233,30 @@ class PictureCanaries(Canaries):
     def __init__(
         self,
         model: TunedModel,
-        features: PatchFeatures,
-        targets: np.ndarray,
-        units: np.ndarray,
+        records: TrainingRecords,
         job: JobConfig,
+        mechanism: Mechanism,
         keystream: Keystream,
+        machinery: Machinery = REAL,
     ) -> None:
         """Turns labels and throws coins.
 
         Args:
             model: the one that is trained.
-            features: the canaries' records.
-            targets: (R, C) their right labels: 1 present, 0 absent, `UNKNOWN` stays so.
-            units: (R,) int64 canary of each record, from 0 without gaps.
-            job: noise multiplier worked out.
+            records: the canaries', with their right labels; the unit of each is its canary.
+            job: the loss.
+            mechanism: the claimed one.
             keystream: of the run.
+            machinery: makes gradients, and draws the steps that a canary takes part in.
         """
-        feature_space = job.privacy.engine == "feature_space"
-        self._engine = GradientEngine(model, job.loss, job.training.loss_weight, feature_space=feature_space)
-        super().__init__(self._engine.private, job, keystream, int(units.max()) + 1)
+        self._job, targets = job, records.targets
+        self._engine = machinery.gradients(mechanism, model, job)
+        super().__init__(self._engine.private, mechanism, machinery, keystream, int(records.units.max()) + 1)
         turned = public_generator(keystream).random(targets.shape) < 0.5
         known = targets != UNKNOWN
         turned[~(turned & known).any(1)] = True  # a record with all labels right would be no canary
         self._labels = torch.from_numpy(np.where(known, targets != turned, UNKNOWN).astype(np.float32))
-        self._features, self._units = features, units
+        self._features, self._units = records.features, records.units
         self._along = torch.zeros(0)
         self.scores = np.zeros(len(self.trained_on))
 
@@ -285,10 +297,10 @@ class PictureCanaries(Canaries):
 
     def _look(self, remains: list[np.ndarray]) -> None:
         seen = torch.from_numpy(np.concatenate(remains) / sqrt(len(self._groups))).float()
-        chance = self._job.privacy.sample_rate / 2  # that a canary is trained on and takes part
+        chance = self._mechanism.sample_rate / 2  # that a canary is trained on and takes part
         overlap = (self._along @ self._along.T).double().numpy()
         surprise = (self._along @ seen).double().numpy() - chance * overlap.sum(1)
-        ridge = (self._job.privacy.noise_multiplier or 0.0) ** 2 / (chance * (1 - chance))
+        ridge = self._mechanism.noise_multiplier**2 / (chance * (1 - chance))
         self.scores = self.scores + np.linalg.solve(overlap + ridge * np.eye(len(overlap)), surprise)
 
 

@@ -40,11 +40,13 @@ from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
-from fedmpt_core.privacy.ledger.budget import PrivacyRefused, steps_of
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused
 from fedmpt_core.privacy.ledger.site_ledger import ledger_path, with_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
-from fedmpt_core.privacy.mechanism.private_update import mechanism, private_update
+from fedmpt_core.training.local import TrainingRecords
 
 SIGNIFICANCE = 0.05  # of everything reported
 FALSE_ALARM = 1e-4  # at which the interval fails a run: it is as sharp as the claim, so 2.5 % of sound runs miss it
@@ -115,6 +117,7 @@ def run_canaries(
     *,
     kit: Path | None = None,
     on_round: Callable[[int], None] | None = None,
+    machinery: Machinery = REAL,
 ) -> CanaryReport:
     """Train one site's share of a job with canaries, attack it, and judge.
 
@@ -125,6 +128,7 @@ def run_canaries(
         out: folder for the ledger of a run on embedded scenes, where the policy names none.
         kit: the site's start-up kit, whose key signs the ledger; None where ledgers are unsigned.
         on_round: called with the number of each finished round.
+        machinery: what trains, is tested, and is attacked.
 
     Raises:
         PrivacyRefused: the policy or the budget does not allow the run, or there is no ledger to charge.
@@ -137,26 +141,28 @@ def run_canaries(
     site = _with_ledger(site, name, out / run_id)
     if site.threads:
         torch.set_num_threads(site.threads)
-    budget = ChargedTraining.open(job, site, name, run_id, kit)
+    charged = ChargedTraining.open(job, site, name, run_id, kit, machinery=machinery)
     device = pick_device(site.device)
     backbone = load_backbone(job.backbone).to(device)
     model = build_model(backbone, job.classes, job.model, job.seed).to(device)
-    budget.test_mechanism(model)
+    charged.test_mechanism(model)
     train, units = _records(job, site)
-    cache, keystream = open_cache(site), budget.keystream  # the key that the ledger's entries commit to
-    budget.know_records(cache.features(train.pictures, backbone).digests())
-    private = mechanism(model, job, 1, budget.declared_units, keystream)[0].private
-    gradients, pictures = GradientCanaries(private, job, keystream), None
+    cache = open_cache(site)
+    mechanism, keystream = charged.mechanism, charged.keystream  # the key that the ledger's entries commit to
+    charged.know_records(cache.features(train.pictures, backbone).digests())
+    private = machinery.gradients(mechanism, model, job).private
+    gradients, pictures = GradientCanaries(private, mechanism, keystream, machinery), None
     chosen = _units_to_mislabel(int(units.max()) + 1, keystream)
     mislabelled = np.isin(units, chosen)
     if len(chosen):
         part = train.take(np.flatnonzero(mislabelled))
         owner = np.searchsorted(chosen, units[mislabelled])
         features = cache.features(part.pictures, backbone)
-        pictures = PictureCanaries(model, features, part.targets, owner, job, keystream)
+        mislabelled_records = TrainingRecords(features, part.targets, owner)
+        pictures = PictureCanaries(model, mislabelled_records, job, mechanism, keystream, machinery)
     others = train.take(np.flatnonzero(~mislabelled))
-    features = cache.features(others.pictures, backbone)
     own = np.unique(units[~mislabelled], return_inverse=True)[1].astype(np.int64)
+    records = TrainingRecords(cache.features(others.pictures, backbone), others.targets, own)
 
     def plant(optimizer: PrivateOptimizer) -> None:
         if pictures:
@@ -165,31 +171,20 @@ def run_canaries(
 
     state = model.vector()
     for number in range(1, job.training.rounds + 1):
-        budget.reserve(number, 0)
+        charged.reserve(number, 0)
         try:
-            update = private_update(
-                model,
-                features,
-                others.targets,
-                own,
-                state=state,
-                round_number=number,
-                job=job,
-                declared_units=budget.declared_units,
-                keystream=keystream,
-                plant=plant,
-            )
+            update = charged.train(model, records, state=state, round_number=number, plant=plant)
         except FloatingPointError as error:
             raise ValueError(str(error)) from None
         state = state + update.vector
         if on_round:
             on_round(number)
     delta, steps = job.privacy.delta, gradients.scores.steps
-    claim = epsilon([steps_of(job, steps)], delta)
+    claim = epsilon([mechanism.steps(steps)], delta)
     attacks = {"gradient": bounds.attack(gradients.scores.likelihood, gradients.trained_on, delta, SIGNIFICANCE)}
     if pictures:
         attacks["picture"] = bounds.attack(pictures.scores, pictures.trained_on, delta, SIGNIFICANCE)
-    moments = moments_of(gradients.scores, gradients.trained_on, job)
+    moments = moments_of(gradients.scores, gradients.trained_on, mechanism, delta)
     return CanaryReport(
         job.name,
         run_id,
@@ -206,14 +201,13 @@ def run_canaries(
     )
 
 
-def moments_of(scores: CanaryScores, trained_on: np.ndarray, job: JobConfig) -> Moments:
-    """Hold the moments of gradient canaries against the job's noise multiplier, sample rate and steps.
+def moments_of(scores: CanaryScores, trained_on: np.ndarray, mechanism: Mechanism, delta: float) -> Moments:
+    """Hold the moments of gradient canaries against the claimed mechanism.
 
     At sample rate 1 the scores are normal with one spread, and the mu-test says all; below it the spread of the
     canaries left out is the noise's, and the difference of the means how much of a unit gets through.
     """
-    privacy, steps = job.privacy, scores.steps
-    claimed, rate = privacy.noise_multiplier or 0.0, privacy.sample_rate
+    steps, claimed, rate = scores.steps, mechanism.noise_multiplier, mechanism.sample_rate
     inside, outside = scores.sums[trained_on], scores.sums[~trained_on]
     square = float(scores.squares[~trained_on].mean()) / steps
 
@@ -225,7 +219,7 @@ def moments_of(scores: CanaryScores, trained_on: np.ndarray, job: JobConfig) -> 
             noise = bounds.noise_interval(
                 inside, outside, square, steps=steps, rate=rate, std=scores.std, significance=significance
             )
-        spent = (_epsilon(rate, claimed * part, steps, privacy.delta) for part in (noise.high, noise.low))
+        spent = (_epsilon(rate, claimed * part, steps, delta) for part in (noise.high, noise.low))
         return noise, Interval(*spent)
 
     return Moments(

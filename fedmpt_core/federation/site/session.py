@@ -34,7 +34,7 @@ from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
 from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.training.evaluation import Split, evaluate
-from fedmpt_core.training.local import StepRecord, local_update
+from fedmpt_core.training.local import StepRecord, TrainingRecords, local_update
 
 T = TypeVar("T")
 
@@ -44,12 +44,12 @@ class SiteRecords:
     """A site's records with their patch features; never leaves the site.
 
     Attributes:
-        train: features, (R, C) targets, (R,) units; None for a site that only scores.
+        train: None for a site that only scores.
         val: records to choose thresholds on, or None.
         test: records to score, or None.
     """
 
-    train: tuple[PatchFeatures, np.ndarray, np.ndarray] | None = None
+    train: TrainingRecords | None = None
     val: Split | None = None
     test: Split | None = None
 
@@ -151,7 +151,7 @@ class SiteSession:
         units = None if train is None else units_of(train, self.job.privacy.unit, (val, test))
         features = {s: self._features(d, s, on_progress) for s, d in found.items() if d is not None}
         return SiteRecords(
-            None if train is None or units is None else (features["train"], train.targets, units),
+            None if train is None or units is None else TrainingRecords(features["train"], train.targets, units),
             None if val is None else Split(features["val"], val.targets),
             None if test is None else Split(features["test"], test.targets),
         )
@@ -168,7 +168,7 @@ class SiteSession:
         """
         self._data = data or self.load(on_progress)
         if self._data.train and self._budget:
-            self._budget.know_records(self._data.train[0].digests())
+            self._budget.know_records(self._data.train.features.digests())
         return Joined(
             self.model.layout(),
             self.model.vector(),
@@ -206,9 +206,9 @@ class SiteSession:
             ValueError: `prepare` was not called, or the ledger cannot be written.
             FloatingPointError: training diverged.
         """
-        if self._data.train is None:
+        records = self._data.train
+        if records is None:
             raise ValueError("train before prepare: the site's records are not loaded")
-        features, targets, units = self._data.train
         if self._budget:
             budget = self._budget
             if known_head:
@@ -216,9 +216,7 @@ class SiteSession:
             reservation = budget.reserve(round_number, attempt)
             # one reservation pays for one release: a run that the device broke off is seen by nobody
             update = self._with_room(
-                lambda: budget.train(
-                    self.model, features, targets, units, state=state, round_number=round_number, on_step=on_step
-                )
+                lambda: budget.train(self.model, records, state=state, round_number=round_number, on_step=on_step)
             )
             block = self.model.layout().encode(update.vector)
             privacy = budget.commit(reservation, block)
@@ -226,8 +224,8 @@ class SiteSession:
         update = self._with_room(
             lambda: local_update(
                 self.model,
-                features,
-                targets,
+                records.features,
+                records.targets,
                 state=state,
                 round_number=round_number,
                 training=self.job.training,
@@ -249,7 +247,7 @@ class SiteSession:
             return 1.0
         if self._budget:
             return float(self._budget.declared_units)
-        return float(len(self._data.train[1])) if self._data.train else 0.0
+        return float(len(self._data.train.targets)) if self._data.train else 0.0
 
     def evaluate(self, state: np.ndarray, *, zero_shot: bool = False) -> dict[str, Any] | None:
         """Figures of `state` on this site's test split, or None when it has none.

@@ -43,6 +43,10 @@ class AccountingError(ValueError):
 class Steps:
     """Equal DP-SGD steps.
 
+    It may grow as the events of dp_accounting do: no field is ever removed or changes its meaning, and a new one has a
+    default that means what was true before, so that a history written down today costs the same in every later release.
+    What needs more than that is a class of its own.
+
     Attributes:
         sample_rate: probability of each record to be in a step's batch, in (0, 1].
         noise_multiplier: standard deviation of the noise over the clip norm, above 0.

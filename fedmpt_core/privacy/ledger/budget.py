@@ -8,7 +8,7 @@ it too.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
@@ -16,6 +16,7 @@ from fedmpt_core.privacy.accounting.calibration import calibrate
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, LedgerHead
 from fedmpt_core.privacy.ledger.ledger import Ledger
+from fedmpt_core.privacy.mechanism.mechanism import DP_SGD, Mechanism, Name
 
 
 class PrivacyRefused(ValueError):
@@ -60,7 +61,7 @@ def resolved(job: JobConfig) -> JobConfig:
     if privacy.noise_multiplier is None:
         noise = calibrate(privacy.epsilon, privacy.delta, privacy.sample_rate, plan)
         return replace(job, privacy=replace(privacy, noise_multiplier=noise))
-    spends = epsilon([Steps(privacy.sample_rate, privacy.noise_multiplier, plan)], privacy.delta)
+    spends = epsilon([Mechanism.of(job).steps(plan)], privacy.delta)
     if spends > privacy.epsilon:
         raise ValueError(
             f"privacy.noise_multiplier={privacy.noise_multiplier} spends epsilon {spends:.3f} in {plan} steps, "
@@ -80,13 +81,6 @@ def planned_steps(job: JobConfig, charged: int = 0) -> int:
     rounds, failures = job.training.rounds, job.federation.max_failed_rounds
     left = rounds - job.first_round + 1
     return max(job.steps_per_round * left, job.steps_per_round * (rounds + failures) - charged)
-
-
-def steps_of(job: JobConfig, count: int) -> Steps:
-    """`count` of the job's steps. Raises PrivacyRefused when its noise is not worked out."""
-    if job.privacy.noise_multiplier is None:
-        raise PrivacyRefused("the job gives no noise multiplier: export it again with this release")
-    return Steps(job.privacy.sample_rate, job.privacy.noise_multiplier, count)
 
 
 def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
@@ -109,8 +103,9 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
         if not policy.allow_unprotected:
             raise PrivacyRefused("the job trains without differential privacy, which this site does not allow")
         return
-    steps_of(job, 1)
-    noise = privacy.noise_multiplier or 0.0
+    noise = privacy.noise_multiplier
+    if noise is None:
+        raise PrivacyRefused("the job gives no noise multiplier: export it again with this release")
     problems = [
         (privacy.unit != policy.unit, f"privacy.unit='{privacy.unit}', this site protects each {policy.unit}"),
         (privacy.delta > policy.delta, f"privacy.delta={privacy.delta:g} is above this site's {policy.delta:g}"),
@@ -152,7 +147,7 @@ def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[C
     """The same from what was charged, for those who have not the ledger. Raises PrivacyRefused."""
     own = sum(c.steps.count for c in spent if c.job == job_id)
     continued = [c.steps for c in spent if job.resume and c.job == job.resume.job]
-    plan = [steps_of(job, max(planned_steps(job, sum(s.count for s in continued)), own))]
+    plan = [Mechanism.of(job).steps(max(planned_steps(job, sum(s.count for s in continued)), own))]
     others = [c.steps for c in spent if c.job != job_id]
     projection = Projection(
         epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
@@ -199,19 +194,39 @@ def charges(entries: Sequence[Entry]) -> list[Charge]:
 
 def _charge(entry: Entry, job: str, details: Mapping[str, Any]) -> Charge:
     try:
-        rate, noise, count = details["sample_rate"], details["noise_multiplier"], details["steps"]
-        if type(count) is not int:
-            raise ValueError("steps is no whole number")
-        return Charge(job, Steps(float(rate), float(noise), count))
+        return Charge(job, _steps(details))
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"entry {entry.seq} of '{entry.dataset}' does not say what it charges ({error})") from None
 
 
-class Budget:
-    """One job's access to the ledger of a site's data set."""
+def _steps(details: Mapping[str, Any]) -> Steps:
+    """What an entry charges. Raises KeyError, TypeError or ValueError."""
+    if (name := details.get("mechanism", DP_SGD)) not in get_args(Name):
+        raise ValueError(f"mechanism {name!r} is not one that this release can price: upgrade")
+    if type(details["steps"]) is not int:
+        raise ValueError("steps is no whole number")
+    return Steps(float(details["sample_rate"]), float(details["noise_multiplier"]), details["steps"])
 
-    def __init__(self, job: JobConfig, site: SiteConfig, ledger: Ledger, job_id: str) -> None:
+
+class Budget:
+    """One job's access to the ledger of a site's data set.
+
+    Attributes:
+        mechanism: what each round does and is charged for.
+        projection: what the ledger will show after the job.
+    """
+
+    def __init__(
+        self, job: JobConfig, site: SiteConfig, ledger: Ledger, job_id: str, mechanism: Mechanism | None = None
+    ) -> None:
         """Checks the whole job against policy and ledger.
+
+        Args:
+            job: the agreed job.
+            site: what the site has and allows.
+            ledger: of the site's data set.
+            job_id: the job's name in it.
+            mechanism: what a round does; None is the job's.
 
         Raises:
             PrivacyRefused: the job may not run here.
@@ -220,6 +235,7 @@ class Budget:
         if site.privacy is None:
             raise PrivacyRefused("this site has no privacy policy")
         self._job, self._policy, self._ledger, self._id = job, site.privacy, ledger, job_id
+        self.mechanism = mechanism or Mechanism.of(job)
         self._own = (job_id, job.resume.job) if job.resume else (job_id,)  # what counts towards the job's epsilon
         self.projection = project(job, site.privacy, ledger.entries(), job_id)
 
@@ -229,13 +245,14 @@ class Budget:
         Args:
             round_number: from 1.
             attempt: from 0; another attempt is charged again.
-            details: what else the entry shall say of the mechanism.
+            details: what else the entry shall say beside the mechanism's description.
 
         Raises:
             PrivacyRefused: the round would pass the job's epsilon or the site's cap; nothing was charged.
             LedgerError: the ledger cannot be trusted or written.
         """
-        new = steps_of(self._job, self._job.steps_per_round)
+        entry = {**details, **self.mechanism.describe()}
+        new = _steps(entry)  # what is written is what is priced, here and by every later reader
 
         def admit(entries: Sequence[Entry]) -> None:
             for name, spent, delta, cap in (
@@ -258,12 +275,7 @@ class Budget:
             job=self._id,
             round=round_number,
             attempt=attempt,
-            details={
-                **details,
-                "sample_rate": new.sample_rate,
-                "noise_multiplier": new.noise_multiplier,
-                "steps": new.count,
-            },
+            details=entry,
             admit=admit,
         )
 

@@ -19,6 +19,9 @@ from typing import Any, TypeAlias
 
 from fedmpt_core.common.canonical import canonical, canonical_digest
 
+# Entries are read for as long as the records exist. So within a schema no field or detail is ever removed or changes
+# its meaning, and where a newer detail is missing the old thing was done. What an older release would price wrongly is
+# told by another `mechanism`, which it refuses. All else is a new schema.
 LEDGER_SCHEMA = 1
 SIGNED_PREFIX = b"\xffFEDMPT-LEDGER/1\0"  # 0xff starts no text, so no signed text can pass for an entry
 PROOF_PREFIX = b"\xffFEDMPT-LEDGER-KEY/1\0"

@@ -10,9 +10,10 @@ from typing import Any
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
-from fedmpt_core.privacy.ledger.budget import charges, planned_steps, project, steps_of
+from fedmpt_core.privacy.ledger.budget import charges, planned_steps, project
 from fedmpt_core.privacy.ledger.chain import Entry
 from fedmpt_core.privacy.ledger.ledger import Entries, successor_of
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 
 MOST_REPEATS = 1000  # of a planned job; chosen, beyond it nobody counts
 
@@ -134,13 +135,11 @@ def spending_plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -
         PrivacyRefused: it does not fit; the sentence has the numbers.
     """
     projection = project(job, policy, entries, "")
-    one = steps_of(job, planned_steps(job))
+    mechanism, steps = Mechanism.of(job), planned_steps(job)
     spent = [c.steps for c in charges(entries)]
 
     def fits(times: int) -> bool:
-        return epsilon([*spent, Steps(one.sample_rate, one.noise_multiplier, one.count * times)], policy.delta) <= (
-            policy.epsilon
-        )
+        return epsilon([*spent, mechanism.steps(steps * times)], policy.delta) <= policy.epsilon
 
     low, high = 1, 2
     while high <= MOST_REPEATS and fits(high):

@@ -76,34 +76,39 @@ class GradientEngine:
         Raises:
             ValueError: `encode` was not called, or a unit has no record.
         """
+        means = self._means(parts, count)
+        for name, rows in means.items():
+            if name != TEXT or self._feature_space:
+                _fill(self.private[name], rows)
+        if self._contexts and not self._feature_space:
+            pulled = [self._pull(row) for row in means[TEXT]]
+            for i, parameter in enumerate(self._contexts.values()):
+                rows = [gradients[i] for gradients in pulled]
+                _fill(parameter, torch.stack(rows) if rows else parameter.new_zeros(0, *parameter.shape))
+
+    def _means(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], count: int) -> dict[str, Tensor]:
+        """The head's and the text features' gradients, (count, ...) each: the mean over each unit's records."""
         text = self._encoded().detach()
         sums: dict[str, Tensor] = {}
         records = torch.zeros(count, dtype=torch.int64, device=text.device)
         for patches, targets, units in parts:
-            found = self._per_record(dict(self._head), text, patches, targets)
+            gradients = self._per_record(dict(self._head), text, patches, targets)
             if not sums and torch.equal(units, torch.arange(count, device=units.device)):
-                sums = found  # a record for each unit in order: nothing to sum, so no copy
+                sums = gradients  # a record for each unit in order: nothing to sum, so no copy
             else:
-                sums = sums or {name: rows.new_zeros(count, *rows.shape[1:]) for name, rows in found.items()}
-                for name, rows in found.items():
+                sums = sums or {name: rows.new_zeros(count, *rows.shape[1:]) for name, rows in gradients.items()}
+                for name, rows in gradients.items():
                     sums[name].index_add_(0, units, rows)
             records += torch.bincount(units, minlength=count)
         if not count:
-            sums = {name: p.new_zeros(0, *p.shape) for name, p in self._head.items()}
-            if self._contexts:
-                sums[TEXT] = text.new_zeros(0, *text.shape)
+            shapes = {**self._head, **({TEXT: text} if self._contexts else {})}
+            return {name: value.new_zeros(0, *value.shape) for name, value in shapes.items()}
         if not bool((records > 0).all()):
             raise ValueError("a unit has no record: give each at least one")
-        for name, total in sums.items():
-            if bool((records > 1).any()):
+        if bool((records > 1).any()):
+            for total in sums.values():
                 total /= records.reshape(-1, *[1] * (total.ndim - 1))
-            if name != TEXT or self._feature_space:
-                _fill(self.private[name], total)
-        if self._contexts and not self._feature_space:
-            pulled = [self._pull(row) for row in sums[TEXT]]
-            for i, parameter in enumerate(self._contexts.values()):
-                rows = [gradients[i] for gradients in pulled]
-                _fill(parameter, torch.stack(rows) if rows else parameter.new_zeros(0, *parameter.shape))
+        return sums
 
     def pull_back(self) -> None:
         """After noise: turn the noisy gradient of the text features into that of the contexts (feature space
@@ -151,7 +156,7 @@ def _per_record_gradients(
 
     def gradients(head: dict[str, Tensor], text: Tensor, patches: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():  # `grad` differentiates all the same; nothing is recorded for the frozen parts
-            found = each(head, text, patches, targets)
-        return {**found[0], TEXT: found[1]} if with_text else found
+            rows = each(head, text, patches, targets)
+        return {**rows[0], TEXT: rows[1]} if with_text else rows
 
     return gradients

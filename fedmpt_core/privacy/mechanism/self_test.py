@@ -1,7 +1,7 @@
 """A site's test of its own privacy mechanism before it trains: about a second, on planted gradients and random numbers.
 
-The parts that a round uses run with the job's noise multiplier, sample rate, clip groups and engine, and what leaves
-them is compared with what the accountant charges. A job may train ten numbers only, so statistics come from stand-in
+The machinery of a round runs as its `Mechanism` says, and what leaves it is compared with that mechanism's description,
+from which the ledger charges the round. A job may train ten numbers only, so statistics come from stand-in
 parameters behind the same optimizer class, and gradients from a two-class model with the job's towers and settings.
 
 A statistical check fails a sound site with probability `FALSE_ALARM` at most, by the quantiles of its statistics, and
@@ -12,7 +12,7 @@ It must never see a record of the site, nor touch the model: what it finds may b
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import ceil, inf, nan, sqrt
 from typing import Any, NamedTuple
@@ -22,14 +22,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from fedmpt_core.config.job import JobConfig, PrivacyConfig
+from fedmpt_core.config.job import JobConfig
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
-from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS, PrivateOptimizer
-from fedmpt_core.privacy.mechanism.private_update import clip_groups
-from fedmpt_core.privacy.mechanism.sampling import poisson_batches
+from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
+from fedmpt_core.privacy.mechanism.noise import GRID_BITS
 from fedmpt_core.training.loss import asymmetric_loss
 
 FALSE_ALARM = 1e-3  # of one statistical check, before its repetition; chosen
@@ -39,19 +38,6 @@ _MOST = 512  # units planted on a coordinate at most; planted gradients lose sha
 
 class SelfTestFailed(ValueError):
     """This site's privacy mechanism does not do what is charged for it, so the site trains nothing."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What is tested; `batches` maps (units, sample rate, steps, keystream) to the indices of each step's units."""
-
-    optimizer: type[PrivateOptimizer] = PrivateOptimizer
-    engine: type[GradientEngine] = GradientEngine
-    batches: Callable[[int, float, int, Keystream], Iterator[np.ndarray]] = poisson_batches
-    keystream: type[Keystream] = Keystream
-
-
-REAL = Parts()
 
 
 @dataclass(frozen=True)
@@ -76,9 +62,9 @@ class _Measured(NamedTuple):
         return f"{self.what} is {self.value:.5g}, allowed {self.low:.5g} to {self.high:.5g}"
 
 
-def require_self_test(model: TunedModel, job: JobConfig) -> None:
+def require_self_test(model: TunedModel, job: JobConfig, mechanism: Mechanism, machinery: Machinery = REAL) -> None:
     """Raises SelfTestFailed, naming every failed check, unless the mechanism does what is charged for it."""
-    failed = [f"{c.name}: {c.detail}" for c in self_test(model, job) if not c.passed]
+    failed = [f"{c.name}: {c.detail}" for c in self_test(model, job, mechanism, machinery) if not c.passed]
     if failed:
         raise SelfTestFailed(
             f"the self-test of the privacy mechanism failed in {len(failed)} of {len(_CHECKS)} checks, so this site "
@@ -86,23 +72,21 @@ def require_self_test(model: TunedModel, job: JobConfig) -> None:
         )
 
 
-def self_test(model: TunedModel, job: JobConfig, parts: Parts = REAL) -> tuple[Check, ...]:
-    """Test the mechanism with a job's settings.
+def self_test(
+    model: TunedModel, job: JobConfig, mechanism: Mechanism, machinery: Machinery = REAL
+) -> tuple[Check, ...]:
+    """Hold what runs against what is charged.
 
     Args:
         model: the site's model; only its towers, classes, settings and shapes are used, and it stays as it is.
-        job: noise multiplier worked out.
-        parts: what is tested; tests put broken ones here.
+        job: its loss.
+        mechanism: what is charged, and what the machinery is told to do.
+        machinery: what is tested.
 
     Returns:
         Every check, in a fixed order.
-
-    Raises:
-        ValueError: the job's noise multiplier is not worked out.
     """
-    if job.privacy.noise_multiplier is None:
-        raise ValueError("privacy.noise_multiplier is not worked out: there is no mechanism to test")
-    subject = _Subject(model, job, parts)
+    subject = _Subject(model, job, mechanism, machinery)
     checks = []
     for name, measure, statistical in _CHECKS:
         check = _run(name, measure, subject)
@@ -121,27 +105,26 @@ def _run(name: str, measure: "_Measure", subject: "_Subject") -> Check:
 
 
 class _Bench:
-    """Parameters behind the job's m clip groups and its noise.
+    """Parameters behind the mechanism's m clip groups and its noise.
 
     Attributes:
         ratios: noise standard deviation that is charged over the clip bound, per group.
         unit: influence on `scores` of a gradient as long as the bound; 1 / noise multiplier, but for the grid.
     """
 
-    def __init__(self, parts: Parts, privacy: PrivacyConfig, private: Mapping[str, nn.Parameter]) -> None:
-        noise = privacy.noise_multiplier or 0.0
+    def __init__(self, mechanism: Mechanism, machinery: Machinery, private: Mapping[str, nn.Parameter]) -> None:
+        charged = mechanism.describe()
+        noise = charged["noise_multiplier"]
         self._private: dict[str, Any] = dict(private)
-        self._groups = clip_groups(private, privacy)
-        self._divisor = privacy.sample_rate * _UNITS
+        self._groups = clip_groups(private, replace(mechanism, bounds=charged["max_grad_norm"]))
+        self._divisor = charged["sample_rate"] * _UNITS
         sizes = [sum(private[n].numel() for n in g.names) for g in self._groups]
         # written out again here, so that a slip in the optimizer shows
         self.ratios = [noise * sqrt(len(sizes)) * (1 + 2.0**-GRID_BITS * sqrt(size)) for size in sizes]
         self.unit = sum(1 / ratio for ratio in self.ratios) / sqrt(len(sizes))
         # a step of length 1 from 0 is minus the release
-        step, secret = torch.optim.SGD(list(private.values()), lr=1.0), parts.keystream()
-        self._optimizer = parts.optimizer(
-            step, private, self._groups, noise_multiplier=noise, expected_batch_size=self._divisor, keystream=secret
-        )
+        step = torch.optim.SGD(list(private.values()), lr=1.0)
+        self._optimizer = machinery.noisy(mechanism, step, private, _UNITS, machinery.keystream())
 
     def noise(self, *pieces: Mapping[str, Tensor]) -> list[np.ndarray]:
         """Sums that a step releases over the noise that is charged, (d_g,) float64 by group: standard normal where no
@@ -187,21 +170,23 @@ class _Bench:
 class _Subject:
     model: TunedModel
     job: JobConfig
-    parts: Parts
+    mechanism: Mechanism
+    machinery: Machinery
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.model.trainable_parameters().values())).device
 
     def engine(self, model: TunedModel) -> GradientEngine:
-        feature_space = self.job.privacy.engine == "feature_space"
-        return self.parts.engine(model, self.job.loss, self.job.training.loss_weight, feature_space=feature_space)
+        return self.machinery.gradients(self.mechanism, model, self.job)
 
     def bench(self, width: int = 2048) -> _Bench:
         """Stand-ins: two float64 parameters of `width` numbers for each clip group."""
-        names = [f"{g}.{side}" for g in sorted(self.job.privacy.group_norms) or ["all"] for side in ("one", "two")]
+        bounds = self.mechanism.bounds
+        groups = sorted(bounds) if isinstance(bounds, Mapping) else ["all"]
+        names = [f"{group}.{side}" for group in groups for side in ("one", "two")]
         zeros = {n: nn.Parameter(torch.zeros(width, dtype=torch.float64, device=self.device)) for n in names}
-        return _Bench(self.parts, self.job.privacy, zeros)
+        return _Bench(self.mechanism, self.machinery, zeros)
 
 
 _Measure = Callable[[_Subject], Iterable[_Measured]]
@@ -228,7 +213,7 @@ def _noise_beside(sizes: tuple[int, ...], subject: _Subject) -> Iterator[_Measur
 
 def _noise_of_the_model(subject: _Subject) -> Iterator[_Measured]:
     copies = {n: nn.Parameter(torch.zeros_like(p)) for n, p in subject.engine(subject.model).private.items()}
-    bench = _Bench(subject.parts, subject.job.privacy, copies)
+    bench = _Bench(subject.mechanism, subject.machinery, copies)
     for number, values in enumerate(bench.noise(), 1):
         yield _variance(f"on trained group {number}", values, FALSE_ALARM / len(bench.ratios))
 
@@ -291,8 +276,7 @@ def _steps(subject: _Subject) -> Iterator[_Measured]:
 
 
 def _noise_once(subject: _Subject) -> Iterator[_Measured]:
-    bench = subject.bench()
-    units = min(subject.job.privacy.micro_batch, 16)
+    bench, units = subject.bench(), 16
     noise = bench.rows(*[bench.planted(np.zeros(units, np.int64), 10.0) for _ in range(3)])
     yield _variance("of a batch in three parts", noise[:, 1:], FALSE_ALARM / 2)
     found, expected = noise[:, 0].sum() / sqrt(len(noise)) / bench.unit, stats.norm(3 * units, 1 / bench.unit)
@@ -300,12 +284,15 @@ def _noise_once(subject: _Subject) -> Iterator[_Measured]:
 
 
 def _sampling(subject: _Subject) -> Iterator[_Measured]:
-    rate, parts = subject.job.privacy.sample_rate, subject.parts
+    machinery, charged = subject.machinery, subject.mechanism.describe()
+    rounds = sum(1 for _ in machinery.draws(subject.mechanism, 0, machinery.keystream()))
+    yield _Measured("number of steps of a round", rounds, charged["steps"], charged["steps"])
+    rate = charged["sample_rate"]
     spread = rate * (1 - rate)
     # a variance of about 32 in a batch's size where that many units are affordable, and 2^19 draws in all
     units = int(np.clip(32 / max(spread, 1e-9), 128, 8192))
     steps = int(np.clip(2**19 // units, 64, 512))
-    batches = parts.batches(units, rate, steps, parts.keystream())
+    batches = machinery.draws(replace(subject.mechanism, steps_per_round=steps), units, machinery.keystream())
     taken = np.stack([np.bincount(batch, minlength=units) for batch in batches])
     yield _Measured("largest number of times that a unit is in one batch", taken.max(), 0, 1)
     yield _within("number of units drawn", taken.sum(), stats.binom(units * steps, rate), FALSE_ALARM / 3)
@@ -338,6 +325,9 @@ def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
     patches = torch.randn(len(units), 8, backbone.feature_dim, generator=generator).to(device)
     targets = torch.eye(2, device=device)[units % 2]  # a record without a label may have no gradient to compare
     engine = subject.engine(small)
+    contexts = {n: p for n, p in trained.items() if n.startswith("contexts.")}
+    fast = subject.mechanism.describe()["engine"] == "feature_space" and bool(contexts)
+    yield _Measured("whether noise goes on the text features", TEXT in engine.private, fast, fast)
     engine.encode()
     engine.fill(zip(*(x.split(prompts) for x in (patches, targets, units)), strict=True), prompts)
     text, rows = small.text_features(), []
@@ -353,7 +343,6 @@ def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
     if TEXT in engine.private:
         engine.private[TEXT].grad = planted = torch.randn(text.shape, generator=generator).to(device)
         engine.pull_back()
-        contexts = {n: p for n, p in trained.items() if n.startswith("contexts.")}
         pulled = torch.autograd.grad(text, [*contexts.values()], planted)
         for (name, parameter), gradient in zip(contexts.items(), pulled, strict=True):
             yield _Measured(f"relative error of {name} pulled back", _error(parameter.grad, gradient), 0, most[name])
@@ -367,7 +356,7 @@ def _error(found: Tensor | None, expected: Tensor) -> float:
 
 
 def _keys(subject: _Subject) -> Iterator[_Measured]:
-    streams = [subject.parts.keystream() for _ in range(3)]
+    streams = [subject.machinery.keystream() for _ in range(3)]
     yield _Measured("number of different keys of three keystreams", len({s.key_id for s in streams}), 3, 3)
     draws = {s.words(purpose, 4).tobytes() for s in streams for purpose in ("noise", "sampling") for _ in range(2)}
     yield _Measured("number of different draws out of twelve", len(draws), 12, 12)

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from fedmpt_core.audit.canaries import planting
 from fedmpt_core.audit.canaries import run as canaries
 from fedmpt_core.audit.canaries.bounds import Attack, Interval
 from fedmpt_core.audit.canaries.planting import GradientCanaries, PictureCanaries
@@ -36,13 +35,16 @@ from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 from fedmpt_core.privacy import charged_training as site_budget
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, read_site_ledger
-from fedmpt_core.privacy.mechanism import private_update as training
+from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
-from fedmpt_core.privacy.mechanism.private_update import mechanism, private_update
+from fedmpt_core.privacy.mechanism.private_update import private_update
+from fedmpt_core.privacy.mechanism.sampling import poisson_batches
 from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
 from fedmpt_flare.cli.main import app
-from tests.fakes import FakeBackbone, Table
+from tests.fakes import FakeBackbone, Table, training_records
 from tests.settings import UNMASKED
 
 CLASSES = ("cat", "dog", "bus")
@@ -69,16 +71,23 @@ JOB = job_of()
 
 
 @pytest.fixture(autouse=True)
-def _fake_towers_and_one_key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fake_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def load(config: BackboneConfig) -> FakeBackbone:
         return FakeBackbone()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(canaries, "load_backbone", load)
-    monkeypatch.setattr(site_budget, "Keystream", lambda: Keystream(KEY))  # the same noise and coins in every run
     yield
     torch.set_num_threads(threads)
+
+
+def one_key() -> Keystream:
+    """The same noise and coins in every run."""
+    return Keystream(KEY)
+
+
+SEEDED = Machinery(keystream=one_key)
 
 
 @pytest.fixture
@@ -89,9 +98,14 @@ def untested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    rows = []
-    for i in range(RECORDS):
+    return drawn(tmp_path_factory.mktemp("pictures"), RECORDS)
+
+
+def drawn(folder: Path, records: int) -> Path:
+    """Random pictures, two of each patient."""
+    folder.mkdir(exist_ok=True)
+    rows, rng = [], np.random.default_rng(0)
+    for i in range(records):
         Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         rows.append(ManifestRow(f"{i}.png", (CLASSES[i % 3],), "train", f"patient-{i // 2}"))
     write_manifest(rows, folder / "manifest.csv")
@@ -114,8 +128,9 @@ def site_of(pictures: Path, ledgers: Path | None, **policy: Any) -> SiteConfig:
 
 @pytest.fixture
 def run(pictures: Path, tmp_path: Path, untested: None) -> Callable[..., CanaryReport]:
-    def report(job: JobConfig = JOB, **policy: Any) -> CanaryReport:
-        return run_canaries(job, site_of(pictures, tmp_path / "ledgers", **policy), "a", tmp_path / "out")
+    def report(job: JobConfig = JOB, machinery: Machinery = SEEDED, **policy: Any) -> CanaryReport:
+        site = site_of(pictures, tmp_path / "ledgers", **policy)
+        return run_canaries(job, site, "a", tmp_path / "out", machinery=machinery)
 
     return report
 
@@ -175,10 +190,9 @@ class SameNoiseEveryStep(PrivateOptimizer):
 
 @pytest.mark.parametrize("privacy", [SOUND[0], SOUND[3]], ids=str)
 def test_with_half_the_noise_the_interval_exceeds_the_claim(
-    run: Callable[..., CanaryReport], monkeypatch: pytest.MonkeyPatch, privacy: dict[str, Any]
+    run: Callable[..., CanaryReport], privacy: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(training, "PrivateOptimizer", HalfNoise)
-    report = run(job_of(**privacy))
+    report = run(job_of(**privacy), machinery=Machinery(optimizer=HalfNoise, keystream=one_key))
     assert not report.passed
     assert "canary-interval" in failed(report)
     assert report.moments.least_epsilon > report.claim
@@ -198,25 +212,18 @@ def test_with_half_the_noise_the_interval_exceeds_the_claim(
     ids=lambda v: getattr(v, "__name__", ""),
 )
 def test_broken_optimizers_fail(
-    run: Callable[..., CanaryReport],
-    monkeypatch: pytest.MonkeyPatch,
-    optimizer: type[PrivateOptimizer],
-    codes: set[str],
+    run: Callable[..., CanaryReport], optimizer: type[PrivateOptimizer], codes: set[str]
 ) -> None:
-    monkeypatch.setattr(training, "PrivateOptimizer", optimizer)
-    report = run()
+    report = run(machinery=Machinery(optimizer=optimizer, keystream=one_key))
     assert failed(report) == codes
     json.dumps(report.to_dict(), allow_nan=False)  # no noise is an infinite epsilon, which JSON has not
 
 
-def test_a_unit_that_takes_part_more_often_than_claimed_fails(
-    run: Callable[..., CanaryReport], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_unit_that_takes_part_more_often_than_claimed_fails(run: Callable[..., CanaryReport]) -> None:
     def always(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
         return iter([np.arange(units)] * steps)
 
-    monkeypatch.setattr(planting, "poisson_batches", always)
-    assert "canary-interval" in failed(run())
+    assert "canary-interval" in failed(run(machinery=Machinery(batches=always, keystream=one_key)))
 
 
 class Silent(Keystream):
@@ -240,12 +247,11 @@ def trained(
     for number in range(1, rounds + 1):
         found = private_update(
             model,
-            Table(features(12)),  # type: ignore[arg-type]
-            targets,
-            np.arange(12),
+            training_records(Table(features(12)), targets),
             state=state,
             round_number=number,
             job=job,
+            mechanism=Mechanism.of(job),
             declared_units=12,
             keystream=keystream,
             plant=planted,
@@ -254,24 +260,26 @@ def trained(
     return state, planted
 
 
-def gradients_in(job: JobConfig, keystream: Keystream) -> Callable[[FedMPT], GradientCanaries]:
-    return lambda model: GradientCanaries(mechanism(model, job, 1, 12, keystream)[0].private, job, keystream)
+def gradients_in(
+    job: JobConfig, keystream: Keystream, machinery: Machinery = REAL
+) -> Callable[[FedMPT], GradientCanaries]:
+    mechanism = Mechanism.of(job)
+    return lambda model: GradientCanaries(
+        machinery.gradients(mechanism, model, job).private, mechanism, keystream, machinery
+    )
 
 
 @pytest.mark.parametrize("privacy", SOUND, ids=str)
-def test_without_noise_a_score_is_the_number_of_steps_with_the_canary(
-    monkeypatch: pytest.MonkeyPatch, privacy: dict[str, Any]
-) -> None:
+def test_without_noise_a_score_is_the_number_of_steps_with_the_canary(privacy: dict[str, Any]) -> None:
     taken: list[np.ndarray] = []
 
     def noted(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
-        for batch in training.poisson_batches(units, rate, steps, keystream):
+        for batch in poisson_batches(units, rate, steps, keystream):
             taken.append(batch)
             yield batch
 
-    monkeypatch.setattr(planting, "poisson_batches", noted)
     job, keystream = job_of(**privacy), Silent(KEY)
-    _, planted = trained(job, keystream, gradients_in(job, keystream))
+    _, planted = trained(job, keystream, gradients_in(job, keystream, Machinery(batches=noted)))
     inside = np.flatnonzero(planted.trained_on)
     expected = np.zeros(len(planted.trained_on))
     expected[inside] = np.bincount(np.concatenate(taken), minlength=len(inside))
@@ -295,23 +303,25 @@ def test_a_score_s_noise_is_what_the_mechanism_claims() -> None:
             assert scores.std == pytest.approx(job.privacy.noise_multiplier, rel=1e-3)
 
 
-def test_canaries_that_stay_out_change_not_a_bit() -> None:
-    def without_canaries(model: FedMPT) -> GradientCanaries:
-        planted = gradients_in(JOB, Keystream(KEY))(model)
-        planted.trained_on[:] = False
-        planted._inside = np.zeros(0, np.int64)
-        return planted
+class OutOnly(Keystream):
+    """All coins say that a canary is left out; sampling and noise are as ever."""
 
+    def words(self, purpose: str, count: int) -> np.ndarray:
+        return super().words(purpose, count) >> np.uint64(purpose == "canaries")
+
+
+def test_canaries_that_stay_out_change_not_a_bit() -> None:
     plain, _ = trained(JOB, Keystream(KEY), None)
-    planted, _ = trained(JOB, Keystream(KEY), without_canaries)
-    assert np.array_equal(plain, planted)
+    without, planted = trained(JOB, OutOnly(KEY), gradients_in(JOB, OutOnly(KEY)))
+    assert not planted.trained_on.any()
+    assert np.array_equal(plain, without)
     assert not np.array_equal(plain, trained(JOB, Keystream(KEY), gradients_in(JOB, Keystream(KEY)))[0])
 
 
 def test_too_few_released_numbers_are_a_sentence() -> None:
     small = torch.nn.Parameter(torch.zeros(7))
     with pytest.raises(ValueError, match="7 released numbers are too few for canaries"):
-        GradientCanaries({"head.bias": small}, JOB, Keystream(KEY))
+        GradientCanaries({"head.bias": small}, Mechanism.of(JOB), Keystream(KEY))
 
 
 @pytest.mark.parametrize("engine", ["exact", "feature_space"])
@@ -322,45 +332,60 @@ def test_without_noise_picture_canaries_are_all_found(engine: str) -> None:
     right = np.tile([1, 0, 0], (40, 1)).astype(np.uint8)
     right[::2, 1] = UNKNOWN
 
+    given: list[torch.Tensor] = []
+
+    class Noted(GradientEngine):
+        def fill(self, parts: Any, count: int) -> None:
+            kept = list(parts)
+            given.extend(targets for _, targets, _ in kept)
+            super().fill(kept, count)
+
     def plant(model: FedMPT) -> PictureCanaries:
-        return PictureCanaries(model, Table(features(40)), right, units, job, keystream)  # type: ignore[arg-type]
+        chosen = training_records(Table(features(40)), right, units)
+        return PictureCanaries(model, chosen, job, Mechanism.of(job), keystream, Machinery(engine=Noted))
 
     planted: PictureCanaries = trained(job, keystream, plant, rounds=4)[1]
     assert 4 < planted.trained_on.sum() < 16
     assert planted.scores[planted.trained_on].min() > planted.scores[~planted.trained_on].max()
-    labels = planted._labels.numpy()
+    labels = torch.cat(given)[: len(right)].numpy()
     assert (labels != right).any(1).all()  # every record's labels are wrong
     assert (labels[::2, 1] == UNKNOWN).all()  # and nobody makes up what nobody knows
     assert np.isin(labels[1::2], [0, 1]).all()
 
 
-def test_units_are_mislabelled_as_a_whole_and_train_as_nothing_else(
-    pictures: Path, tmp_path: Path, untested: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, Any] = {}
+def test_units_are_mislabelled_as_a_whole_and_train_as_nothing_else(tmp_path: Path, untested: None) -> None:
+    seen: dict[int, dict[bytes, int]] = {}  # by engine: the unit of each record that it was given
 
-    def spied(model: Any, features: Any, targets: Any, units: Any, **rest: Any) -> Any:
-        seen.update(others=set(features.digests()), units=units, declared=rest["declared_units"])
-        return private_update(model, features, targets, units, **rest)
+    class Noted(GradientEngine):
+        def fill(self, parts: Any, count: int) -> None:
+            kept = list(parts)
+            for patches, _, units in kept:
+                mine = seen.setdefault(id(self), {})
+                mine |= {p.numpy().tobytes(): int(u) for p, u in zip(patches, units, strict=True)}
+            super().fill(kept, count)
 
-    class Spied(PictureCanaries):
-        def __init__(self, model: Any, features: Any, targets: Any, units: Any, *rest: Any) -> None:
-            seen.update(canaries=set(features.digests()), owner=units)
-            super().__init__(model, features, targets, units, *rest)
-
-    monkeypatch.setattr(canaries, "private_update", spied)
-    monkeypatch.setattr(canaries, "PictureCanaries", Spied)
-    monkeypatch.setattr(planting, "FEWEST", 5)
-    monkeypatch.setattr(canaries, "FEWEST", 5)
+    pictures = drawn(tmp_path / "pictures", 80)
+    (tmp_path / "ledgers").mkdir()
     site = site_of(pictures, tmp_path / "ledgers", unit="group")
-    report = run_canaries(job_of(unit="group"), site, "a", tmp_path)
+    engines: list[GradientEngine] = []
+
+    def made(*args: Any, **rest: Any) -> GradientEngine:
+        engines.append(Noted(*args, **rest))
+        return engines[-1]
+
+    job = job_of(unit="group", sample_rate=1.0)
+    report = run_canaries(job, site, "a", tmp_path, machinery=Machinery(engine=made))  # type: ignore[arg-type]
     assert report.pictures
-    assert report.pictures.canaries == 12  # half of 24 patients
-    assert np.bincount(seen["owner"]).tolist() == [2] * 12
-    assert np.bincount(seen["units"]).tolist() == [2] * 12
-    assert not seen["others"] & seen["canaries"]
-    assert len(seen["others"] | seen["canaries"]) == RECORDS
-    assert seen["declared"] == 50
+    assert report.pictures.canaries == 20  # half of 40 patients
+    canaries, *rounds = [seen[id(engine)] for engine in engines if id(engine) in seen]
+    assert len(rounds) == 4
+    for others in rounds:
+        assert others == rounds[0]
+    for units in (canaries, rounds[0]):
+        assert np.bincount(list(units.values())).tolist() == [2] * 20
+    assert not set(canaries) & set(rounds[0])
+    assert len(canaries) + len(rounds[0]) == 80
+    assert entries(site)[1].details["expected_batch_size"] == "50.0"  # the declared number
     assert report.unit == "group"
 
 
@@ -377,18 +402,19 @@ def entries(site: SiteConfig) -> Any:
     return read_site_ledger(site.privacy, None)
 
 
-def test_every_round_is_charged_before_it_trains_and_nothing_is_released(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_round_is_charged_before_it_trains_and_nothing_is_released(pictures: Path, tmp_path: Path) -> None:
     """With the self-test, as a site would run it."""
-    site, rounds = site_of(pictures, tmp_path / "ledgers"), []
+    site, rounds, charged = site_of(pictures, tmp_path / "ledgers"), [], []
+    keys = iter([Keystream(KEY)])
 
-    def spied(*args: Any, **rest: Any) -> Any:
-        assert [e.round for e in entries(site)[1:]] == list(range(1, rest["round_number"] + 1))
-        return private_update(*args, **rest)
+    def noted(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+        if (now := [e.round for e in entries(site)[1:]]) and now not in charged:
+            charged.append(now)
+        return poisson_batches(units, rate, steps, keystream)
 
-    monkeypatch.setattr(canaries, "private_update", spied)
-    report = run_canaries(JOB, site, "a", tmp_path / "out", on_round=rounds.append)
+    machinery = Machinery(batches=noted, keystream=lambda: next(keys, None) or Keystream())
+    report = run_canaries(JOB, site, "a", tmp_path / "out", on_round=rounds.append, machinery=machinery)
+    assert charged == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
     assert rounds == [1, 2, 3, 4]
     assert [e.kind for e in entries(site)] == ["genesis"] + ["reserve"] * 4
     assert {e.job for e in entries(site)[1:]} == {report.run_id}
@@ -401,13 +427,12 @@ def test_every_round_is_charged_before_it_trains_and_nothing_is_released(
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_trained(
-    pictures: Path, tmp_path: Path, untested: None, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, untested: None
 ) -> None:
     site = site_of(pictures, tmp_path / "ledgers", epsilon=7.0)
     run_canaries(JOB, site, "a", tmp_path)
-    monkeypatch.setattr(canaries, "private_update", None)  # calling it would fail
     with pytest.raises(PrivacyRefused, match="would reach epsilon"):
-        run_canaries(JOB, site, "a", tmp_path)
+        run_canaries(JOB, site, "a", tmp_path, machinery=Machinery(batches=None))  # type: ignore[arg-type]
     assert len(entries(site)) == 5
 
 
@@ -514,7 +539,8 @@ def test_the_command_shows_and_writes_what_was_found(files: Path, untested: None
 
 
 def test_the_command_speaks_json_and_says_no(files: Path, untested: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "PrivateOptimizer", HalfNoise)
+    real = PrivateOptimizer.noise_stds
+    monkeypatch.setattr(PrivateOptimizer, "noise_stds", lambda self: [std / 2 for std in real(self)])
     done = command(files, "--sites", files / "own.toml", "--site", "a", "--out", files / "out", "--json")
     assert done.exit_code == 1
     printed = done.stdout

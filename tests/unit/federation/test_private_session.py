@@ -24,11 +24,12 @@ from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.federation import preflight
 from fedmpt_core.federation.site.session import SiteSession
-from fedmpt_core.privacy import charged_training as site_budget
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
 from fedmpt_core.privacy.ledger.chain import LedgerError
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, read_site_ledger
+from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
+from fedmpt_core.training.local import StepRecord
 from tests.fakes import FakeBackbone
 from tests.settings import OPEN, UNMASKED
 
@@ -110,31 +111,30 @@ def test_the_true_number_of_records_is_in_no_number_that_leaves(site: SiteConfig
     assert one.weight() == 10.0
 
 
-def test_a_round_beyond_the_plan_is_refused_and_trains_nothing(
-    site: SiteConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def untrained(step: StepRecord) -> None:
+    raise AssertionError("a step was done")
+
+
+def test_a_round_beyond_the_plan_is_refused_and_trains_nothing(site: SiteConfig) -> None:
     one = opened(JOB, site, "a", run_id="job-1")
     state = one.prepare().initial
     for number in range(1, 5):
         one.train(state, number)
-    monkeypatch.setattr(site_budget, "private_update", None)  # calling it would fail
     with pytest.raises(PrivacyRefused, match="round 5 would raise epsilon"):
-        one.train(state, 5)
+        one.train(state, 5, on_step=untrained)
     assert len(ledger(site)) == 9
 
 
-def test_a_training_that_fails_stays_charged(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fails_stays_charged(site: SiteConfig) -> None:
     one = opened(JOB, site, "a")
     state = one.prepare().initial
 
-    def broken(*args: Any, **kwargs: Any) -> None:
+    def broken(step: StepRecord) -> None:
         raise FloatingPointError("diverged")
 
-    monkeypatch.setattr(site_budget, "private_update", broken)
     with pytest.raises(FloatingPointError):
-        one.train(state, 1)
+        one.train(state, 1, on_step=broken)
     assert [e.kind for e in ledger(site)] == ["genesis", "reserve"]
-    monkeypatch.undo()
     assert opened(JOB, site, "a") is not None
 
 
@@ -191,9 +191,8 @@ def test_a_full_disk_stops_the_round_before_it_trains(site: SiteConfig, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", full)
-    monkeypatch.setattr(site_budget, "private_update", None)
     with pytest.raises(LedgerError, match="No space left"):
-        one.train(state, 1)
+        one.train(state, 1, on_step=untrained)
     monkeypatch.undo()
     assert ledger_path(site.privacy).read_bytes() == before
 
@@ -218,11 +217,9 @@ def test_refusals_come_before_any_tower_is_loaded(site: SiteConfig, policy: dict
 
 
 def test_a_mechanism_that_fails_its_test_stops_the_site(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(model: Any, job: Any) -> None:
-        raise SelfTestFailed("noise variance: 0.25")
-
-    monkeypatch.setattr(site_budget, "require_self_test", failing)
-    with pytest.raises(SelfTestFailed, match=r"noise variance: 0\.25"):
+    real = PrivateOptimizer.noise_stds
+    monkeypatch.setattr(PrivateOptimizer, "noise_stds", lambda self: [std / 2 for std in real(self)])
+    with pytest.raises(SelfTestFailed, match="noise variance"):
         opened(JOB, site, "a")
     assert len(ledger(site)) == 1
 

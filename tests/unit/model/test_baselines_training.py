@@ -22,10 +22,12 @@ from fedmpt_core.model.fedmpt.readout import pooling_weights
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.private_update import clip_groups, private_update
+from fedmpt_core.privacy.mechanism.machinery import clip_groups
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
+from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.self_test import self_test
 from fedmpt_core.training.local import local_update
-from tests.fakes import FakeBackbone, Table
+from tests.fakes import FakeBackbone, Table, training_records
 from tests.settings import UNMASKED
 from tests.unit.model.test_baselines import (
     BASELINES,
@@ -54,12 +56,11 @@ def private(agreed: JobConfig, model: TunedModel, keystream: Keystream) -> np.nd
     labels = targets(12).numpy().astype(np.uint8)
     return private_update(
         model,
-        Table(patches(12).float()),  # type: ignore[arg-type]
-        labels,
-        np.arange(12),
+        training_records(Table(patches(12).float()), labels),
         state=model.vector(),
         round_number=1,
         job=agreed,
+        mechanism=Mechanism.of(agreed),
         declared_units=12,
         keystream=keystream,
     ).vector
@@ -79,7 +80,7 @@ def test_a_private_round_moves_and_noises_every_trained_number(method: str, engi
     released = GradientEngine(model, agreed.loss, 1.0, feature_space=engine == "feature_space").private
     assert (TEXT in released) == (engine == "feature_space" and model.group_sizes()["contexts."] > 0)
     groups = dict.fromkeys(("contexts", "head"), 0.1) if model.group_sizes()["contexts."] else {"head": 0.1}
-    grouped = dataclasses.replace(agreed.privacy, group_norms=groups)
+    grouped = dataclasses.replace(Mechanism.of(agreed), bounds=groups)
     assert len(clip_groups(released, grouped)) == len(groups)
 
 
@@ -114,7 +115,7 @@ def one_by_one_scaled(model: TunedModel, x: Tensor, y: Tensor, agreed: JobConfig
 def test_the_site_s_self_test_passes_with_a_baseline(method: str) -> None:
     agreed = job(method)
     model = build_model(FakeBackbone(), CLASSES, agreed.model, 0)
-    assert [c.name for c in self_test(model, agreed) if not c.passed] == []
+    assert [c.name for c in self_test(model, agreed, Mechanism.of(agreed)) if not c.passed] == []
 
 
 @pytest.mark.parametrize("method", BASELINES)

@@ -9,8 +9,9 @@ import torch
 from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.private_update import private_update
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, training_records
 from tests.unit.model.test_device import plain
 from tests.unit.privacy.test_private_update import CLASSES, KEY, RECORDS, setting
 
@@ -26,12 +27,11 @@ def test_a_private_round_is_the_cpu_s(engine: Any, micro_batch: int) -> None:
         model = model.to(device)
         update = private_update(
             model,
-            table,  # type: ignore[arg-type]
-            targets,
-            np.arange(RECORDS),
+            training_records(table, targets),
             state=model.vector(),
             round_number=1,
             job=job,
+            mechanism=Mechanism.of(job),
             declared_units=RECORDS,
             keystream=Keystream(KEY),
         )

@@ -9,11 +9,12 @@ import torch
 from fedmpt_core.config.job import JobConfig, ModelConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.sampling import poisson_batches
 from fedmpt_core.training.local import LocalUpdate
 from fedmpt_core.training.loss import asymmetric_loss
-from tests.fakes import FakeBackbone, Table
+from tests.fakes import FakeBackbone, Table, training_records
 
 CLASSES = ("cat", "dog", "tv monitor")
 RECORDS = 12
@@ -49,12 +50,11 @@ def update(
     job, model, table, targets = setting(trained, **privacy)
     return private_update(
         model,
-        table,  # type: ignore[arg-type]
-        targets,
-        np.arange(RECORDS) if units is None else units,
+        training_records(table, targets, units),
         state=model.vector(),
         round_number=1,
         job=job,
+        mechanism=Mechanism.of(job),
         declared_units=declared,
         keystream=keystream,
     )
@@ -95,12 +95,11 @@ def test_portions_change_nothing_and_bound_what_is_held() -> None:
         job, model, table, targets = setting(micro_batch=size)
         one = private_update(
             model,
-            table,  # type: ignore[arg-type]
-            targets,
-            np.array([0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 7]),
+            training_records(table, targets, np.array([0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 7])),
             state=model.vector(),
             round_number=1,
             job=job,
+            mechanism=Mechanism.of(job),
             declared_units=8,
             keystream=Keystream(KEY),
         )
@@ -144,12 +143,11 @@ def test_a_site_without_records_still_answers_with_noise() -> None:
     job, model, _, _ = setting()
     found = private_update(
         model,
-        Table(torch.zeros(0, 9, 16)),  # type: ignore[arg-type]
-        np.zeros((0, 3), np.uint8),
-        np.zeros(0, np.int64),
+        training_records(Table(torch.zeros(0, 9, 16)), np.zeros((0, 3), np.uint8), np.zeros(0, np.int64)),
         state=model.vector(),
         round_number=1,
         job=job,
+        mechanism=Mechanism.of(job),
         declared_units=8,
         keystream=Keystream(),
     )
@@ -164,12 +162,11 @@ def test_units_without_a_gradient_are_told_in_the_site_s_own_log(caplog: pytest.
         table.values[list(broken), 0, 0] = torch.nan
         update = private_update(
             model,
-            table,  # type: ignore[arg-type]
-            targets,
-            np.arange(RECORDS) // 2,
+            training_records(table, targets, np.arange(RECORDS) // 2),
             state=model.vector(),
             round_number=7,
             job=job,
+            mechanism=Mechanism.of(job),
             declared_units=8,
             keystream=Keystream(KEY),
         )
@@ -200,12 +197,11 @@ def test_divergence_is_a_sentence_not_an_update() -> None:
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         private_update(
             model,
-            table,  # type: ignore[arg-type]
-            targets,
-            np.arange(RECORDS),
+            training_records(table, targets),
             state=state,
             round_number=1,
             job=job,
+            mechanism=Mechanism.of(job),
             declared_units=8,
             keystream=Keystream(),
         )

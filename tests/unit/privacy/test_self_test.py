@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ import torch
 from torch import Tensor
 
 from fedmpt_core.config.job import JobConfig, ModelConfig, PrivacyConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
-from fedmpt_core.privacy.mechanism import self_test as module
+from fedmpt_core.privacy.accounting.epsilon import Steps
+from fedmpt_core.privacy.charged_training import ChargedTraining
+from fedmpt_core.privacy.ledger.site_ledger import create_ledger
 from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
-from fedmpt_core.privacy.mechanism.self_test import Check, Parts, SelfTestFailed, require_self_test, self_test
+from fedmpt_core.privacy.mechanism.sampling import poisson_batches
+from fedmpt_core.privacy.mechanism.self_test import Check, SelfTestFailed, require_self_test, self_test
 from tests.fakes import FakeBackbone
 
 CONDITIONS = ("color", "pose")
@@ -32,11 +39,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def setting(trained: str = "contexts+gate", **privacy: Any) -> tuple[FedMPT, JobConfig]:
+def setting(trained: str = "contexts+gate", **privacy: Any) -> tuple[FedMPT, JobConfig, Mechanism]:
     config = ModelConfig(conditions=CONDITIONS, trained=trained)  # type: ignore[arg-type]
     chosen = PrivacyConfig(**{"noise_multiplier": 1.0, "max_grad_norm": 0.7, **privacy})
     job = JobConfig("job", CLASSES, model=config, privacy=chosen)
-    return FedMPT(FakeBackbone(), CLASSES, CONDITIONS, config, 0), job
+    return FedMPT(FakeBackbone(), CLASSES, CONDITIONS, config, 0), job, Mechanism.of(job)
 
 
 def failed(checks: tuple[Check, ...]) -> set[str]:
@@ -263,47 +270,47 @@ def with_replacement(units: int, rate: float, steps: int, keystream: Keystream) 
         yield (keystream.words("sampling", size) % units).astype(np.int64)
 
 
-BROKEN: list[tuple[Parts, dict[str, Any], set[str]]] = [
-    (Parts(optimizer=Unclipped), {}, {"influence of one unit", "extreme gradients"}),
-    (Parts(optimizer=BatchMeanClipped), {}, {"influence of one unit"}),
-    (Parts(optimizer=ClippedByTensor), {}, {"influence of one unit", "extreme gradients"}),
-    (Parts(optimizer=NotFinitePasses), {}, {"extreme gradients"}),
-    (Parts(optimizer=Quieter), {}, {"noise variance", "noise on the trained parameters", "empty batch"}),
-    (Parts(optimizer=HalfNoise), {}, {"noise variance", "noise is Gaussian", "influence of one unit"}),
-    (Parts(optimizer=NoNoise), {}, {"noise variance", "noise is Gaussian", "steps are independent"}),
-    (Parts(optimizer=QuietOnEmptyBatches), {}, {"empty batch"}),
-    (Parts(optimizer=UniformNoise), {}, {"noise is Gaussian"}),
-    (Parts(optimizer=OffTheGrid), {}, {"public grid"}),
-    (Parts(optimizer=NoisePerPart), {}, {"noise once per batch"}),
-    (Parts(optimizer=SameSeedEveryStep), {}, {"steps are independent"}),
-    (Parts(optimizer=SameSeedEveryTensor), {}, {"steps are independent"}),
-    (Parts(optimizer=RealisedDivisor), {}, {"fixed divisor", "empty batch"}),
-    (Parts(optimizer=NoRootSum), {"group_norms": GROUPS}, {"noise variance", "influence of one unit"}),
-    (Parts(optimizer=FollowsTheMedian), {}, {"noise variance", "steps are independent"}),
-    (Parts(optimizer=FollowsTheMedianAlone), {}, {"influence of one unit"}),
-    (Parts(batches=fixed_batches), {}, {"Poisson sampling"}),
-    (Parts(batches=same_batch_every_step), {}, {"Poisson sampling"}),
-    (Parts(batches=more_often_than_claimed), {}, {"Poisson sampling"}),
-    (Parts(batches=with_replacement), {}, {"Poisson sampling"}),
-    (Parts(engine=PromptsTakenForRecords), {}, {"exact gradients"}),
-    (Parts(engine=PromptsTakenForRecords), {"engine": "feature_space"}, {"exact gradients"}),
-    (Parts(engine=SharesBetweenUnits), {}, {"exact gradients"}),
-    (Parts(engine=SumsItsGroups), {}, {"exact gradients"}),
-    (Parts(engine=PullsBackTwice), {"engine": "feature_space"}, {"exact gradients"}),
-    (Parts(keystream=SameKey), {}, {"fresh keys"}),
-    (Parts(keystream=OneStreamForAll), {}, {"fresh keys"}),
+BROKEN: list[tuple[Machinery, dict[str, Any], set[str]]] = [
+    (Machinery(optimizer=Unclipped), {}, {"influence of one unit", "extreme gradients"}),
+    (Machinery(optimizer=BatchMeanClipped), {}, {"influence of one unit"}),
+    (Machinery(optimizer=ClippedByTensor), {}, {"influence of one unit", "extreme gradients"}),
+    (Machinery(optimizer=NotFinitePasses), {}, {"extreme gradients"}),
+    (Machinery(optimizer=Quieter), {}, {"noise variance", "noise on the trained parameters", "empty batch"}),
+    (Machinery(optimizer=HalfNoise), {}, {"noise variance", "noise is Gaussian", "influence of one unit"}),
+    (Machinery(optimizer=NoNoise), {}, {"noise variance", "noise is Gaussian", "steps are independent"}),
+    (Machinery(optimizer=QuietOnEmptyBatches), {}, {"empty batch"}),
+    (Machinery(optimizer=UniformNoise), {}, {"noise is Gaussian"}),
+    (Machinery(optimizer=OffTheGrid), {}, {"public grid"}),
+    (Machinery(optimizer=NoisePerPart), {}, {"noise once per batch"}),
+    (Machinery(optimizer=SameSeedEveryStep), {}, {"steps are independent"}),
+    (Machinery(optimizer=SameSeedEveryTensor), {}, {"steps are independent"}),
+    (Machinery(optimizer=RealisedDivisor), {}, {"fixed divisor", "empty batch"}),
+    (Machinery(optimizer=NoRootSum), {"group_norms": GROUPS}, {"noise variance", "influence of one unit"}),
+    (Machinery(optimizer=FollowsTheMedian), {}, {"noise variance", "steps are independent"}),
+    (Machinery(optimizer=FollowsTheMedianAlone), {}, {"influence of one unit"}),
+    (Machinery(batches=fixed_batches), {}, {"Poisson sampling"}),
+    (Machinery(batches=same_batch_every_step), {}, {"Poisson sampling"}),
+    (Machinery(batches=more_often_than_claimed), {}, {"Poisson sampling"}),
+    (Machinery(batches=with_replacement), {}, {"Poisson sampling"}),
+    (Machinery(engine=PromptsTakenForRecords), {}, {"exact gradients"}),
+    (Machinery(engine=PromptsTakenForRecords), {"engine": "feature_space"}, {"exact gradients"}),
+    (Machinery(engine=SharesBetweenUnits), {}, {"exact gradients"}),
+    (Machinery(engine=SumsItsGroups), {}, {"exact gradients"}),
+    (Machinery(engine=PullsBackTwice), {"engine": "feature_space"}, {"exact gradients"}),
+    (Machinery(keystream=SameKey), {}, {"fresh keys"}),
+    (Machinery(keystream=OneStreamForAll), {}, {"fresh keys"}),
 ]
 
 
 def name_of(value: Any) -> str:
-    if isinstance(value, Parts):
-        return next(part.__name__ for name, part in vars(value).items() if part is not getattr(module.REAL, name))
+    if isinstance(value, Machinery):
+        return next(part.__name__ for name, part in vars(value).items() if part is not getattr(REAL, name))
     return str(value.get("engine", "")) if isinstance(value, dict) else ""
 
 
-@pytest.mark.parametrize(("parts", "privacy", "caught_by"), BROKEN, ids=name_of)
-def test_a_broken_mechanism_fails(parts: Parts, privacy: dict[str, Any], caught_by: set[str]) -> None:
-    checks = self_test(*setting(**privacy), parts)
+@pytest.mark.parametrize(("machinery", "privacy", "caught_by"), BROKEN, ids=name_of)
+def test_a_broken_mechanism_fails(machinery: Machinery, privacy: dict[str, Any], caught_by: set[str]) -> None:
+    checks = self_test(*setting(**privacy), machinery)
     assert caught_by <= failed(checks)
     assert not any("stopped with" in c.detail for c in checks)  # broken in what it computes, not in how it is written
 
@@ -335,13 +342,13 @@ def test_the_real_mechanism_passes_many_times(times: int, most: int) -> None:
 
 
 def test_the_model_and_the_global_generators_stay_as_they_are() -> None:
-    model, job = setting("all", engine="feature_space")
+    model, job, mechanism = setting("all", engine="feature_space")
     for p in model.trainable_parameters().values():
         p.grad = torch.ones_like(p)
     before = {n: (p.detach().clone(), p.requires_grad, dict(vars(p))) for n, p in model.named_parameters()}
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     for engine in ("exact", "feature_space"):
-        self_test(model, replace(job, privacy=replace(job.privacy, engine=engine)))  # type: ignore[arg-type]
+        self_test(model, job, replace(mechanism, engine=engine))
     for name, p in model.named_parameters():
         values, trained, attached = before[name]
         assert torch.equal(p, values)
@@ -368,26 +375,96 @@ def test_a_part_that_breaks_is_a_failed_check() -> None:
     def out_of_order(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
         raise RuntimeError("no entropy")
 
-    checks = self_test(*setting(), Parts(batches=out_of_order))
+    checks = self_test(*setting(), Machinery(batches=out_of_order))
     assert [c for c in checks if not c.passed] == [
         Check("Poisson sampling", False, "stopped with RuntimeError: no entropy")
     ]
 
 
-def test_chance_gets_one_repetition_and_exact_checks_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = []
+def test_chance_gets_one_repetition_and_exact_checks_none() -> None:
+    draws: list[int] = []
 
-    def second_time_right(subject: Any) -> Iterator[Any]:
-        runs.append(subject)
-        yield module._Measured("it", len(runs) - 1, 1, 1)
+    def second_time_right(units: int, rate: float, steps: int, keystream: Keystream) -> Iterator[np.ndarray]:
+        draws.append(units)
+        if len(draws) == 1:
+            raise RuntimeError("no entropy yet")
+        return poisson_batches(units, rate, steps, keystream)
 
-    monkeypatch.setattr(module, "_CHECKS", (("chance", second_time_right, True),))
-    assert not failed(self_test(*setting()))
-    assert len(runs) == 2
-    runs.clear()
-    monkeypatch.setattr(module, "_CHECKS", (("exact", second_time_right, False),))
-    assert failed(self_test(*setting())) == {"exact"}
-    assert len(runs) == 1
+    assert not failed(self_test(*setting(), Machinery(batches=second_time_right)))
+    assert draws[0] == draws[1]  # began anew
+    fills: list[int] = []
+
+    class SecondTimeRight(GradientEngine):
+        def fill(self, parts: Any, count: int) -> None:
+            fills.append(count)
+            if len(fills) == 1:
+                raise RuntimeError("not yet")
+            super().fill(parts, count)
+
+    assert failed(self_test(*setting(), Machinery(engine=SecondTimeRight))) == {"exact gradients"}
+    assert len(fills) == 1
+
+
+class LessNoiseThanCharged(Mechanism):
+    def steps(self, count: int | None = None) -> Steps:
+        price = super().steps(count)
+        return replace(price, noise_multiplier=1.2 * price.noise_multiplier)
+
+
+class HigherRateThanCharged(Mechanism):
+    def steps(self, count: int | None = None) -> Steps:
+        price = super().steps(count)
+        return replace(price, sample_rate=price.sample_rate / 1.2)
+
+
+class MoreStepsThanCharged(Mechanism):
+    def steps(self, count: int | None = None) -> Steps:
+        price = super().steps(count)
+        return replace(price, count=price.count - 1)
+
+
+class AnotherEngineThanCharged(Mechanism):
+    def describe(self) -> dict[str, Any]:
+        other = {"exact": "feature_space", "feature_space": "exact"}
+        return {**super().describe(), "engine": other[self.engine]}
+
+
+class AnotherBoundThanCharged(Mechanism):
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "max_grad_norm": 0.9 * float(super().describe()["max_grad_norm"])}
+
+
+TWINS: list[tuple[type[Mechanism], str]] = [
+    (LessNoiseThanCharged, "noise variance"),
+    (HigherRateThanCharged, "Poisson sampling"),
+    (MoreStepsThanCharged, "Poisson sampling: number of steps of a round is 4, allowed 3 to 3"),
+    (AnotherEngineThanCharged, "exact gradients: whether noise goes on the text features"),
+    (AnotherBoundThanCharged, "noise variance"),
+]
+
+
+@pytest.mark.parametrize("engine", ["exact", "feature_space"])
+@pytest.mark.parametrize(("twin", "says"), TWINS, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_price_that_is_not_that_of_what_runs_stops_the_site(
+    twin: type[Mechanism], says: str, engine: str, tmp_path: Path
+) -> None:
+    model, job, _ = setting(engine=engine)
+    policy = SitePrivacyConfig("pets", units=20, epsilon=1000.0, delta=1e-5, ledger=str(tmp_path))
+    create_ledger(policy, "a", None)
+    site = SiteConfig(DataConfig(path="x"), privacy=policy)
+    job = replace(job, privacy=replace(job.privacy, epsilon=1000.0))
+    with pytest.raises(SelfTestFailed) as caught:
+        ChargedTraining.open(job, site, "a", "run", None, mechanism=twin.of(job)).test_mechanism(model)
+    assert says in str(caught.value)
+    honest = ChargedTraining.open(job, site, "a", "run", None)
+    honest.test_mechanism(model)
+    entry = honest.reserve(1, 0)
+    assert {name: entry.details[name] for name in ("sample_rate", "noise_multiplier", "steps", "engine")} == {
+        "sample_rate": "0.25",
+        "noise_multiplier": "1.0",
+        "steps": 4,
+        "engine": engine,
+    }
 
 
 def test_nothing_is_tested_without_a_noise_multiplier() -> None:

@@ -1,0 +1,78 @@
+"""What a site does to its records in every private step, as a value: what runs and what it costs both follow from it.
+
+Made from the job by `Mechanism.of`, once for a run. `machinery` builds gradient engine, clipping, noise and sampler
+from it; the accountant prices its `steps`; the ledger holds its `describe()`, from which a round is charged; and the
+self-test holds what runs against that description. So what runs and what is charged cannot drift apart.
+
+Must never: need torch, since FLARE's parent process and auditors price jobs too; hold what cannot change a result.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypeAlias
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.privacy.accounting.epsilon import Steps
+
+Name: TypeAlias = Literal["poisson-subsampled-gaussian", "gaussian co-occurrence counts"]
+DP_SGD: Name = "poisson-subsampled-gaussian"
+COUNTS: Name = "gaussian co-occurrence counts"
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Steps that take units by Poisson sampling, clip each one's gradient, sum, and add Gaussian noise.
+
+    Attributes:
+        unit: what is protected, `record` or `group`.
+        sample_rate: probability of each unit to be in a step, (0, 1].
+        noise_multiplier: standard deviation of the noise over the clip bound, above 0.
+        bounds: on the L2 norm of what one unit adds, or one bound for each group of parameters.
+        steps_per_round: steps between two releases, at least 1.
+        engine: which gradients are clipped, `exact` or `feature_space`; empty where there is no model.
+        name: what ledgers call it. Both kinds cost what `steps` says.
+    """
+
+    unit: str
+    sample_rate: float
+    noise_multiplier: float
+    bounds: float | Mapping[str, float]
+    steps_per_round: int
+    engine: str = ""
+    name: Name = DP_SGD
+
+    @classmethod
+    def of(cls, job: JobConfig) -> Self:
+        """A job's.
+
+        Raises:
+            ValueError: its noise multiplier is not worked out.
+        """
+        privacy = job.privacy
+        if privacy.noise_multiplier is None:
+            raise ValueError("privacy.noise_multiplier is not worked out: nothing may be trained with this job")
+        return cls(
+            privacy.unit,
+            privacy.sample_rate,
+            privacy.noise_multiplier,
+            {**privacy.group_norms} or privacy.max_grad_norm,
+            job.steps_per_round,
+            privacy.engine,
+        )
+
+    def steps(self, count: int | None = None) -> Steps:
+        """What an accountant prices: so many steps, or those of a round."""
+        return Steps(self.sample_rate, self.noise_multiplier, self.steps_per_round if count is None else count)
+
+    def describe(self) -> dict[str, Any]:
+        """What the ledger says of a round: all that its price follows from, and what was clipped."""
+        price = self.steps()
+        return {
+            "mechanism": self.name,
+            "unit": self.unit,
+            **({"engine": self.engine} if self.engine else {}),
+            "max_grad_norm": dict(self.bounds) if isinstance(self.bounds, Mapping) else self.bounds,
+            "sample_rate": price.sample_rate,
+            "noise_multiplier": price.noise_multiplier,
+            "steps": price.count,
+        }
