@@ -13,17 +13,14 @@ A method must never compute a statistic over a batch, hold the backbone in its s
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.vector import ParameterLayout
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class TunedModel(nn.Module, abc.ABC):
     head: nn.Module
 
     def __init__(
-        self, backbone: "Backbone", classes: Sequence[str], conditions: Sequence[str], config: ModelConfig
+        self, backbone: Backbone, classes: Sequence[str], conditions: Sequence[str], config: ModelConfig
     ) -> None:
         """Keeps the towers outside the module's state, so move them by themselves."""
         super().__init__()

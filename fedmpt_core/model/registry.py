@@ -5,19 +5,16 @@ Names, labels and settings are `config.methods`; a baseline is the module of its
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedmpt_core.config.job import JobConfig, ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
-
-def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig, seed: int) -> TunedModel:
+def build_model(backbone: Backbone, classes: Sequence[str], config: ModelConfig, seed: int) -> TunedModel:
     """A model of `config.method` at its start, which depends on the seed and the backbone only.
 
     Args:
@@ -35,7 +32,7 @@ def build_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfi
     return baseline.build(backbone, classes, config, np.random.default_rng(seed))
 
 
-def scoring_model(backbone: "Backbone", job: JobConfig, model: TunedModel) -> TunedModel:
+def scoring_model(backbone: Backbone, job: JobConfig, model: TunedModel) -> TunedModel:
     """The model that scores: the trained one, or one of all classes that takes the same parameters.
 
     Args:

@@ -4,18 +4,15 @@
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.fedmpt.fedmpt import NO_CONDITION
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 
 class Baseline(TunedModel):
@@ -27,7 +24,7 @@ class Baseline(TunedModel):
 
     def __init__(
         self,
-        backbone: "Backbone",
+        backbone: Backbone,
         classes: Sequence[str],
         config: ModelConfig,
         words: nn.Module,

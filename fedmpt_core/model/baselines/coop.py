@@ -10,25 +10,22 @@ Trained numbers: M E + 2. Cost: C prompts through the text tower, one cosine per
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.parts import Output, SharedContext, answer, pooled
 from fedmpt_core.model.fedmpt.adapters import cosine
 
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
-
 
 class RegionHead(nn.Module):
     """Pooled cosine of patches with one text per class."""
 
-    def __init__(self, backbone: "Backbone", config: ModelConfig) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         """See `Output`."""
         super().__init__()
         self.output, self._temperature = Output(backbone, config), config.patch_temperature
@@ -38,9 +35,7 @@ class RegionHead(nn.Module):
         return answer(self.output(pooled(cosine(patches, text), self._temperature).squeeze(-2)))
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model."""
     words = SharedContext(backbone, classes, config.context_tokens, generator)
     return Baseline(backbone, classes, config, words, RegionHead(backbone, config))

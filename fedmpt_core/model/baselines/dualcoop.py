@@ -12,25 +12,22 @@ Trained numbers: 2 C M E + 2. Cost: 2 C prompts through the text tower, two cosi
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.parts import PRIOR_LOGIT, ClassContexts, Output, answer, pooled
 from fedmpt_core.model.fedmpt.adapters import cosine
 
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
-
 
 class DualHead(nn.Module):
     """Difference of the pooled cosines with the positive and the negative text."""
 
-    def __init__(self, backbone: "Backbone", config: ModelConfig) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         """See `Output`."""
         super().__init__()
         self.output, self._temperature = Output(backbone, config, PRIOR_LOGIT), config.patch_temperature
@@ -41,9 +38,7 @@ class DualHead(nn.Module):
         return answer(self.output(present - absent))
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model."""
     words = ClassContexts(backbone, classes, 2, config.context_tokens, generator)
     return Baseline(backbone, classes, config, words, DualHead(backbone, config), texts=2)

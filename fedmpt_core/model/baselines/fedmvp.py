@@ -14,7 +14,6 @@ picture.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.coop import RegionHead
 from fedmpt_core.model.baselines.parts import CrossAttention, FrozenPrompts, random_parameter, unit_mean_square
 from fedmpt_core.model.fedmpt.adapters import per_record
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 HEADS = 8
 
@@ -64,7 +61,7 @@ class VisualPrompt(nn.Module):
 class PromptedHead(RegionHead):
     """Pooled cosine of prompted patches with one text per class."""
 
-    def __init__(self, backbone: "Backbone", config: ModelConfig, generator: np.random.Generator) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig, generator: np.random.Generator) -> None:
         """See `RegionHead` and `VisualPrompt`."""
         super().__init__(backbone, config)
         self.prompt = VisualPrompt(backbone.feature_dim, config.adapter_width, config.adapter_ratio, generator)
@@ -74,9 +71,7 @@ class PromptedHead(RegionHead):
         return super().forward(text, self.prompt(patches, text[0]))
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model."""
     return Baseline(
         backbone, classes, config, FrozenPrompts(backbone, classes), PromptedHead(backbone, config, generator)

@@ -12,7 +12,6 @@ Trained numbers: M D + 4 D^2 + (D^2 + D) + (D E + E) + 2. Cost: as `coop`, and t
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.coop import RegionHead
 from fedmpt_core.model.baselines.parts import CONTEXT_STD, ClassWords, CrossAttention, FrozenPrompts, random_parameter
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 HEADS = 4
 
@@ -39,9 +36,7 @@ class GeneratedContext(nn.Module):
         hidden, hidden_bias, out, out_bias: Parameters (D, D), (D,), (D, E), (E,).
     """
 
-    def __init__(
-        self, backbone: "Backbone", classes: Sequence[str], tokens: int, generator: np.random.Generator
-    ) -> None:
+    def __init__(self, backbone: Backbone, classes: Sequence[str], tokens: int, generator: np.random.Generator) -> None:
         """Starts with contexts as small as CoOp's."""
         super().__init__()
         width, token = backbone.feature_dim, backbone.token_dim
@@ -53,20 +48,18 @@ class GeneratedContext(nn.Module):
         self.out = random_parameter(generator, width, token, std=CONTEXT_STD * width**-0.5)
         self.out_bias = nn.Parameter(torch.zeros(token))
 
-    def context(self, backbone: "Backbone") -> Tensor:
+    def context(self, backbone: Backbone) -> Tensor:
         """(M, E)."""
         names = F.normalize(self.names(backbone)[0], dim=-1)  # (C,D)
         inner = F.relu(self.attention(self.queries, names) @ self.hidden + self.hidden_bias)
         return inner @ self.out + self.out_bias
 
-    def forward(self, backbone: "Backbone") -> Tensor:
+    def forward(self, backbone: Backbone) -> Tensor:
         """(1, C, D)."""
         return backbone.encode_prompts([self.context(backbone)], self.classes())
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model."""
     words = GeneratedContext(backbone, classes, config.context_tokens, generator)
     return Baseline(backbone, classes, config, words, RegionHead(backbone, config))

@@ -9,20 +9,17 @@ Trained numbers: C D + C. Cost: no text tower, and a product of (C, D) with one 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.parts import PRIOR_LOGIT, answer, unit_mean_square
 from fedmpt_core.model.fedmpt.adapters import per_record
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 
 class NoWords(nn.Module):
@@ -34,7 +31,7 @@ class NoWords(nn.Module):
         self._zeros: Tensor
         self.register_buffer("_zeros", torch.zeros(1, classes, features), persistent=False)
 
-    def forward(self, backbone: "Backbone") -> Tensor:
+    def forward(self, backbone: Backbone) -> Tensor:
         """(1, C, D)."""
         return self._zeros
 
@@ -54,9 +51,7 @@ class LinearHead(nn.Module):
         return answer(per_record(self.weight, picture).squeeze(-1) + self.bias)
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model; `generator` is not needed, as it starts from zero."""
     bias = PRIOR_LOGIT if config.bias is None else config.bias
     width = backbone.feature_dim

@@ -6,7 +6,6 @@ another's, nor on its place in the batch.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.fedmpt.adapters import per_record
 from fedmpt_core.model.fedmpt.readout import pooling_weights
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 CONTEXT_STD = 0.02
 """Standard deviation of a new context vector (CoOp)."""
@@ -36,7 +33,7 @@ def random_parameter(generator: np.random.Generator, *shape: int, std: float) ->
     return nn.Parameter(torch.from_numpy((std * generator.standard_normal(shape)).astype(np.float32)))
 
 
-def embedded(backbone: "Backbone", words: str) -> Tensor:
+def embedded(backbone: Backbone, words: str) -> Tensor:
     """(L, E) frozen embeddings of some words, on the CPU. Raises ValueError when they cannot be tokenised."""
     return backbone.embed(backbone.tokenize(words)).detach().to("cpu", torch.float32, copy=True)
 
@@ -44,7 +41,7 @@ def embedded(backbone: "Backbone", words: str) -> Tensor:
 class FrozenPrompts(nn.Module):
     """`a photo of a CLASS.`, encoded once: (1, C, D), nothing to train."""
 
-    def __init__(self, backbone: "Backbone", classes: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, classes: Sequence[str]) -> None:
         """Raises ValueError for a class that the backbone cannot tokenise."""
         super().__init__()
         device = backbone.embed(backbone.tokenize(TEMPLATE)).device  # the tower may stand on a GPU already
@@ -54,7 +51,7 @@ class FrozenPrompts(nn.Module):
         self._features: Tensor
         self.register_buffer("_features", features.detach().to("cpu", torch.float32), persistent=False)
 
-    def forward(self, backbone: "Backbone") -> Tensor:
+    def forward(self, backbone: Backbone) -> Tensor:
         """(1, C, D), whatever the backbone."""
         return self._features
 
@@ -62,7 +59,7 @@ class FrozenPrompts(nn.Module):
 class ClassWords(nn.Module):
     """Embeddings of `CLASS.` for every class, as buffers that follow the module to its device."""
 
-    def __init__(self, backbone: "Backbone", classes: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, classes: Sequence[str]) -> None:
         """Raises ValueError for no class, or one that the backbone cannot tokenise."""
         super().__init__()
         if not classes:
@@ -84,15 +81,13 @@ class SharedContext(nn.Module):
         context: Parameter (M, E).
     """
 
-    def __init__(
-        self, backbone: "Backbone", classes: Sequence[str], tokens: int, generator: np.random.Generator
-    ) -> None:
+    def __init__(self, backbone: Backbone, classes: Sequence[str], tokens: int, generator: np.random.Generator) -> None:
         """Starts from random vectors."""
         super().__init__()
         self.classes = ClassWords(backbone, classes)
         self.context = random_parameter(generator, tokens, backbone.token_dim, std=CONTEXT_STD)
 
-    def forward(self, backbone: "Backbone") -> Tensor:
+    def forward(self, backbone: Backbone) -> Tensor:
         """(1, C, D)."""
         return backbone.encode_prompts([self.context], self.classes())
 
@@ -106,14 +101,14 @@ class ClassContexts(nn.Module):
     """
 
     def __init__(
-        self, backbone: "Backbone", classes: Sequence[str], kinds: int, tokens: int, generator: np.random.Generator
+        self, backbone: Backbone, classes: Sequence[str], kinds: int, tokens: int, generator: np.random.Generator
     ) -> None:
         """Starts from random vectors."""
         super().__init__()
         self.classes = ClassWords(backbone, classes)
         self.context = random_parameter(generator, kinds, len(classes), tokens, backbone.token_dim, std=CONTEXT_STD)
 
-    def forward(self, backbone: "Backbone") -> Tensor:
+    def forward(self, backbone: Backbone) -> Tensor:
         """(K, C, D)."""
         words = self.classes()
         prompts = [
@@ -156,7 +151,7 @@ class Output(nn.Module):
         bias: Parameter (1,) logit at cosine 0.
     """
 
-    def __init__(self, backbone: "Backbone", config: ModelConfig, start: float | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig, start: float | None = None) -> None:
         """Starts from the settings, or the backbone's public constants; `start` stands for its bias, which belongs to
         one cosine.
         """

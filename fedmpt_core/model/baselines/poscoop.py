@@ -10,7 +10,6 @@ Trained numbers: C M E + C D + 2. Cost: C prompts through the text tower, two co
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.dualcoop import DualHead
 from fedmpt_core.model.baselines.parts import ClassContexts, random_parameter
 
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
-
 
 class PositiveHead(DualHead):
     """Attributes: negative Parameter (C, D), random directions of about unit length."""
 
-    def __init__(self, backbone: "Backbone", classes: int, config: ModelConfig, generator: np.random.Generator) -> None:
+    def __init__(self, backbone: Backbone, classes: int, config: ModelConfig, generator: np.random.Generator) -> None:
         """See `DualHead`."""
         super().__init__(backbone, config)
         width = backbone.feature_dim
@@ -41,9 +38,7 @@ class PositiveHead(DualHead):
         return super().forward(torch.cat([text, F.normalize(self.negative, dim=-1).unsqueeze(0)]), patches)
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model."""
     words = ClassContexts(backbone, classes, 1, config.context_tokens, generator)
     return Baseline(backbone, classes, config, words, PositiveHead(backbone, len(classes), config, generator))

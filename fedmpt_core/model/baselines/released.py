@@ -16,7 +16,6 @@ class.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,14 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
 from fedmpt_core.model.baselines.fedmvp import VisualPrompt
 from fedmpt_core.model.baselines.parts import CONTEXT_STD, ClassWords, Output, embedded, pooled, random_parameter
 from fedmpt_core.model.fedmpt.adapters import cosine
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 _TINY = 1e-12
 
@@ -45,7 +42,7 @@ class SharedConditionContext(nn.Module):
 
     def __init__(
         self,
-        backbone: "Backbone",
+        backbone: Backbone,
         classes: Sequence[str],
         conditions: Sequence[str],
         tokens: int,
@@ -61,7 +58,7 @@ class SharedConditionContext(nn.Module):
         self.condition = random_parameter(generator, tokens, backbone.token_dim, std=CONTEXT_STD)
         self.klass = random_parameter(generator, tokens, backbone.token_dim, std=CONTEXT_STD)
 
-    def forward(self, backbone: "Backbone") -> Tensor:
+    def forward(self, backbone: Backbone) -> Tensor:
         """(N, C, D)."""
         prefixes = [torch.cat([self.condition, words, self.klass]) for words in self._rows.split(self._lengths)]
         return backbone.encode_prompts(prefixes, self.classes())
@@ -70,7 +67,7 @@ class SharedConditionContext(nn.Module):
 class ReleasedHead(nn.Module):
     """Visual prompt, pooled cosines, the gate without parameters."""
 
-    def __init__(self, backbone: "Backbone", config: ModelConfig, generator: np.random.Generator) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig, generator: np.random.Generator) -> None:
         """See `Output` and `VisualPrompt`."""
         super().__init__()
         self.output = Output(backbone, config)
@@ -96,9 +93,7 @@ class ReleasedHead(nn.Module):
         )
 
 
-def build(
-    backbone: "Backbone", classes: Sequence[str], config: ModelConfig, generator: np.random.Generator
-) -> Baseline:
+def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
     """The model."""
     conditions = config.conditions
     return Baseline(

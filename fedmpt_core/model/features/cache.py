@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,9 @@ from torch import Tensor
 
 from fedmpt_core.common.progress import Progress
 from fedmpt_core.data.pictures import Picture, as_rows
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.model.features.file import HEADER, FeatureCacheError, FeatureSpace, cannot, stored_files
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 MEMORY_BYTES = 256 * 2**20
 """Up to this size a call's features stay in memory instead of being read for every batch (chosen)."""
@@ -58,7 +56,7 @@ class PatchFeatures:
         self,
         cache: "FeatureCache",
         space: FeatureSpace,
-        backbone: "Backbone",
+        backbone: Backbone,
         pictures: dict[str, Picture],
         rows: np.ndarray,
         memory: np.ndarray | None,
@@ -168,7 +166,7 @@ class FeatureCache:
     def features(
         self,
         dataset_pictures: Sequence[Picture],
-        backbone: "Backbone",
+        backbone: Backbone,
         *,
         batch_size: int = 16,
         on_progress: Progress | None = None,
@@ -224,14 +222,14 @@ class FeatureCache:
         return _used(PatchFeatures(self, space, backbone, pictures, rows, memory))
 
     def restore(
-        self, space: FeatureSpace, backbone: "Backbone", pictures: dict[str, Picture]
+        self, space: FeatureSpace, backbone: Backbone, pictures: dict[str, Picture]
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Compute features whose files were there and are gone; yields (digest, (P, D) float16)."""
         self._make_room(space, pictures)
         yield from self._compute(space, backbone, pictures, len(pictures))
 
     def _compute(
-        self, space: FeatureSpace, backbone: "Backbone", pictures: dict[str, Picture], batch_size: int
+        self, space: FeatureSpace, backbone: Backbone, pictures: dict[str, Picture], batch_size: int
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Compute and store; yields (digest, (P, D) float16) as it goes, in an order of this thread's own."""
         batches = list(_pieces(list(pictures), batch_size))
@@ -314,7 +312,7 @@ def _distinct(pictures: Sequence[Picture], pool: ThreadPoolExecutor) -> tuple[di
 
 
 def _computed(
-    pictures: Sequence[Picture], backbone: "Backbone", shape: tuple[int, int], pool: ThreadPoolExecutor
+    pictures: Sequence[Picture], backbone: Backbone, shape: tuple[int, int], pool: ThreadPoolExecutor
 ) -> tuple[list[np.ndarray], str]:
     """B pictures' (P, D) float16, and the kind of device they were computed on.
 
@@ -340,7 +338,7 @@ def _computed(
     return list(half), features.device.type
 
 
-def _culprit(pictures: Sequence[Picture], images: Tensor, backbone: "Backbone") -> str:
+def _culprit(pictures: Sequence[Picture], images: Tensor, backbone: Backbone) -> str:
     """Name of the first picture that the backbone refuses on its own, or of them all."""
     for picture, image in zip(pictures, images, strict=True):
         try:

@@ -12,7 +12,6 @@ The model must never compute a statistic over a batch, hold the backbone in its 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
+from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction, TunedModel
 from fedmpt_core.model.fedmpt import adapters, causal, gating, readout, transport
 from fedmpt_core.model.fedmpt.prompts import PromptLearner
-
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
 
 TRAINED = {
     "contexts": ("contexts.",),
@@ -150,7 +147,7 @@ class FedMPT(TunedModel):
 
     def __init__(
         self,
-        backbone: "Backbone",
+        backbone: Backbone,
         classes: Sequence[str],
         conditions: Sequence[str],
         config: ModelConfig,
@@ -242,7 +239,7 @@ class FedMPT(TunedModel):
         return {part: sum(p.numel() for n, p in named.items() if n.startswith(part)) for part in parts}
 
 
-def zero_shot_model(backbone: "Backbone", classes: Sequence[str], config: ModelConfig | None = None) -> FedMPT:
+def zero_shot_model(backbone: Backbone, classes: Sequence[str], config: ModelConfig | None = None) -> FedMPT:
     """The untrained baseline: prompt "a photo of a CLASS." and the head as it starts, one condition.
 
     Args:
@@ -268,7 +265,7 @@ def zero_shot_model(backbone: "Backbone", classes: Sequence[str], config: ModelC
 
 
 def zero_shot(
-    backbone: "Backbone", classes: Sequence[str], patches: Tensor, config: ModelConfig | None = None
+    backbone: Backbone, classes: Sequence[str], patches: Tensor, config: ModelConfig | None = None
 ) -> Prediction:
     """Prediction of `zero_shot_model` for B records, without gradient.
 

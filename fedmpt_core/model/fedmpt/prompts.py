@@ -10,14 +10,12 @@ It must never train a word, and never give a class or condition fewer tokens tha
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.model.backbone.base import Backbone
 
 # Standard deviation of a new condition context (paper: as in CoOp).
 _CONTEXT_STD = 0.02
@@ -34,7 +32,7 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        backbone: "Backbone",
+        backbone: Backbone,
         classes: Sequence[str],
         conditions: Sequence[str],
         *,
@@ -101,7 +99,7 @@ class PromptLearner(nn.Module):
         return prefixes, list(self._class_words.split(self._class_lengths))
 
 
-def _word_ids(backbone: "Backbone", role: str, words: str) -> list[int]:
+def _word_ids(backbone: Backbone, role: str, words: str) -> list[int]:
     try:
         ids = list(backbone.tokenize(words))
     except ValueError as error:
@@ -111,7 +109,7 @@ def _word_ids(backbone: "Backbone", role: str, words: str) -> list[int]:
     return ids
 
 
-def _embedded(backbone: "Backbone", words: list[list[int]]) -> Tensor:
+def _embedded(backbone: Backbone, words: list[list[int]]) -> Tensor:
     ids = [i for word in words for i in word]
     if not ids:
         return torch.zeros(0, backbone.token_dim)
