@@ -109,7 +109,6 @@ class Federation:
             facts |= {"attempt": int(number == 2), "corrected": [], "transcript": f"{run_id}-{number}"}
             record = record.with_round(number, 0.1, dict.fromkeys(self.sites, 10), {}, privacy, facts)
         record = record.ended_as("completed")
-        files = ["result.json", "model.safetensors"]
         (folder / "result.json").write_text(json.dumps(asdict(record)))
         (folder / "model.safetensors").write_bytes(b"model")
         copies = {}
@@ -118,10 +117,7 @@ class Federation:
             copies[site] = {"file": f"privacy/{site}.ledger.jsonl", "certificate": f"privacy/{site}.crt"}
             (folder / copies[site]["file"]).write_bytes(ledger)
             (folder / copies[site]["certificate"]).write_bytes(certificate)
-            files += copies[site].values()
-        manifest = RunManifest.of(
-            record, folder, versions={"fedmpt": "1"}, ledgers=copies, files=files, kit=self.kit(SERVER)
-        )
+        manifest = RunManifest.of(record, folder, ledgers=copies, kit=self.kit(SERVER))
         (folder / MANIFEST).write_text(manifest.to_json())
         return folder
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.files import write_whole
-from fedmpt_core.common.release import package_versions
 from fedmpt_core.federation.run.manifest import RunManifest
 from fedmpt_core.federation.run.record import (
     EVENTS,
@@ -60,10 +59,7 @@ class RunFolder(Keeper):
 
     def write_manifest(self, record: RunRecord, ledgers: Mapping[str, Mapping[str, str]], kit: Path | None) -> None:
         """Replace `manifest.json`, signed with the server's kit. Raises SigningError."""
-        copies = [name for kept in ledgers.values() for key, name in kept.items() if key != "kept"]
-        files = [name for name in (RESULT, MODEL, *copies) if (self._path / name).exists()]
-        versions = package_versions()
-        manifest = RunManifest.of(record, self._path, versions=versions, ledgers=ledgers, files=files, kit=kit)
+        manifest = RunManifest.of(record, self._path, ledgers=ledgers, kit=kit)
         self._replace(MANIFEST, manifest.to_json().encode())
 
     def event(self, kind: str, **values: Any) -> None:

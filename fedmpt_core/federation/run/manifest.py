@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.release import package_versions
 from fedmpt_core.common.signing import DocumentError, SignedDocument, SigningError, load_signer, verifier_of
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.toml import build
-from fedmpt_core.federation.run.record import MANIFEST, RESULT, RunRecord
+from fedmpt_core.federation.run.record import MANIFEST, MODEL, RESULT, RunRecord
 
 MANIFEST_SCHEMA = 1
+_OF_RECORD = ("run_id", "config_digest", "outcome", "started", "ended", "aggregation", "identities", "resumed")
 _SECAGG = ("cohort", "threshold", "number", "attempt", "epoch", "transcript", "corrected")
 
 
@@ -70,19 +72,15 @@ class RunManifest(SignedDocument):
         record: RunRecord,
         folder: Path,
         *,
-        versions: Mapping[str, str],
         ledgers: Mapping[str, Mapping[str, str]],
-        files: list[str],
         kit: Path | None,
     ) -> "RunManifest":
         """The signed manifest of a run that has ended.
 
         Args:
             record: the run's record, as written.
-            folder: the run's folder.
-            versions: packages of the server.
+            folder: the run's folder; what is in it is complete.
             ledgers: by site, `file` and `certificate` of its ledger's copy, or `kept` with the reason.
-            files: names in `folder` that exist and are complete.
             kit: the server's start-up kit; None in a simulation.
 
         Raises:
@@ -95,21 +93,15 @@ class RunManifest(SignedDocument):
         }
         rounds = [round_facts(row) for row in record.rounds]
         certificate, root = ((kit / n).read_text("utf-8") for n in ("server.crt", "rootCA.pem")) if kit else ("", "")
+        copies = [name for kept in ledgers.values() for key, name in kept.items() if key != "kept"]
         manifest = RunManifest(
-            run_id=record.run_id,
+            **{name: getattr(record, name) for name in _OF_RECORD},
             job=str(record.config["name"]),
-            config_digest=record.config_digest,
-            outcome=record.outcome,
-            started=record.started,
-            ended=record.ended,
-            aggregation=record.aggregation,
-            identities=record.identities,
-            resumed=record.resumed,
-            server={"versions": dict(versions), "certificate": certificate},
+            server={"versions": package_versions(), "certificate": certificate},
             root=root,
             sites=sites,
             rounds=rounds,
-            files={name: file_digest(folder / name) for name in sorted(files)},
+            files={n: file_digest(folder / n) for n in sorted([RESULT, MODEL, *copies]) if (folder / n).exists()},
         )
         if kit is None:
             return manifest

@@ -52,7 +52,7 @@ def left_by(folder: Path, kit: Path | None, *, insecure: bool = False) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     copies = {"site-1": {"file": "privacy/site-1.ledger.jsonl", "certificate": "privacy/site-1.crt"}}
-    found = RunManifest.of(record, folder, versions={"fedmpt": "1"}, ledgers=copies, files=list(files), kit=kit)
+    found = RunManifest.of(record, folder, ledgers=copies, kit=kit)
     (folder / MANIFEST).write_text(found.to_json())
     return folder
 
