@@ -53,6 +53,12 @@ def _once(values: T) -> T:
     return values
 
 
+_MOVED = {
+    "micro_batch": "it changes no result, so each site sets it for its own machine now: remove it here, and put it at "
+    "the top of a site's file, beside 'device'"
+}
+"""Keys that stood in a job once, and where they went."""
+
 Name = Annotated[str, pattern("^[A-Za-z0-9_-]{1,64}$", "use 1 to 64 letters, digits, '_' or '-'")]
 Once = Annotated[T, AfterValidator(_once), Field(json_schema_extra={"uniqueItems": True})]
 """A tuple that lists nothing twice."""
@@ -146,6 +152,8 @@ def _range(node: dict[str, Any]) -> str:
 
 
 def _unknown(key: str, known: list[str]) -> str:
+    if key in _MOVED and key not in known:
+        return f"unknown key '{key}': {_MOVED[key]}"
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
     return f"unknown key '{key}': {hint}"

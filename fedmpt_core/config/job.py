@@ -198,8 +198,6 @@ class PrivacyConfig:
     """`feature_space` adds noise to the gradients of the text features and pulls the noisy sum back through the text
     tower once; `exact` adds it to the gradients of the contexts themselves, at the cost of a pass through the text
     tower per record. They differ only where contexts are trained (docs/privacy.md says which to take)."""
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
-    """Most records whose gradients are held at once; does not change results."""
 
     @property
     def private(self) -> bool:

@@ -127,6 +127,9 @@ class SiteConfig:
     """`auto` (a GPU where there is one), `cpu`, or a torch device such as `cuda:1`."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of the trainer; 0 means torch's own choice."""
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Most records whose gradients are held at once under differential privacy: fewer take less memory, and no number
+    of them changes a result."""
 
     @property
     def cache(self) -> Path:

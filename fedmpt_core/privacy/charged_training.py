@@ -42,11 +42,11 @@ class ChargedTraining:
     """
 
     def __init__(
-        self, job: JobConfig, policy: SitePrivacyConfig, budget: Budget, mechanism: Mechanism, machinery: Machinery
+        self, job: JobConfig, policy: SitePrivacyConfig, budget: Budget, machinery: Machinery, micro_batch: int
     ) -> None:
         """Use `open`."""
-        self._job, self._policy, self._budget = job, policy, budget
-        self.mechanism, self.machinery = mechanism, machinery
+        self._job, self._policy, self._budget, self._micro_batch = job, policy, budget, micro_batch
+        self.mechanism, self.machinery = budget.mechanism, machinery
         self.keystream = machinery.keystream()
         self._fingerprint = ""
         self._details: dict[str, Any] = {}
@@ -84,7 +84,7 @@ class ChargedTraining:
         ledger = open_ledger(policy, name, kit)
         budget = Budget(job, site, ledger, run_id, mechanism)
         cross_checked([budget.mechanism.steps(planned_steps(job))], job.privacy.delta)
-        return ChargedTraining(job, policy, budget, budget.mechanism, machinery)
+        return ChargedTraining(job, policy, budget, machinery, site.micro_batch)
 
     @property
     def declared_units(self) -> int:
@@ -145,6 +145,7 @@ class ChargedTraining:
             declared_units=self._policy.units,
             keystream=self.keystream,
             machinery=self.machinery,
+            micro_batch=self._micro_batch,
             on_step=on_step,
             plant=plant,
         )

@@ -238,6 +238,7 @@ class PictureCanaries(Canaries):
         mechanism: Mechanism,
         keystream: Keystream,
         machinery: Machinery = REAL,
+        micro_batch: int = 64,
     ) -> None:
         """Turns labels and throws coins.
 
@@ -248,8 +249,9 @@ class PictureCanaries(Canaries):
             mechanism: the claimed one.
             keystream: of the run.
             machinery: makes gradients, and draws the steps that a canary takes part in.
+            micro_batch: most records whose gradients are held at once.
         """
-        self._job, targets = job, records.targets
+        self._micro_batch, targets = micro_batch, records.targets
         self._engine = machinery.gradients(mechanism, model, job)
         super().__init__(self._engine.private, mechanism, machinery, keystream, int(records.units.max()) + 1)
         turned = public_generator(keystream).random(targets.shape) < 0.5
@@ -270,7 +272,7 @@ class PictureCanaries(Canaries):
         self._engine.encode()
         private = dict[str, Any](self._engine.private)
         found: dict[str, list[Tensor]] = {name: [] for name in private}
-        size = PieceSize(self._job.privacy.micro_batch)
+        size = PieceSize(self._micro_batch)
 
         def fill(start: int, stop: int) -> None:
             self._engine.fill(self._portions(start, stop, size.rows), stop - start)

@@ -159,7 +159,7 @@ def run_canaries(
         owner = np.searchsorted(chosen, units[mislabelled])
         features = cache.features(part.pictures, backbone)
         mislabelled_records = TrainingRecords(features, part.targets, owner)
-        pictures = PictureCanaries(model, mislabelled_records, job, mechanism, keystream, machinery)
+        pictures = PictureCanaries(model, mislabelled_records, job, mechanism, keystream, machinery, site.micro_batch)
     others = train.take(np.flatnonzero(~mislabelled))
     own = np.unique(units[~mislabelled], return_inverse=True)[1].astype(np.int64)
     records = TrainingRecords(cache.features(others.pictures, backbone), others.targets, own)

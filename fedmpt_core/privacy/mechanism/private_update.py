@@ -35,6 +35,7 @@ def private_update(
     declared_units: int,
     keystream: Keystream,
     machinery: Machinery = REAL,
+    micro_batch: int = 64,
     on_step: Callable[[StepRecord], None] | None = None,
     plant: Callable[[PrivateOptimizer], None] | None = None,
 ) -> LocalUpdate:
@@ -50,6 +51,7 @@ def private_update(
         declared_units: the site's public number of units; the true one stays out of every formula.
         keystream: secret randomness of this process.
         machinery: what does the steps.
+        micro_batch: most records whose gradients are held at once; changes no result.
         on_step: called after each step.
         plant: called in each step when all units are in the sum and none of the noise is: where an audit adds units of
             its own.
@@ -67,7 +69,7 @@ def private_update(
     labels = torch.from_numpy(np.ascontiguousarray(records.targets)).to(torch.float32)
     engine, optimizer = machinery.round(mechanism, model, job, round_number, declared_units, keystream)
     records_of = _records_by_unit(records.units)
-    steps, size = list[StepRecord](), PieceSize(job.privacy.micro_batch)
+    steps, size = list[StepRecord](), PieceSize(micro_batch)
     for step, batch in enumerate(machinery.draws(mechanism, len(records_of), keystream)):
         start = time.perf_counter()
         engine.encode()

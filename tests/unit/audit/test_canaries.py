@@ -143,7 +143,7 @@ SOUND = [
     {},
     {"engine": "exact", "sample_rate": 0.15},
     {"group_norms": GROUPS},
-    {"sample_rate": 1.0, "micro_batch": 7},
+    {"sample_rate": 1.0},
     {"sample_rate": 1.0, "group_norms": GROUPS, "engine": "exact"},
 ]
 

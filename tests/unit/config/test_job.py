@@ -42,6 +42,10 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
             "[training]\nlerning_rate = 0.1\n",
             r"\[training\] unknown key 'lerning_rate': did you mean 'learning_rate'",
         ),
+        (
+            "[privacy]\nmicro_batch = 64\n",
+            r"\[privacy\] unknown key 'micro_batch': .* each site sets it .* top of a site's file, beside 'device'",
+        ),
         ("sead = 3\n", "unknown key 'sead': did you mean 'seed'"),
         ("[modell]\nreg = 1.0\n", "unknown key 'modell': did you mean 'model'"),
         ('[training]\nrounds = "3"\n', r"\[training\] rounds='3'.*integer"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fedmpt_core.config.job import (
@@ -23,14 +24,14 @@ from fedmpt_core.config.job import (
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.federation import preflight
-from fedmpt_core.federation.site.session import SiteSession
+from fedmpt_core.federation.site.session import SiteRecords, SiteSession
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
 from fedmpt_core.privacy.ledger.chain import LedgerError
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, read_site_ledger
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
 from fedmpt_core.training.local import StepRecord
-from tests.fakes import FakeBackbone
+from tests.fakes import FakeBackbone, Table, training_records
 from tests.settings import OPEN, UNMASKED
 
 CLASSES = ("cat", "dog", "bus")
@@ -222,6 +223,21 @@ def test_a_mechanism_that_fails_its_test_stops_the_site(site: SiteConfig, monkey
     with pytest.raises(SelfTestFailed, match="noise variance"):
         opened(JOB, site, "a")
     assert len(ledger(site)) == 1
+
+
+def test_how_much_is_held_at_once_is_the_site_s_own_choice(site: SiteConfig) -> None:
+    class Records(Table):
+        def digests(self) -> list[str]:
+            return [str(row) for row in range(len(self))]
+
+    for rows in (2, 64):
+        held = Records(torch.randn(9, 9, 16))
+        own = dataclasses.replace(site, micro_batch=rows)
+        one = opened(JOB, own, "a", run_id=f"run-{rows}")
+        targets = np.eye(3, dtype=np.uint8)[np.arange(9) % 3]
+        one.train(one.prepare(data=SiteRecords(training_records(held, targets))).initial, 1)
+        assert 0 < held.largest <= rows
+    assert JOB.digest() == ledger(site)[1].details["config"]  # a job knows nothing of it
 
 
 def test_patients_are_the_unit_when_job_and_site_say_so(site: SiteConfig, tmp_path: Path) -> None:

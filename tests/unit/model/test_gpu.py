@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_a_private_round_is_the_cpu_s(engine: Any, micro_batch: int) -> None:
     found = []
     for device in ("cpu", "cuda"):
-        job, model, table, targets = setting(engine=engine, micro_batch=micro_batch)
+        job, model, table, targets = setting(engine=engine)
         model = model.to(device)
         update = private_update(
             model,
@@ -34,6 +34,7 @@ def test_a_private_round_is_the_cpu_s(engine: Any, micro_batch: int) -> None:
             mechanism=Mechanism.of(job),
             declared_units=RECORDS,
             keystream=Keystream(KEY),
+            micro_batch=micro_batch,
         )
         found.append(update.vector)
     # the noise is drawn on the CPU, so it is the same

@@ -92,7 +92,7 @@ def test_without_noise_it_is_clipped_gradient_descent_over_the_declared_number(d
 def test_portions_change_nothing_and_bound_what_is_held() -> None:
     found = []
     for size in (1, 2, 64):
-        job, model, table, targets = setting(micro_batch=size)
+        job, model, table, targets = setting()
         one = private_update(
             model,
             training_records(table, targets, np.array([0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 7])),
@@ -102,6 +102,7 @@ def test_portions_change_nothing_and_bound_what_is_held() -> None:
             mechanism=Mechanism.of(job),
             declared_units=8,
             keystream=Keystream(KEY),
+            micro_batch=size,
         )
         found.append(one.vector)
         assert table.largest <= size

@@ -320,7 +320,7 @@ SOUND: list[tuple[str, dict[str, Any]]] = [
     ("contexts+gate", {"group_norms": GROUPS, "max_grad_norm": 1e-3}),
     ("all", {"engine": "feature_space", "sample_rate": 0.01}),
     ("adapters", {"engine": "feature_space", "noise_multiplier": 8.0}),
-    ("all", {"sample_rate": 1.0, "noise_multiplier": 0.3, "micro_batch": 1}),
+    ("all", {"sample_rate": 1.0, "noise_multiplier": 0.3}),
     ("adapters", {"sample_rate": 0.999, "noise_multiplier": 300.0, "max_grad_norm": 1e6}),
 ]
 
