@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -119,12 +120,7 @@ def local_update(
             rows = batch[start:stop]
             prediction = model(features.batch(rows).to(device), text)
             per_record = asymmetric_loss(
-                prediction.log_positive,
-                prediction.log_negative,
-                labels[rows].to(device),
-                gamma_negative=loss.gamma_negative,
-                gamma_positive=loss.gamma_positive,
-                margin=loss.margin,
+                prediction.log_positive, prediction.log_negative, labels[rows].to(device), loss
             )
             objective = training.loss_weight * per_record.sum() / len(batch)
             gradients = torch.autograd.grad(objective, list(trained.values()), allow_unused=True)
@@ -182,11 +178,10 @@ def _batches(records: int, training: TrainingConfig, generator: np.random.Genera
     """Shuffled passes over all records, cut into batches; a last short batch is kept."""
     size = training.batch_size or DEFAULT_BATCH_SIZE
     steps = training.local_steps or training.local_epochs * math.ceil(records / size)
-    done = 0
-    while True:
-        order = generator.permutation(records)
-        for start in range(0, records, size):
-            if done == steps:
-                return
-            yield order[start : start + size]
-            done += 1
+
+    def passes() -> Iterator[np.ndarray]:
+        while True:
+            order = generator.permutation(records)
+            yield from (order[start : start + size] for start in range(0, records, size))
+
+    return islice(passes(), steps)

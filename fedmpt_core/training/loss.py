@@ -14,31 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedmpt_core.config.job import LossConfig
 
-def asymmetric_loss(
-    log_positive: Tensor,
-    log_negative: Tensor,
-    targets: Tensor,
-    *,
-    gamma_negative: float = 2.0,
-    gamma_positive: float = 1.0,
-    margin: float = 0.05,
-) -> Tensor:
+_DEFAULT = LossConfig()
+
+
+def asymmetric_loss(log_positive: Tensor, log_negative: Tensor, targets: Tensor, loss: LossConfig = _DEFAULT) -> Tensor:
     """Asymmetric loss of each record, summed over its classes.
 
     Args:
         log_positive: (..., C) log p, at most 0.
         log_negative: (..., C) log(1 - p), at most 0.
         targets: (..., C) labels: 1 present, 0 absent, 2 (or above) unknown.
-        gamma_negative: focusing exponent of absent labels, >= 0.
-        gamma_positive: focusing exponent of present labels, >= 0.
-        margin: probability below which an absent label costs nothing, [0, 1).
+        loss: the exponents, and the margin below which an absent label costs nothing.
 
     Returns:
         (...) loss of each record in nats, >= 0, finite for log-probabilities down to -1e4.
 
     Raises:
-        ValueError: shapes that differ or a setting out of range.
+        ValueError: shapes that differ.
 
     Edge cases:
         No known label -> 0. margin = 0 and both gammas = 0 -> binary cross-entropy.
@@ -49,19 +43,14 @@ def asymmetric_loss(
                 f"{name} has shape {tuple(tensor.shape)} but log_positive has {tuple(log_positive.shape)}: "
                 "give one value per record and class"
             )
-    for name, value in (("gamma_negative", gamma_negative), ("gamma_positive", gamma_positive)):
-        if not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0")
-    if not 0 <= margin < 1:
-        raise ValueError(f"margin={margin} is out of range: allowed is [0, 1)")
 
     # log(1 - p_m) with p_m = max(p - margin, 0) is log(min(1 - p + margin, 1)).
     log_absent = log_negative
-    if margin > 0:
+    if loss.margin > 0:
         # log(e^a + e^m) as m - log sigmoid(m - a): torch.logaddexp rounds the last records of a batch otherwise
-        log_margin = math.log(margin)
+        log_margin = math.log(loss.margin)
         log_absent = (log_margin - F.logsigmoid(log_margin - log_negative)).clamp(max=0)
-    weight_present = (gamma_positive * log_negative.detach()).exp()
-    weight_absent = (log_positive.detach().exp() - margin).clamp(min=0) ** gamma_negative
-    loss = -torch.where(targets > 0.5, weight_present * log_positive, weight_absent * log_absent)
-    return torch.where(targets < 1.5, loss, 0).sum(-1)
+    weight_present = (loss.gamma_positive * log_negative.detach()).exp()
+    weight_absent = (log_positive.detach().exp() - loss.margin).clamp(min=0) ** loss.gamma_negative
+    per_label = -torch.where(targets > 0.5, weight_present * log_positive, weight_absent * log_absent)
+    return torch.where(targets < 1.5, per_label, 0).sum(-1)

@@ -29,15 +29,7 @@ NAMES = tuple(c.replace("_", " ") for c in CLASSES.split())
 
 def loss_of(prediction: object, labels: Tensor) -> Tensor:
     """The training loss."""
-    per_record = asymmetric_loss(
-        prediction.log_positive,
-        prediction.log_negative,
-        labels,
-        gamma_negative=2.0,
-        gamma_positive=1.0,
-        margin=0.05,
-    )
-    return per_record.mean()
+    return asymmetric_loss(prediction.log_positive, prediction.log_negative, labels).mean()
 
 
 def our_step() -> tuple[Callable[[], None], FedMPT]:

@@ -143,14 +143,7 @@ def _per_record_gradients(
     def objective(head: dict[str, Tensor], text: Tensor, patches: Tensor, target: Tensor) -> Tensor:
         inside = {n.removeprefix("head."): p for n, p in head.items()}
         prediction = functional_call(model.head, inside, (text, patches))
-        return weight * asymmetric_loss(
-            prediction.log_positive,
-            prediction.log_negative,
-            target,
-            gamma_negative=loss.gamma_negative,
-            gamma_positive=loss.gamma_positive,
-            margin=loss.margin,
-        )
+        return weight * asymmetric_loss(prediction.log_positive, prediction.log_negative, target, loss)
 
     each = vmap(grad(objective, argnums=(0, 1) if with_text else 0), in_dims=(None, None, 0, 0))
 

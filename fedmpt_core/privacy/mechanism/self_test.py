@@ -12,7 +12,7 @@ It must never see a record of the site, nor touch the model: what it finds may b
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, inf, nan, sqrt
 from typing import Any, NamedTuple
@@ -334,7 +334,7 @@ def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
     wanted = [text if name == TEXT else parameter for name, parameter in engine.private.items()]
     for record, target in zip(patches, targets, strict=True):
         prediction = small(record, text)
-        loss = asymmetric_loss(prediction.log_positive, prediction.log_negative, target, **asdict(job.loss))
+        loss = asymmetric_loss(prediction.log_positive, prediction.log_negative, target, job.loss)
         weighted = job.training.loss_weight * loss
         rows.append(torch.autograd.grad(weighted, wanted, retain_graph=True, materialize_grads=True))
     for (name, parameter), (*single, one, two) in zip(engine.private.items(), zip(*rows, strict=True), strict=True):

@@ -49,14 +49,7 @@ def records(model: FedMPT, count: int, patches: int = 9, seed: int = 2) -> tuple
 
 def losses(model: FedMPT, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     prediction = model(features)
-    return WEIGHT * asymmetric_loss(
-        prediction.log_positive,
-        prediction.log_negative,
-        targets,
-        gamma_negative=LOSS.gamma_negative,
-        gamma_positive=LOSS.gamma_positive,
-        margin=LOSS.margin,
-    )
+    return WEIGHT * asymmetric_loss(prediction.log_positive, prediction.log_negative, targets, LOSS)
 
 
 def one_by_one(model: FedMPT, features: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedmpt_core.config.job import LossConfig
 from fedmpt_core.data.pictures import UNKNOWN
 from fedmpt_core.training.loss import asymmetric_loss
 
@@ -19,8 +20,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.from_numpy((rng.random((B, C)) < 0.4).astype(np.float64))
 
 
-def of_logits(logits: torch.Tensor, targets: torch.Tensor, **settings: object) -> torch.Tensor:
-    return asymmetric_loss(F.logsigmoid(logits), F.logsigmoid(-logits), targets, **settings)
+def of_logits(logits: torch.Tensor, targets: torch.Tensor, **settings: float) -> torch.Tensor:
+    return asymmetric_loss(F.logsigmoid(logits), F.logsigmoid(-logits), targets, LossConfig(**settings))
 
 
 @pytest.mark.parametrize(("negative", "positive", "margin"), [(2, 1, 0.05), (4, 0, 0.2), (3, 3, 0), (0, 0, 0.05)])
@@ -78,7 +79,7 @@ def test_unknown_labels_cost_nothing_and_move_nothing() -> None:
 def test_it_stays_finite_far_out(margin: float, dtype: torch.dtype) -> None:
     log_positive = torch.tensor([[-1e4, 0.0, -1e4, 0.0]], dtype=dtype, requires_grad=True)
     log_negative = torch.tensor([[0.0, -1e4, 0.0, -1e4]], dtype=dtype, requires_grad=True)
-    got = asymmetric_loss(log_positive, log_negative, torch.tensor([[1, 1, 0, 0]]), margin=margin)
+    got = asymmetric_loss(log_positive, log_negative, torch.tensor([[1, 1, 0, 0]]), LossConfig(margin=margin))
     assert torch.isfinite(got).all()
     assert float(got.detach()) >= (1e4 if margin == 0 else -math.log(0.05) * 0.95**2)
     got.sum().backward()
@@ -104,17 +105,7 @@ def test_records_do_not_meet_and_one_record_is_enough() -> None:
     assert of_logits(logits[:0], targets[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"gamma_negative": -1.0}, "gamma_negative=-1.0"),
-        ({"gamma_positive": float("nan")}, "gamma_positive=nan"),
-        ({"margin": 1.0}, "margin=1.0"),
-    ],
-)
-def test_impossible_arguments_are_refused(settings: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        of_logits(*batch(), **settings)
+def test_targets_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="targets has shape"):
         of_logits(batch()[0], batch()[1][:, :2])
 
