@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -81,7 +81,7 @@ class Simulation:
             shutil.rmtree(workspace, ignore_errors=True)
 
     def _follow(self, workspace: Path) -> Iterator[dict[str, Any]]:
-        self._prepare(workspace)
+        prepare_workspace(self._job, self._sites, workspace, self._out.absolute())
         spec = workspace / "spec.json"
         spec.write_text(json.dumps({"job": self._job.to_dict(), "sites": list(self._sites)}))
         with self.log.open("wb") as log:
@@ -114,19 +114,6 @@ class Simulation:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-
-    def _prepare(self, workspace: Path) -> None:
-        """Write the policy files that a real site would have into the simulator's `local/` folder."""
-        local = workspace / self._job.name / "local"
-        local.mkdir(parents=True)
-        (local / "resources.json").write_text(
-            json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
-        )
-        keep = self._out.absolute()
-        sites = {n: without_none(asdict(with_ledger(s, n, keep / LEDGERS / n))) for n, s in self._sites.items()}
-        (local / SITE_FILE).write_text(tomli_w.dumps({"sites": sites}), encoding="utf-8")
-        (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
-        (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
 
     def _collect(self, workspace: Path) -> None:
         run = _run_folder(workspace)
@@ -167,6 +154,26 @@ def _events(workspace: Path, process: "subprocess.Popen[bytes]") -> Iterator[dic
         if ended:
             return
         time.sleep(_POLL_SECONDS)
+
+
+def prepare_workspace(job: JobConfig, sites: Mapping[str, SiteConfig], workspace: Path, keep: Path) -> None:
+    """Write the policy files that a real site would have into the simulator's `local/` folder.
+
+    Args:
+        job: the agreed job.
+        sites: settings of each simulated site.
+        workspace: of the simulator.
+        keep: folder for ledgers and checkpoints.
+    """
+    local = workspace / job.name / "local"
+    local.mkdir(parents=True)
+    (local / "resources.json").write_text(
+        json.dumps({"format_version": 2, "class_allow_list": [*CLASS_ALLOW_LIST, *TRACKING_CLASSES]})
+    )
+    plain = {name: without_none(asdict(with_ledger(site, name, keep / LEDGERS / name))) for name, site in sites.items()}
+    (local / SITE_FILE).write_text(tomli_w.dumps({"sites": plain}), encoding="utf-8")
+    (local / SERVER_FILE).write_text(tomli_w.dumps({"checkpoints": str(keep / CHECKPOINTS)}), encoding="utf-8")
+    (local / RUN_FILE).write_text(f"simulation-{uuid.uuid4()}\n", encoding="utf-8")
 
 
 def _main(spec_path: Path) -> None:
