@@ -42,11 +42,7 @@ class MaliciousServer:
     @property
     def directory(self) -> bytes:
         """Digest of the directory of this epoch."""
-        return self.federation.server._directory
-
-    def confirms(self) -> dict[int, bytes]:
-        """Signatures over the directory."""
-        return {i: m.confirm for i, m in self.federation.server._members.items()}
+        return contexts.directory_digest([(a.body, a.session) for a in self.federation.adverts])
 
     def open_round(
         self,
@@ -59,14 +55,14 @@ class MaliciousServer:
         confirms: Mapping[int, bytes] | None = None,
     ) -> bytes:
         """RND1 for any cohort, number and model."""
-        confirms = self.confirms() if confirms is None else confirms
+        confirms = self.federation.confirms if confirms is None else confirms
         pairs = tuple((i, confirms[i]) for i in cohort if i in confirms)
         at = self.federation.server.epoch if epoch is None else epoch
         return wire.RoundRequest(number, attempt, at, model, tuple(cohort), pairs).encode()
 
     def context(self, cohort: Sequence[int], number: int = 1, attempt: int = 0, model: bytes = MODEL) -> bytes:
         """The context that the members of such a round work out."""
-        roster = self.federation.server._members[cohort[0]].advert.roster_digest
+        roster = self.federation.adverts[0].roster_digest
         digest = contexts.cohort_digest(self.terms.digest, roster, cohort)
         return contexts.context(self.terms.job_id, number, attempt, digest, model)
 
@@ -215,11 +211,12 @@ class Insider:
         """UNM1 that lies about the shares of some owners."""
         reply = wire.Unmasked.decode(data, survivors=len(survivors), dropped=len(self.cohort) - len(survivors))
         own, between = list(reply.self_shares), [list(row) for row in reply.edge_shares]
+        bit = 70 + self.keys.own  # equal errors of several may by chance lie on a polynomial with right shares
         for place, u in enumerate(survivors):
             if u in owners and edges:
-                between[place] = [_replaced(share, 0) for share in between[place]]
+                between[place] = [_replaced(share, 0, bit) for share in between[place]]
             elif u in owners:
-                own[place] = _replaced(own[place], 0)
+                own[place] = _replaced(own[place], 0, bit)
         return self.signed(replace(reply, self_shares=tuple(own), edge_shares=tuple(map(tuple, between))))
 
 
@@ -256,8 +253,8 @@ class Authority:
         return builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
 
 
-def _replaced(row: bytes, place: int) -> bytes:
+def _replaced(row: bytes, place: int, bit: int = 77) -> bytes:
     """Another field element at one place of a row of shares."""
     at = place * SHARE_BYTES
-    value = int.from_bytes(row[at : at + SHARE_BYTES], "big") ^ 1 << 77
+    value = int.from_bytes(row[at : at + SHARE_BYTES], "big") ^ 1 << bit
     return row[:at] + value.to_bytes(SHARE_BYTES, "big") + row[at + SHARE_BYTES :]

@@ -12,6 +12,7 @@ from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.context import model_digest
 from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity
 from fedmpt_core.secagg.latch import Latch
+from fedmpt_core.secagg.messages import Advertisement, Confirm, Directory
 from fedmpt_core.secagg.policy import Floors, Terms
 from fedmpt_core.secagg.server import SecAggServer, Sum
 
@@ -46,7 +47,10 @@ def member(name: str, agreed: Terms, latch: Latch | None = None, **options: obje
 
 
 class Federation:
-    """A server and its members, keys exchanged; `lost` members never answered."""
+    """A server and its members, keys exchanged; `lost` members never answered.
+
+    `directory` is the message with all adverts, `confirms` has the members' signatures over it by roster id.
+    """
 
     def __init__(
         self, count: int, words: int = 8, *, lost: Mapping[str, Collection[str]] | None = None, **limits: int
@@ -62,10 +66,19 @@ class Federation:
         for name, one in self._answering("advertise", self.members, lost):
             self.server.take_advertisement(name, one.advertise(request))
         self.directory = self.server.directory()
+        self.confirms: dict[int, bytes] = {}
         for name, one in self._answering(
             "confirm", [n for n, _ in self._answering("advertise", self.members, lost)], lost
         ):
-            self.server.take_confirm(name, one.confirm(self.directory))
+            reply = one.confirm(self.directory)
+            self.server.take_confirm(name, reply)
+            confirm = Confirm.decode(reply)
+            self.confirms[confirm.member] = confirm.signature
+
+    @property
+    def adverts(self) -> list[Advertisement]:
+        """What the directory holds of each member."""
+        return [Advertisement.decode(a) for a in Directory.decode(self.directory, self.terms.max_sites).adverts]
 
     def begin(self, number: int = 1, attempt: int = 0, cohort: Sequence[str] | None = None) -> bytes:
         """The server's message that opens a round."""

@@ -167,6 +167,11 @@ class SecAggClient:
         return self._round.number if self._round else 0
 
     @property
+    def state(self) -> str:
+        """NEW, ADVERTISED, READY, TRAINING, MASKED, CONSISTENT or READY again: what came last, and what may come."""
+        return self._state
+
+    @property
     def latch(self) -> Latch:
         """What was said so far."""
         return self._latch

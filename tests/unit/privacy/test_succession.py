@@ -1,7 +1,9 @@
 """What becomes of a ledger: its key changes, its data set is renamed or merged; nothing is ever charged less."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -96,21 +98,15 @@ def test_who_has_not_the_old_key_cannot_take_a_ledger_over(policy: SitePrivacyCo
 
 
 def test_a_certificate_that_ran_out_still_hands_its_ledger_over(
-    policy: SitePrivacyConfig, kits: Path, monkeypatch: pytest.MonkeyPatch
+    policy: SitePrivacyConfig, kits: Path, tmp_path: Path
 ) -> None:
-    create_ledger(policy, SITE, kits / "old")
-
-    class Later:
-        @staticmethod
-        def now(zone: Any) -> Any:
-            from datetime import datetime, timedelta
-
-            return datetime.now(zone) + timedelta(days=2)
-
-    monkeypatch.setattr("fedmpt_core.common.signing.datetime", Later)
+    key = write_kit(tmp_path / "in-time", SITE)
+    create_ledger(policy, SITE, tmp_path / "in-time")
+    write_kit(tmp_path / "ran-out", SITE, key=key, days=(-3, -1))
     with pytest.raises(SigningError, match="is valid from"):
-        load_signer(kits / "old" / "client.key", kits / "old" / "client.crt")
-    assert load_signer(kits / "old" / "client.key", kits / "old" / "client.crt", expired=True)
+        open_ledger(policy, SITE, tmp_path / "ran-out")
+    assert succession.rotate(policy, SITE, tmp_path / "ran-out", kits / "new") == [ledger_path(policy)]
+    assert [e.kind for e in read_site_ledger(policy, kits / "new")] == ["genesis", "rotate"]
 
 
 def forged(kits: Path, **changes: Any) -> Callable[[dict[str, Any]], bytes]:
@@ -203,12 +199,14 @@ def test_a_broken_off_migration_is_done_again(policy: SitePrivacyConfig, monkeyp
     spend(policy, None, "first")
     renamed = replace(policy, dataset="thorax")
 
-    def full(*_: Any, **__: Any) -> None:
-        raise LedgerError("the disk is full")
+    def full(path: Path, flags: int, *rest: Any, open: Any = os.open) -> int:
+        if flags & os.O_EXCL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, flags, *rest)
 
     with monkeypatch.context() as broken:
-        broken.setattr(succession, "create_ledger", full)
-        with pytest.raises(LedgerError, match="full"):
+        broken.setattr(os, "open", full)
+        with pytest.raises(LedgerError, match="No space left"):
             succession.migrate(renamed, SITE, None, ["chest"])
     with pytest.raises(LedgerError, match="goes on as 'thorax', not as 'other'"):
         succession.migrate(replace(policy, dataset="other"), SITE, None, ["chest"])
