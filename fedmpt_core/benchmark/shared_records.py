@@ -17,7 +17,7 @@ from fedmpt_core.common.progress import StageProgress
 from fedmpt_core.config.job import BackboneConfig, JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.masks import drop_positives
-from fedmpt_core.data.partition import by_labels, sites_for
+from fedmpt_core.data.partition import divide, sites_for
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.scenes import CLASSES, SceneConfig, co_occurrence, scenes
 from fedmpt_core.data.source import load_split
@@ -115,7 +115,7 @@ class SharedRecords:
         parts = {n: np.arange(a, b) for n, a, b in zip(train, starts[:-1], starts[1:], strict=True)}
         pool = _joined(job.classes, list(train.values()))
         if heterogeneity is not None:
-            clusters = by_labels(pool, sites_for(heterogeneity, len(job.classes)), job.seed)
+            clusters = divide(pool, "labels", sites_for(heterogeneity, len(job.classes)), job.seed)
             parts = {f"cluster-{k + 1}": part for k, part in enumerate(clusters)}
             sites = {name: _resized(sites[judges[0]], len(part)) for name, part in parts.items()}
         pool = drop_positives(pool, drop.drop_positives, job.seed, become=drop.dropped)

@@ -23,61 +23,10 @@ from typing import Literal
 
 import numpy as np
 
-from fedmpt_core.data.manifest_rows import (
-    CONTROL,
-    SPLITS,
-    ManifestRow,
-    Problems,
-    nearest,
-    parse,
-)
+from fedmpt_core.data.manifest_rows import CONTROL, SPLITS, ManifestRow, Problems, nearest
 from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture, Picture
 
 _CHUNK, _THREADS = 512, 4  # pictures and threads that decode (chosen)
-
-
-def load_manifest(
-    path: str | Path,
-    classes: Sequence[str],
-    split: str,
-    root: str | Path | None = None,
-    *,
-    on_bad_image: Literal["refuse", "skip"] = "refuse",
-    verify: bool = False,
-    allow_empty: bool = False,
-) -> Dataset:
-    """The records of one split; the lines of the other splits are checked, their pictures are not decoded.
-
-    Args:
-        path: a `.csv` or `.parquet` manifest.
-        classes: the job's C labels.
-        split: `train`, `val` or `test`.
-        root: folder that relative paths start from; None means the manifest's own folder.
-        on_bad_image: `refuse`, or `skip` pictures that cannot be decoded (every other problem is still
-            refused).
-        verify: decode every picture of the split now; always done for `skip`. Otherwise a damaged picture is
-            refused when it is first loaded.
-        allow_empty: whether the split may hold no picture.
-
-    Returns:
-        The records in the manifest's order; `skipped` says how many pictures were left out.
-
-    Raises:
-        ManifestError: the manifest cannot be used; names every problem.
-        ValueError: an argument is out of range.
-    """
-    problems = Problems(Path(path).name)
-    rows = parse(Path(path), problems)
-    return load_rows(
-        rows,
-        classes,
-        split,
-        root=Path(path).parent if root is None else root,
-        problems=problems,
-        on_bad_image=on_bad_image,
-        verify=verify,
-        allow_empty=allow_empty,
-    )
 
 
 def load_rows(
@@ -91,29 +40,26 @@ def load_rows(
     verify: bool = False,
     allow_empty: bool = False,
 ) -> Dataset:
-    """`load_manifest` for rows that do not come from a manifest file.
+    """The records of one split; the lines of the other splits are checked, their pictures are not decoded.
 
     Args:
-        rows: the lines, their `origin` set.
+        rows: the lines of a manifest, or of a public data set, their `origin` set.
         classes: the job's C labels.
         split: `train`, `val` or `test`.
         root: folder that relative paths start from.
         problems: what is already known to be wrong; grows.
-        on_bad_image: as in `load_manifest`.
-        verify: as in `load_manifest`.
-        allow_empty: as in `load_manifest`.
+        on_bad_image: `refuse`, or `skip` pictures that cannot be decoded (every other problem is still
+            refused).
+        verify: decode every picture of the split now; always done for `skip`. Otherwise a damaged picture is
+            refused when it is first loaded.
+        allow_empty: whether the split may hold no picture.
 
     Returns:
-        The records of the split.
+        The records in the order of the rows; `skipped` says how many pictures were left out.
 
     Raises:
         ManifestError: the rows cannot be used; names every problem.
-        ValueError: an argument is out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: use one of {', '.join(SPLITS)}")
-    if on_bad_image not in ("refuse", "skip"):
-        raise ValueError(f"on_bad_image={on_bad_image!r}: use 'refuse' or 'skip'")
     rows = list(rows)
     mine = [entry for entry in _check_rows(rows, classes, root, problems) if entry[0].split == split]
     if not allow_empty:
@@ -154,7 +100,7 @@ def verified(
     Args:
         dataset: the records.
         source: where they come from, for messages.
-        on_bad_image: as in `load_manifest`.
+        on_bad_image: as in `load_rows`.
 
     Returns:
         The records, without those that cannot be decoded where `on_bad_image` is `skip`.

@@ -86,12 +86,6 @@ class Problems:
         if self.count:
             raise ManifestError(self)
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Problem]:
-        return iter(self.listed)
-
 
 class ManifestError(ValueError):
     """A source of records that cannot be used; the message has one line per listed problem."""
@@ -107,18 +101,6 @@ class ManifestError(ValueError):
 
     def __reduce__(self) -> tuple[type, tuple[Problems]]:
         return type(self), (self.problems,)
-
-
-def read_rows(path: str | Path) -> list[ManifestRow]:
-    """The lines of a manifest as they stand; only the table itself is checked.
-
-    Raises:
-        ManifestError: it is no manifest; names every problem.
-    """
-    problems = Problems(Path(path).name)
-    rows = parse(Path(path), problems)
-    problems.refuse_any()
-    return rows
 
 
 def write_manifest(rows: Iterable[ManifestRow], path: str | Path) -> None:

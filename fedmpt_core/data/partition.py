@@ -1,8 +1,8 @@
 """One data set split over K simulated sites: by clusters of label sets or features, Dirichlet draws, or uniformly.
 
-`by_labels` clusters softmax-normalised label vectors with k-means, the heterogeneous split of the paper as
+`labels` clusters softmax-normalised label vectors with k-means, the heterogeneous split of the paper as
 far as it is known (method, section 8): record i with labels y_i in {0,1}^C, k_i of them ones, becomes x_i =
-softmax(y_i) = (1 + (e - 1) y_i) / (C + (e - 1) k_i), and every cluster is one site. `by_features` clusters the
+softmax(y_i) = (1 + (e - 1) y_i) / (C + (e - 1) k_i), and every cluster is one site. `features` clusters the
 frozen image tower's mean patch features instead. `dirichlet` is the usual split of other work (Hsu et al. 2019),
 carried over to several labels per record.
 
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from fedmpt_core.config.datasets import Division
 from fedmpt_core.data.pictures import Dataset
 
 STARTS = 10
@@ -44,76 +45,64 @@ def sites_for(heterogeneity: float, classes: int) -> int:
     return max(1, math.floor(heterogeneity * classes + 0.5))
 
 
-def by_labels(dataset: Dataset, sites: int, seed: int) -> Parts:
-    """Clusters of records with similar label sets, one per site.
+def divide(
+    dataset: Dataset,
+    kind: Division,
+    sites: int,
+    seed: int,
+    *,
+    alpha: float = 0.5,
+    vectors: np.ndarray | None = None,
+) -> Parts:
+    """One part of the records for each site.
+
+    `labels` clusters records with similar label sets, `features` records that look alike, `uniform` deals them out at
+    random. For `dirichlet` the sites' shares of every label, and of records without any, are one draw from a symmetric
+    Dirichlet distribution; a record goes by one of its labels, drawn at random, a group by one of its records'.
 
     Args:
         dataset: R records, all labels known.
+        kind: how they are divided.
         sites: number of parts K, in [1, number of groups or records].
         seed: fixes the partition, in [0, 2^32 - 1].
+        alpha: for `dirichlet`: concentration, [0.01, 1000]; small means uneven.
+        vectors: for `features`: (R, D) finite, what each record looks like; only their direction counts.
 
     Returns:
-        The parts, ordered by their first index.
+        The parts, ordered by their first index. Those of `uniform` are in no order; their numbers of groups, or of
+        records where there are none, differ by one at most.
 
     Raises:
-        ValueError: K or the seed is out of range.
+        ValueError: K or alpha is out of range, or the vectors do not fit.
 
     Edge cases:
-        - fewer different label sets than sites -> the largest parts are halved until every site has records.
-        - records with the same labels -> same site, unless that part had to be halved.
+        - a site that would have nothing, as with fewer different label sets than sites -> it takes half of the largest
+          part.
+        - `labels`: records with the same labels -> same site, unless that part had to be halved.
     """
-    units = _units(dataset, sites, seed)
-    return _clusters(_means(_softmax(dataset.targets), units), units, sites, seed)
+    units = _units(dataset, sites)
+    match kind:
+        case "labels":
+            return _clusters(_means(_softmax(dataset.targets), units), units, sites, seed)
+        case "features":
+            return _clusters(_means(_directions(vectors, len(dataset)), units), units, sites, seed)
+        case "dirichlet":
+            return _dealt(dataset, units, sites, seed, alpha)
+        case "uniform":
+            order = np.random.default_rng(seed).permutation(units.max() + 1)
+            return tuple(np.flatnonzero(np.isin(units, part)).astype(np.int64) for part in np.array_split(order, sites))
 
 
-def by_features(dataset: Dataset, vectors: np.ndarray, sites: int, seed: int) -> Parts:
-    """Clusters of records that look alike, one per site.
-
-    Args:
-        dataset: R records.
-        vectors: (R, D) finite, what each record looks like; only their direction counts.
-        sites: as in `by_labels`.
-        seed: as in `by_labels`.
-
-    Returns:
-        The parts, ordered by their first index.
-
-    Raises:
-        ValueError: K or the seed is out of range, or the vectors do not fit.
-    """
-    if vectors.ndim != 2 or len(vectors) != len(dataset) or not np.isfinite(vectors).all():
-        raise ValueError(
-            f"vectors has shape {vectors.shape}: give one finite vector for each of {len(dataset)} records"
-        )
-    units = _units(dataset, sites, seed)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return _clusters(_means(vectors / np.maximum(lengths, 1e-12), units), units, sites, seed)
+def _directions(vectors: np.ndarray | None, count: int) -> np.ndarray:
+    """(R, D) of unit length. Raises ValueError unless there is one finite vector for each of `count` records."""
+    if vectors is None or vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
+        raise ValueError(f"vectors has shape {np.shape(vectors)}: give one finite vector for each of {count} records")
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def dirichlet(dataset: Dataset, sites: int, seed: int, alpha: float) -> Parts:
-    """Records dealt out by their labels, each label unevenly over the sites.
-
-    For every label, and for records without any, the sites' shares are one draw from a symmetric Dirichlet
-    distribution. A record goes by one of its labels, drawn at random; a group by one of its records'.
-
-    Args:
-        dataset: R records, all labels known.
-        sites: as in `by_labels`.
-        seed: as in `by_labels`.
-        alpha: concentration, [0.01, 1000]; small means uneven.
-
-    Returns:
-        The parts, ordered by their first index.
-
-    Raises:
-        ValueError: an argument is out of range.
-
-    Edge cases:
-        a site that would have nothing -> it takes half of the largest part.
-    """
+def _dealt(dataset: Dataset, units: np.ndarray, sites: int, seed: int, alpha: float) -> Parts:
     if not 0.01 <= alpha <= 1000:
         raise ValueError(f"alpha={alpha} is out of range: allowed is [0.01, 1000]")
-    units = _units(dataset, sites, seed)
     rng = np.random.default_rng([seed, 1])
     positives = np.zeros((units.max() + 1, len(dataset.classes) + 1))
     np.add.at(positives, units, np.pad(dataset.targets == 1, ((0, 0), (0, 1))))
@@ -124,26 +113,7 @@ def dirichlet(dataset: Dataset, sites: int, seed: int, alpha: float) -> Parts:
     return _parts([np.flatnonzero(chosen == k) for k in range(sites)], units, sites)
 
 
-def uniform(dataset: Dataset, sites: int, seed: int) -> Parts:
-    """Records dealt out at random, for comparison.
-
-    Args:
-        dataset: R records.
-        sites: as in `by_labels`.
-        seed: as in `by_labels`.
-
-    Returns:
-        The parts; their numbers of groups, or of records where there are none, differ by one at most.
-
-    Raises:
-        ValueError: K or the seed is out of range.
-    """
-    units = _units(dataset, sites, seed)
-    order = np.random.default_rng(seed).permutation(units.max() + 1)
-    return tuple(np.flatnonzero(np.isin(units, part)).astype(np.int64) for part in np.array_split(order, sites))
-
-
-def _units(dataset: Dataset, sites: int, seed: int) -> np.ndarray:
+def _units(dataset: Dataset, sites: int) -> np.ndarray:
     """(R,) int64, the group of each record, from 0 without gaps; each record its own where there are no groups."""
     units = np.arange(len(dataset))
     if dataset.groups is not None:
@@ -152,8 +122,6 @@ def _units(dataset: Dataset, sites: int, seed: int) -> np.ndarray:
     if not 1 <= sites <= count:
         noun = "records" if dataset.groups is None else "groups, which stay together,"
         raise ValueError(f"sites={sites} is out of range: a data set of {count} {noun} makes 1 to as many sites")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} is out of range: allowed is [0, {2**32 - 1}]")
     return units
 
 

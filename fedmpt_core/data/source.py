@@ -11,6 +11,7 @@ from typing import Literal
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import DataConfig
 from fedmpt_core.data import manifest, partition
+from fedmpt_core.data.manifest_rows import Problems, parse
 from fedmpt_core.data.masks import drop_positives
 from fedmpt_core.data.partition_file import PartitionError, load_partition
 from fedmpt_core.data.pictures import Dataset
@@ -80,22 +81,27 @@ def whole_split(
     """
     classes = (*job.classes, *unseen)
     shared = _shared_out(data, split)
-    on_bad_image, verify = ("refuse", False) if shared else (data.on_bad_image, verify)
-    match data.source:
-        case "scenes":
-            dataset = _scenes(job, data, split, classes)
-        case "manifest":
-            dataset = manifest.load_manifest(
-                data.path,
-                classes,
-                split,
-                root=data.root or None,
-                on_bad_image=on_bad_image,
-                verify=verify,
-                allow_empty=split != "train",
-            )
-        case kind:
-            dataset = registry.load_folder(kind, data.path, classes, split, on_bad_image=on_bad_image, verify=verify)
+    if data.source == "scenes":
+        dataset = _scenes(job, data, split, classes)
+    else:
+        path = Path(data.path)
+        if data.source == "manifest":
+            problems, root = Problems(path.name), data.root or path.parent
+            rows = parse(path, problems)
+        else:
+            registry.require_classes(data.source, classes)
+            problems, root = Problems(f"the {data.source} folder"), path
+            rows = registry.folder_rows(data.source, path, (split,))
+        dataset = manifest.load_rows(
+            rows,
+            classes,
+            split,
+            root=root,
+            problems=problems,
+            on_bad_image="refuse" if shared else data.on_bad_image,
+            verify=verify and not shared,
+            allow_empty=data.source == "manifest" and split != "train",
+        )
     return dataset.of(job.classes) if split == "train" and unseen else dataset
 
 
@@ -105,15 +111,7 @@ def _shared_out(data: DataConfig, split: Split) -> bool:
 
 def _parts(job: JobConfig, data: DataConfig, dataset: Dataset) -> partition.Parts:
     if not data.partition_file:
-        match data.partition:
-            case "labels":
-                return partition.by_labels(dataset, data.shares, job.seed)
-            case "dirichlet":
-                return partition.dirichlet(dataset, data.shares, job.seed, data.dirichlet_alpha)
-            case "uniform":
-                return partition.uniform(dataset, data.shares, job.seed)
-            case "features":
-                raise ValueError("partition='features' needs partition_file: make it once with `fedmpt partition`")
+        return partition.divide(dataset, data.partition, data.shares, job.seed, alpha=data.dirichlet_alpha)
     division = load_partition(Path(data.partition_file), dataset)
     if division.kind != data.partition:
         raise PartitionError(

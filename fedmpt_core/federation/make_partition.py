@@ -49,18 +49,13 @@ def divide(
     dataset = whole_split(job, site.data, "train")
     if not len(dataset):
         raise NoData(f"source='{site.data.source}' path='{site.data.path}' holds no training picture")
-    match kind:
-        case "labels":
-            return Partition(kind, job.seed, partition.by_labels(dataset, sites, job.seed)), dataset
-        case "dirichlet":
-            return Partition(kind, job.seed, partition.dirichlet(dataset, sites, job.seed, alpha), alpha), dataset
-        case "uniform":
-            return Partition(kind, job.seed, partition.uniform(dataset, sites, job.seed)), dataset
-        case "features":
-            backbone = load_backbone(job.backbone).to(pick_device(site.device))
-            features = open_cache(site).features(dataset.pictures, backbone, on_progress=on_progress)
-            parts = partition.by_features(dataset, mean_features(features), sites, job.seed)
-            return Partition(kind, job.seed, parts, backbone=backbone.digest()), dataset
+    vectors, digest = None, ""
+    if kind == "features":
+        backbone = load_backbone(job.backbone).to(pick_device(site.device))
+        vectors = mean_features(open_cache(site).features(dataset.pictures, backbone, on_progress=on_progress))
+        digest = backbone.digest()
+    parts = partition.divide(dataset, kind, sites, job.seed, alpha=alpha, vectors=vectors)
+    return Partition(kind, job.seed, parts, alpha if kind == "dirichlet" else None, digest), dataset
 
 
 def mean_features(features: PatchFeatures, batch_size: int = 256) -> np.ndarray:

@@ -51,7 +51,7 @@ def read_table(
                 lines[line[0]] = line
     except csv.Error as error:
         problems.add(f"{where} line {reader.line_num}", f"is not valid CSV ({error})")
-    if not lines and not problems:
+    if not lines and not problems.count:
         problems.add(where, "lists no picture")
     return list(lines.values())
 

@@ -16,47 +16,25 @@ from fedmpt_core.data.manifest_rows import ManifestRow, Problems
 from fedmpt_core.data.public.folder import Folder
 from fedmpt_core.data.public.label_table import read_table
 
-NAMES = {
-    "Apron": "apron",
-    "BaseballField": "baseball field",
-    "BasketballField": "basketball field",
-    "Beach": "beach",
-    "Bridge": "bridge",
-    "Cemetery": "cemetery",
+NAMES = (
+    *("Apron", "BaseballField", "BasketballField", "Beach", "Bridge", "Cemetery", "Commercial", "Farmland", "Woodland"),
+    *("GolfCourse", "Greenhouse", "Helipad", "LakePond", "OilFiled", "Orchard", "ParkingLot", "Park", "Pier", "Port"),
+    *("Quarry", "Railway", "Residential", "River", "Roundabout", "Runway", "Soccer", "SolarPannel", "SparseShrub"),
+    *("Stadium", "StorageTank", "TennisCourt", "TrainStation", "WastewaterPlant", "WindTrubine", "Works", "Sea"),
+)
+"""The authors' names in the order of the columns, as they spell them."""
+
+_WORDS = {
     "Commercial": "commercial area",
-    "Farmland": "farmland",
-    "Woodland": "woodland",
-    "GolfCourse": "golf course",
-    "Greenhouse": "greenhouse",
-    "Helipad": "helipad",
     "LakePond": "lake or pond",
     "OilFiled": "oil field",
-    "Orchard": "orchard",
-    "ParkingLot": "parking lot",
-    "Park": "park",
-    "Pier": "pier",
-    "Port": "port",
-    "Quarry": "quarry",
-    "Railway": "railway",
     "Residential": "residential area",
-    "River": "river",
-    "Roundabout": "roundabout",
-    "Runway": "runway",
     "Soccer": "soccer field",
     "SolarPannel": "solar panel",
-    "SparseShrub": "sparse shrub",
-    "Stadium": "stadium",
-    "StorageTank": "storage tank",
-    "TennisCourt": "tennis court",
-    "TrainStation": "train station",
-    "WastewaterPlant": "wastewater plant",
     "WindTrubine": "wind turbine",
-    "Works": "works",
-    "Sea": "sea",
 }
-"""The authors' names in the order of the columns, as they spell them, and the words used as labels."""
-
-CLASSES = tuple(NAMES.values())
+CLASSES = tuple(_WORDS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in NAMES)
+"""The words used as labels."""
 
 _LISTS = {"Tra.csv": ("train", "val"), "Test.csv": ("test",)}
 _ALIKE = 0.6  # of difflib: from here on two spellings are taken for one name (chosen)
@@ -94,8 +72,8 @@ def _order(header: Sequence[str], where: str, problems: Problems) -> Sequence[st
         problems.add(where, f"has {len(header)} label columns, MultiScene has {len(NAMES)}")
         return None
     before = problems.count
-    spellings = {_plain(s): words for name, words in NAMES.items() for s in (name, words)}
-    for cell, (name, words) in zip(header, NAMES.items(), strict=True):
+    spellings = {_plain(s): words for name, words in zip(NAMES, CLASSES, strict=True) for s in (name, words)}
+    for cell, name, words in zip(header, NAMES, CLASSES, strict=True):
         known = spellings.get(_plain(cell))
         if known == words:
             continue

@@ -6,13 +6,10 @@ What each folder must look like is the docstring of its own module; docs/data.md
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fedmpt_core.common.progress import Progress
 from fedmpt_core.config.datasets import PublicName
-from fedmpt_core.data.manifest import load_rows
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems
-from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.public import coco, mlrsnet, multiscene, nuswide, objects365, voc
 from fedmpt_core.data.public.folder import Folder, FolderOptions, LeftOut, present
 
@@ -67,11 +64,8 @@ def folder_rows(
 
     Raises:
         ManifestError: while the rows are read: the folder cannot be used; names every problem.
-        ValueError: an option is out of range or has no meaning for this data set.
+        ValueError: an option has no meaning for this data set, or, while the rows are read, is out of range.
     """
-    wrong = [split for split in splits if split not in SPLITS]
-    if wrong:
-        raise ValueError(f"splits={list(splits)}: {wrong[0]!r} is not one of {', '.join(SPLITS)}")
     if options.test_split != "random" and kind != "mlrsnet":
         raise ValueError(f"test_split='{options.test_split}' is for mlrsnet, {kind} has a test list of its own")
     if options.include_difficult and kind != "voc2007":
@@ -87,36 +81,10 @@ def _checked(rows: Iterable[ManifestRow], problems: Problems, left_out: LeftOut 
     problems.refuse_any()
 
 
-def load_folder(
-    kind: PublicName,
-    folder: str | Path,
-    classes: Sequence[str],
-    split: str,
-    options: FolderOptions = STANDARD,
-    *,
-    on_bad_image: Literal["refuse", "skip"] = "refuse",
-    verify: bool = False,
-) -> Dataset:
-    """The records of one split of a data set.
-
-    Args:
-        kind: the data set.
-        folder: where it was unpacked.
-        classes: all of its classes, in any order.
-        split: `train`, `val` or `test`.
-        options: how it is split.
-        on_bad_image: as in `manifest.load_manifest`.
-        verify: decode every picture now.
-
-    Raises:
-        ManifestError: the folder cannot be used; names every problem.
-        ValueError: an argument is out of range.
-    """
+def require_classes(kind: PublicName, classes: Sequence[str]) -> None:
+    """Raises ValueError unless these are all the classes of a data set, in any order."""
     own = DATASETS[kind].classes
     differing = sorted(set(classes) ^ set(own))
     if differing:
         few = ", ".join(map(repr, differing[:5]))
         raise ValueError(f"classes and {kind} differ in {few}: list exactly {', '.join(own)}")
-    rows = folder_rows(kind, folder, (split,), options)
-    problems = Problems(f"the {kind} folder")
-    return load_rows(rows, classes, split, root=folder, problems=problems, on_bad_image=on_bad_image, verify=verify)

@@ -23,31 +23,15 @@ from xml.etree import ElementTree
 from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow, Problems
 from fedmpt_core.data.public.folder import Folder
 
-NAMES = {
-    "aeroplane": "aeroplane",
-    "bicycle": "bicycle",
-    "bird": "bird",
-    "boat": "boat",
-    "bottle": "bottle",
-    "bus": "bus",
-    "car": "car",
-    "cat": "cat",
-    "chair": "chair",
-    "cow": "cow",
-    "diningtable": "dining table",
-    "dog": "dog",
-    "horse": "horse",
-    "motorbike": "motorbike",
-    "person": "person",
-    "pottedplant": "potted plant",
-    "sheep": "sheep",
-    "sofa": "sofa",
-    "train": "train",
-    "tvmonitor": "tv monitor",
-}
-"""VOC's object names in its order, and the words used as labels: prompts need words, not `tvmonitor`."""
+NAMES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""VOC's object names in its order."""
 
-CLASSES = tuple(NAMES.values())
+_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
+CLASSES = tuple(_WORDS.get(name, name) for name in NAMES)
+"""The words used as labels: prompts need words, not `tvmonitor`."""
 
 _MAX_ANNOTATION_BYTES = 1 << 20  # the largest of VOC2007 has some ten thousand (chosen)
 
@@ -154,7 +138,7 @@ def _labels(base: Path, name: str, include_difficult: bool, problems: Problems) 
             problems.add(where, f"difficult={difficult!r} is neither 0 nor 1")
         elif include_difficult or difficult == "0":
             shown.add(label)
-    return tuple(words for label, words in NAMES.items() if label in shown)
+    return tuple(words for label, words in zip(NAMES, CLASSES, strict=True) if label in shown)
 
 
 def _text(element: ElementTree.Element, tag: str) -> str:

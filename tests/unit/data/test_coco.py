@@ -14,8 +14,9 @@ from fedmpt_core.data.manifest_rows import ManifestError, Problems
 from fedmpt_core.data.public.coco import CLASSES
 from fedmpt_core.data.public.folder import FolderOptions
 from fedmpt_core.data.public.instances import DEEPEST, read_instances
-from fedmpt_core.data.public.registry import folder_rows, load_folder
+from fedmpt_core.data.public.registry import folder_rows
 from tests.miniature import COCO_LABELS, COCO_TRAIN, COCO_VAL, coco_folder, edit_json, instances, write_json
+from tests.records import load_folder
 
 TRAIN = "annotations/instances_train2014.json"
 VAL = "annotations/instances_val2014.json"
@@ -174,11 +175,11 @@ def test_a_picture_in_both_lists_is_refused(coco: Path) -> None:
 
 def test_a_record_of_the_data_set_has_the_job_s_columns(coco: Path) -> None:
     backwards = CLASSES[::-1]
-    data = load_folder("coco2014", str(coco), backwards, "test", verify=True)
+    data = load_folder("coco2014", coco, backwards, "test", verify=True)
     assert data.targets.sum(1).tolist() == [2, 1, 0]
     assert [backwards[c] for c in data.targets[0].nonzero()[0]] == ["dog", "person"]
     with pytest.raises(ValueError, match="classes and coco2014 differ in 'lion'"):
-        load_folder("coco2014", str(coco), (*CLASSES, "lion"), "test")
+        load_folder("coco2014", coco, (*CLASSES, "lion"), "test")
 
 
 @pytest.mark.parametrize("where", ["images", "annotations", "categories"])
@@ -228,7 +229,7 @@ def test_brackets_in_strings_and_torn_escapes_are_no_depth(tmp_path: Path) -> No
             (tmp_path / "x.json").write_text(f'{{"x":{blank}{"[" * around}{text}{"]" * around}}}')
             problems = Problems("the file")
             read_instances(tmp_path / "x.json", {}, "", problems)
-            assert any("64 deep" in problem.message for problem in problems) == (deepest > DEEPEST)
+            assert any("64 deep" in problem.message for problem in problems.listed) == (deepest > DEEPEST)
 
 
 def test_reading_holds_no_polygon(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedmpt_core.data.manifest import load_manifest
-from fedmpt_core.data.manifest_rows import read_rows
 from fedmpt_core.data.partition_file import load_partition
 from fedmpt_core.data.public.coco import CLASSES
 from fedmpt_core.data.public.folder import FolderOptions
 from fedmpt_core.data.public.prepare import ClassFile, PrepareOptions, prepare, record_path
 from fedmpt_flare.cli.main import app
 from tests.miniature import COCO_TRAIN, coco_folder, mlrsnet_folder
+from tests.records import load_manifest, read_rows
 
 
 @pytest.fixture

@@ -122,18 +122,9 @@ def test_every_sprite_is_attributed_small_and_in_both_styles() -> None:
     assert all(word in text for word in ("Microsoft", "Google", "MIT", "Apache-2.0", "index.json"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"site": 3, "sites": 3}, "site=3 is not one of 3"),
-        ({"site": 0, "sites": 20}, "at most 19"),
-        ({"split": "dev"}, "split='dev'"),
-        ({"count": -1}, "count=-1"),
-    ],
-)
-def test_an_impossible_request_is_refused(arguments: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        scenes(CONFIG, **{"site": 0, "sites": 3, "split": "train", "count": 1, **arguments})
+def test_more_sites_than_pairs_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 19"):
+        scenes(CONFIG, site=0, sites=20, split="train", count=1)
 
 
 @pytest.mark.parametrize("fields", [{"seed": -1}, {"seed": 2**32}, {"seed": 0, "spurious_strength": 1.1}])

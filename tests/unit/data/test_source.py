@@ -9,9 +9,9 @@ import pytest
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import DataConfig
-from fedmpt_core.data.manifest_rows import read_rows, write_manifest
+from fedmpt_core.data.manifest_rows import write_manifest
 from fedmpt_core.data.masks import drop_positives
-from fedmpt_core.data.partition import by_labels, dirichlet, uniform
+from fedmpt_core.data.partition import divide
 from fedmpt_core.data.partition_file import Partition, PartitionError, save_partition
 from fedmpt_core.data.pictures import UNKNOWN, Dataset
 from fedmpt_core.data.public.coco import CLASSES
@@ -19,6 +19,7 @@ from fedmpt_core.data.public.prepare import prepare
 from fedmpt_core.data.scenes import CLASSES as SCENES
 from fedmpt_core.data.source import NoData, load_split
 from tests.miniature import COCO_TRAIN, coco_folder
+from tests.records import read_rows
 
 JOB = JobConfig("x", CLASSES, seed=3)
 SPLITS = ("train", "val", "test")
@@ -51,14 +52,13 @@ def names(dataset: Dataset) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["folder", "manifest"])
 @pytest.mark.parametrize("partition", ["labels", "dirichlet", "uniform"])
-def test_sites_share_out_the_training_records_of_any_source(coco: Path, table: Path, kind: str, partition: str) -> None:
+def test_sites_share_out_the_training_records_of_any_source(coco: Path, table: Path, kind: str, partition: Any) -> None:
     place = {"source": "manifest", "path": str(table)} if kind == "manifest" else {}
     parts = [loaded(settings(coco, **place, share=s, shares=3, partition=partition)) for s in (1, 2, 3)]
     whole = loaded(settings(coco, **place))
     assert sorted(name for part in parts for name in names(part)) == sorted(names(whole))
     assert all(len(part) for part in parts)
-    split = {"labels": by_labels, "uniform": uniform, "dirichlet": lambda d, k, s: dirichlet(d, k, s, 0.5)}[partition]
-    assert [names(p) for p in parts] == [names(whole.take(i)) for i in split(whole, 3, JOB.seed)]
+    assert [names(p) for p in parts] == [names(whole.take(i)) for i in divide(whole, partition, 3, JOB.seed)]
     for held_out in ("val", "test"):
         assert names(loaded(settings(coco, **place, share=2, shares=3), held_out)) == names(
             loaded(settings(coco, **place), held_out)
@@ -74,7 +74,7 @@ def test_every_source_has_the_same_records_with_the_same_labels(coco: Path, tabl
 
 def test_a_saved_partition_is_shared_whatever_the_seed(coco: Path, tmp_path: Path) -> None:
     whole = loaded(settings(coco))
-    parts = uniform(whole, 2, 99)
+    parts = divide(whole, "uniform", 2, 99)
     path = tmp_path / "partition.json"
     save_partition(Partition("features", 99, parts), whole, path)
     for job in (JOB, JobConfig("y", CLASSES, seed=8)):
@@ -86,7 +86,7 @@ def test_a_saved_partition_is_shared_whatever_the_seed(coco: Path, tmp_path: Pat
 def test_a_partition_that_does_not_fit_is_refused(coco: Path, tmp_path: Path) -> None:
     whole = loaded(settings(coco))
     path = tmp_path / "partition.json"
-    save_partition(Partition("uniform", 0, uniform(whole, 2, 0)), whole, path)
+    save_partition(Partition("uniform", 0, divide(whole, "uniform", 2, 0)), whole, path)
     fits = {"partition": "uniform", "partition_file": str(path), "shares": 2}
     loaded(settings(coco, **fits))
     with pytest.raises(PartitionError, match="divides by uniform, the site's file says partition='labels'"):

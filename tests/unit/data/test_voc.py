@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fedmpt_core.data.manifest import load_manifest
 from fedmpt_core.data.manifest_rows import SPLITS, ManifestError, ManifestRow, write_manifest
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.public.folder import FolderOptions
-from fedmpt_core.data.public.registry import folder_rows, load_folder
+from fedmpt_core.data.public.registry import folder_rows
 from fedmpt_core.data.public.voc import CLASSES, NAMES
+from tests.records import load_folder, load_manifest
 
 LISTS = {"train": [12, 5], "val": [7, 9], "trainval": [5, 7, 9, 12], "test": [1, 2, 3]}
 OBJECTS = {
@@ -52,7 +52,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 def load_voc(folder: Path, classes: Sequence[str], split: str, *, verify: bool = False) -> Dataset:
-    return load_folder("voc2007", str(folder), classes, split, verify=verify)
+    return load_folder("voc2007", folder, classes, split, verify=verify)
 
 
 def voc_rows(
@@ -95,8 +95,8 @@ def test_the_folder_is_found_from_above(voc: Path, up: int) -> None:
 
 def test_classes_are_twenty_readable_labels() -> None:
     assert len(CLASSES) == len(set(CLASSES)) == 20
-    assert {NAMES["diningtable"], NAMES["pottedplant"], NAMES["tvmonitor"]} < set(CLASSES)
-    assert [NAMES[n].replace(" ", "") for n in NAMES] == list(NAMES)
+    assert {"dining table", "potted plant", "tv monitor"} < set(CLASSES)
+    assert [words.replace(" ", "") for words in CLASSES] == list(NAMES)
 
 
 def test_val_share_draws_a_fixed_part_of_trainval(voc: Path) -> None:
