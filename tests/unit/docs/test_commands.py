@@ -10,7 +10,8 @@ from typer.core import TyperGroup
 from fedmpt_flare.cli.main import app
 from tests.federation import REPOSITORY
 
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("deploy/**/*.md")])
+GLOBS = ("*.md", "docs/*.md", "deploy/**/*.md", ".github/**/*.yml")
+PAGES = sorted(page for glob in GLOBS for page in REPOSITORY.glob(glob))
 LINE = re.compile(r"(?:`|^|/bin/)fedmpt ([a-z-][^`|#\n]*)", re.MULTILINE)
 ROOT = typer.main.get_command(app)
 
