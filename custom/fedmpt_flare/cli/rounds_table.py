@@ -89,7 +89,7 @@ def _cells(event: Mapping[str, Any]) -> dict[str, str]:
     def number(key: str, form: str) -> str:
         return format(event[key], form) if key in event else "–"
 
-    spent = sorted({f"{said['epsilon']:.2f}" for said in event.get("privacy", {}).values()}, key=float)
+    spent = sorted({f"{budget['epsilon']:.2f}" for budget in event.get("privacy", {}).values()}, key=float)
     sent = sum(event["bytes_sent"].values()) / 2**20
     cohort = event.get("secagg", {}).get("cohort", [])
     return {

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def check_site_folder(workspace: Path) -> Iterator[CheckResult]:
     """Check a site's workspace, that is, its start-up kit with `startup` and `local`.
 
     Yields:
-        A finding per check. After a site file that cannot be read nothing that depends on it is looked at.
+        A result per check. After a site file that cannot be read nothing that depends on it is looked at.
     """
     local, kit = workspace / Names.SITE_FOLDER_NAME, workspace / Names.STARTUP_FOLDER_NAME
     name = ""
@@ -61,14 +62,19 @@ def check_site_folder(workspace: Path) -> Iterator[CheckResult]:
     yield _try("versions", _versions)
     yield _try("guards", lambda: _guards(local))
     yield _try("rights", lambda: _rights(local))
-    found: list[SiteConfig] = []
-    yield _try("site file", lambda: (found.append(load_site(local / SITE_FILE, name)), f"{local / SITE_FILE}")[1])
-    for site in found:
-        yield _try("roster", lambda site=site: _roster(site, kit))
-        yield _try("ledger", lambda site=site: _ledger(site, kit))
-        yield _try("pictures", lambda site=site: _pictures(site))
-        yield _try("disk", lambda site=site: _disk(site))
-        yield _try("device", lambda site=site: _device(site))
+    readable: list[SiteConfig] = []
+
+    def site_file() -> str:
+        readable.append(load_site(local / SITE_FILE, name))
+        return f"{local / SITE_FILE}"
+
+    yield _try("site file", site_file)
+    for site in readable:
+        yield _try("roster", partial(_roster, site, kit))
+        yield _try("ledger", partial(_ledger, site, kit))
+        yield _try("pictures", partial(_pictures, site))
+        yield _try("disk", partial(_disk, site))
+        yield _try("device", partial(_device, site))
 
 
 def _try(what: str, check: Callable[[], str]) -> CheckResult:
@@ -173,7 +179,7 @@ def _pictures(site: SiteConfig) -> str:
 
 def _disk(site: SiteConfig) -> str:
     places = {"cache_dir": site.cache} | ({"privacy.ledger": Path(site.privacy.ledger)} if site.privacy else {})
-    told = []
+    rooms = []
     for name, place in places.items():
         existing = next(p for p in (place, *place.parents) if p.exists())
         probe = existing / f".fedmpt-{name}.probe"
@@ -187,8 +193,8 @@ def _disk(site: SiteConfig) -> str:
         free = shutil.disk_usage(existing).free / 2**30
         if free < FREE_GIB:
             raise Wrong(f"{name} = {place}: {free:.2f} GiB are free, at least {FREE_GIB:g} are needed: make room")
-        told.append(f"{name} {free:.0f} GiB free")
-    return ", ".join(told)
+        rooms.append(f"{name} {free:.0f} GiB free")
+    return ", ".join(rooms)
 
 
 def _device(site: SiteConfig) -> str:

@@ -14,7 +14,7 @@ from fedmpt_core.config.toml import ConfigError, load_site
 from fedmpt_core.data.scenes import CLASSES
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, read_site_ledger
 from fedmpt_flare.cli.conditions import conditions
-from tests.tiny_llm import tiny
+from tests.tiny_llm import network, tokenizer
 
 ROOT = Path(__file__).parents[3]
 LEXICON = {"schema": 1, "conditions": {"light": ["in the dark", "in the sun"], "place": ["indoors", "outdoors"]}}
@@ -35,9 +35,9 @@ def test_the_lists_are_shown() -> None:
     result = fedmpt("list")
     assert result.exit_code == 0
     assert "released-5" in result.output
-    told = {one["name"]: one for one in json.loads(fedmpt("list", "--json").output)}
-    assert told["paper-5"]["conditions"] == list(load_conditions("paper-5").conditions)
-    for name in told:
+    listed = {one["name"]: one for one in json.loads(fedmpt("list", "--json").output)}
+    assert listed["paper-5"]["conditions"] == list(load_conditions("paper-5").conditions)
+    for name in listed:
         shown = fedmpt("show", name)
         assert shown.exit_code == 0
         assert load_conditions(name).digest in shown.output
@@ -49,9 +49,9 @@ def test_the_lists_are_shown() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("model")
-    model = tiny()
-    model._model.save_pretrained(made / "tiny")
-    model._tokenizer.save_pretrained(made / "tiny")
+    words = tokenizer()
+    network(words).save_pretrained(made / "tiny")
+    words.save_pretrained(made / "tiny")
     (made / "lexicon.json").write_text(json.dumps(LEXICON))
     (made / "classes.txt").write_text("dog\n\n sofa \nbus\n")
     return made
@@ -77,18 +77,18 @@ def test_a_list_from_start_to_job(folder: Path, tmp_path: Path) -> None:
     result = fedmpt(*scorer(folder, out), "--pictures", 2)
     assert result.exit_code == 0, result.output
     assert "Model tiny chooses from a lexicon" in " ".join(result.output.split())
-    found = load_conditions(out)
-    assert (found.name, found.classes) == ("mine", ("dog", "sofa", "bus"))
-    assert set(found.conditions) == {"light", "place"}
+    written = load_conditions(out)
+    assert (written.name, written.classes) == ("mine", ("dog", "sofa", "bus"))
+    assert set(written.conditions) == {"light", "place"}
     assert {p.name for p in tmp_path.iterdir()} == {"mine.json", "mine.answers.jsonl"}
     raw = json.loads(fedmpt("show", out, "--answers", "--json").output)["raw_answers"]
     assert [r["labels"] for r in raw] and len(raw) == 3
     assert "score 2: -" in fedmpt("show", out, "--answers").output
 
     again = fedmpt(*scorer(folder, tmp_path / "again.json"), "--pictures", 2, "--json")
-    told = json.loads(again.output)
-    assert told == read_content(tmp_path / "again.json")
-    assert told["provenance"] == read_content(out)["provenance"]
+    printed = json.loads(again.output)
+    assert printed == read_content(tmp_path / "again.json")
+    assert printed["provenance"] == read_content(out)["provenance"]
 
 
 def test_bad_arguments_are_a_sentence_before_any_work(folder: Path, tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_a_scorer_keeps_as_many_as_asked_for_and_needs_two_label_sets(folder: Pa
 
 def test_a_random_model_cannot_write_a_list(folder: Path, tmp_path: Path) -> None:
     few = ("--budget", 2, "--max-new-tokens", 8, "--model", folder / "tiny", "--device", "cpu")
-    said = refused("discover", folder / "classes.txt", "--out", tmp_path / "mine.json", *few)
-    assert "0 of 2 answers hold a usable sentence" in said
+    sentence = refused("discover", folder / "classes.txt", "--out", tmp_path / "mine.json", *few)
+    assert "0 of 2 answers hold a usable sentence" in sentence
     assert not (tmp_path / "mine.json").exists()
 
 

@@ -49,11 +49,11 @@ def test_an_error_is_a_sentence_of_the_process_without_a_traceback(tmp_path: Pat
 def test_versions_and_device_are_told(fedmpt: Fedmpt) -> None:
     run = fedmpt("--version")
     assert run.returncode == 0
-    told = dict(line.split(maxsplit=1) for line in run.stdout.splitlines())
-    assert set(told) == {"fedmpt", "nvflare", "torch", "python", "device"}
+    versions = dict(line.split(maxsplit=1) for line in run.stdout.splitlines())
+    assert set(versions) == {"fedmpt", "nvflare", "torch", "python", "device"}
     for name in ("fedmpt", "nvflare", "torch"):
-        assert told[name] == importlib.metadata.version(name)
-    assert told["device"] == device_name(pick_device("auto"))
+        assert versions[name] == importlib.metadata.version(name)
+    assert versions["device"] == device_name(pick_device("auto"))
 
 
 @pytest.mark.parametrize("command", ["check", "simulate", "export"])

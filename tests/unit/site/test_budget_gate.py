@@ -109,9 +109,9 @@ def test_what_other_jobs_spent_counts(gate: BudgetGate, site: Site) -> None:
 )
 def test_a_job_of_another_release_is_refused(gate: BudgetGate, site: Site, release: Any, sentence: str) -> None:
     site.edit(lambda p: _executor(p)["args"].update(release=release))
-    said = gate.validate(str(site.app))[0]
-    assert sentence in said
-    assert f"this site runs {RELEASE}: all must run the same release" in said
+    refusal = gate.validate(str(site.app))[0]
+    assert sentence in refusal
+    assert f"this site runs {RELEASE}: all must run the same release" in refusal
 
 
 def test_an_unprotected_job_may_be_deployed_where_the_site_allows_it(gate: BudgetGate, site: Site) -> None:

@@ -75,9 +75,9 @@ def faults(kit: Path) -> dict[str, str]:
 
 
 def test_a_sound_site_can_be_started(site: Path) -> None:
-    found = list(check_site_folder(site))
-    assert tuple(f.what for f in found) == WHAT
-    assert [f for f in found if not f.fine] == []
+    results = list(check_site_folder(site))
+    assert tuple(r.what for r in results) == WHAT
+    assert [r for r in results if not r.fine] == []
     done = CliRunner().invoke(app, ["site", "check", str(site)])
     assert (done.exit_code, "The site can be started." in done.output) == (0, True)
     plain = json.loads(CliRunner().invoke(app, ["site", "check", str(site), "--json"]).output)
@@ -226,11 +226,11 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 @pytest.mark.parametrize(("breaks", "what", "sentence"), FAULTS.values(), ids=FAULTS)
 def test_each_fault_is_named_alone(site: Path, breaks: Callable[[Path], Any], what: str, sentence: str) -> None:
     breaks(site)
-    found = faults(site)
-    assert what in found
-    assert sentence in found[what]
+    sentences = faults(site)
+    assert what in sentences
+    assert sentence in sentences[what]
     # one fault may hide what rests on it, and starts none elsewhere
-    assert set(found) <= {what, *{"start-up kit": ("roster", "ledger"), "site file": ()}.get(what, ())}
+    assert set(sentences) <= {what, *{"start-up kit": ("roster", "ledger"), "site file": ()}.get(what, ())}
     done = CliRunner().invoke(app, ["site", "check", str(site)])
     assert done.exit_code == 1
     assert "checks failed" in done.output

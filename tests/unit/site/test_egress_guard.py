@@ -116,8 +116,8 @@ def test_every_figure_of_an_evaluation_may_leave(site: Site) -> None:
     from fedmpt_core.training.evaluation import Scores, figures
 
     scores = Scores(np.random.default_rng(0).random((8, 3)), np.full((8, 2), 0.5))
-    found = figures(scores, np.eye(8, 3), 0.5, from_val=True)
-    answer = tasks.message(fields={"figures": {**found, "zero_shot": found}})
+    judged = figures(scores, np.eye(8, 3), 0.5, from_val=True)
+    answer = tasks.message(fields={"figures": {**judged, "zero_shot": judged}})
     site.settle(evaluate=True)
     assert site.guard("validate", answer) == answer
 
@@ -178,8 +178,8 @@ def test_the_release_of_another_job_is_held_back(site: Site) -> None:
 def test_a_reserved_update_that_was_not_committed_is_held_back(site: Site) -> None:
     budget = Budget(JOB, site.settings, open_ledger(site.policy, SITE, site.root / "startup"), JOB_ID)
     budget.reserve(1, 0, {})
-    said = {"epsilon": budget.spent(), "delta": 1e-5, "head": budget.head().to_dict()}
-    answer = tasks.message(fields={"weight": 1.0, "privacy": said}, vector=UPDATE)
+    state = {"epsilon": budget.spent(), "delta": 1e-5, "head": budget.head().to_dict()}
+    answer = tasks.message(fields={"weight": 1.0, "privacy": state}, vector=UPDATE)
     assert "not a release of this job" in reason(site.guard("train", answer))
 
 
@@ -250,9 +250,9 @@ def test_a_refusal_leaves_with_its_sentence_and_nothing_else(site: Site) -> None
     assert reason(site.guard("train", answer)) == "privacy budget: the cap is 3"
 
 
-@pytest.mark.parametrize("said", ["x" * 3000, 7, None, {"loss": 0.25}])
-def test_a_reason_that_is_no_sentence_stays(site: Site, said: Any) -> None:
-    answer = make_reply(tasks.SITE_FAILED, headers={tasks.REASON: said})
+@pytest.mark.parametrize("text", ["x" * 3000, 7, None, {"loss": 0.25}])
+def test_a_reason_that_is_no_sentence_stays(site: Site, text: Any) -> None:
+    answer = make_reply(tasks.SITE_FAILED, headers={tasks.REASON: text})
     passed = site.guard("train", answer)
     assert passed.get_return_code() == tasks.SITE_FAILED
     assert passed.get_header(tasks.REASON) == "the reason is in the site's log"
@@ -340,8 +340,8 @@ def test_a_masked_update_that_the_ledger_lacks_is_held_back(masked: Site) -> Non
 
 
 def test_masks_have_no_place_in_a_job_without(site: Site) -> None:
-    for task, said in MESSAGES.items():
-        assert site.guard(task, tasks.message(protocol=said)).get_return_code() == tasks.SITE_REFUSED
+    for task, message in MESSAGES.items():
+        assert site.guard(task, tasks.message(protocol=message)).get_return_code() == tasks.SITE_REFUSED
 
 
 def test_only_the_site_s_own_reason_for_leaving_goes_with_a_refusal(masked: Site) -> None:
