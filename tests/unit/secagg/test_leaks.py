@@ -380,6 +380,16 @@ def edge_seeds(members: list[SecAggClient], ctx: bytes) -> dict[tuple[int, int],
     return {(i, j): members[i]._exchange.pairs.edge_seed(j, ctx) for i, j in pairs}  # type: ignore[union-attr]
 
 
+def exchange_keys(process: ServerProcess, members: dict[str, SecAggClient]) -> None:
+    """What a round starts from."""
+    request = process.call("open_epoch", list(members))
+    for name, one in members.items():
+        process.call("take_advertisement", name, one.advertise(request))
+    directory = process.call("directory")
+    for name, one in members.items():
+        process.call("take_confirm", name, one.confirm(directory))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("careless", [False, True], ids=["real", "twin-that-is-sent-the-vector"])
 def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
@@ -391,15 +401,9 @@ def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
     seeds: list[bytes] = []
     commit = client_module.commit_self
     monkeypatch.setattr(client_module, "commit_self", lambda seed, ctx: seeds.append(seed) or commit(seed, ctx))
-    dumps: dict[str, bytes] = {}
 
-    request = process.call("open_epoch", names(4))
-    for name, one in members.items():
-        process.call("take_advertisement", name, one.advertise(request))
-    directory = process.call("directory")
-    for name, one in members.items():
-        process.call("take_confirm", name, one.confirm(directory))
-    dumps["setup"] = process.memory()
+    exchange_keys(process, members)
+    dumps = {"setup": process.memory()}
     request = process.call("open_round", 1, 0, names(4), MODEL)
     replies = {}
     for name, one in members.items():

@@ -53,6 +53,8 @@ class Stage:
     def restart(self, latch: Latch | None) -> None:
         """A new process of the member; the server begins anew too."""
         self.me, self.server = self._client(ME, self.disk, latch), SecAggServer(self.terms, ChainCheck(None))
+        while self.server.epoch < self.epochs:  # the others take none that they had
+            self.server.open_epoch()
         self.requests: dict[str, bytes] = {}
         self.replies: dict[str, bytes] = {}
 
@@ -65,8 +67,6 @@ class Stage:
         """Have the server make the request of a step out of what came before."""
         match step:
             case "advertise":
-                while self.server.epoch < self.epochs:  # a server that began anew goes on where the last one was
-                    self.server.open_epoch()
                 self.requests[step] = self.server.open_epoch(names(4))
                 self.epochs = self.server.epoch
             case "confirm":
