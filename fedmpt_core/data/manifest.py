@@ -62,8 +62,9 @@ def load_rows(
     """
     rows = list(rows)
     mine = [entry for entry in _check_rows(rows, classes, root, problems) if entry[0].split == split]
-    if not allow_empty:
-        _require(split, rows, problems)
+    # Where no row could be read at all, that has been named already.
+    if not allow_empty and not any(row.split == split for row in rows) and (rows or not problems.count):
+        problems.add(problems.source, f"no picture is in split '{split}'")
     skipped = 0
     if verify or on_bad_image == "skip":
         unreadable = _unreadable([picture for _, picture in mine])
@@ -116,12 +117,6 @@ def verified(
     _add_unreadable(unreadable, problems)
     problems.refuse_any()
     return dataset
-
-
-def _require(split: str, rows: Sequence[ManifestRow], problems: Problems) -> None:
-    # Where no row could be read at all, that has been named already.
-    if not any(row.split == split for row in rows) and (rows or not problems.count):
-        problems.add(problems.source, f"no picture is in split '{split}'")
 
 
 def _check_rows(

@@ -228,8 +228,3 @@ def test_a_wrong_folder_is_refused(tmp_path: Path, voc: Path) -> None:
     (voc / "Annotations").rename(tmp_path / "elsewhere")
     with pytest.raises(ManifestError, match="lacks the folder Annotations"):
         voc_rows(voc)
-
-
-def test_an_unknown_split_is_refused(voc: Path) -> None:
-    with pytest.raises(ValueError, match="'trainval' is not one of train, val, test"):
-        voc_rows(voc, ("trainval",))
