@@ -5,7 +5,7 @@ nothing behind: what was summed up before it stays, and the piece alone is done 
 """
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -53,8 +53,8 @@ class PieceSize:
             torch.cuda.empty_cache()
 
 
-def in_pieces(count: int, size: PieceSize, work: Callable[[int, int], None]) -> Iterator[tuple[int, int]]:
-    """Do `work(start, stop)` on pieces of `count` rows; each is yielded when it is done.
+def in_pieces(count: int, size: PieceSize, work: Callable[[int, int], None]) -> None:
+    """Do `work(start, stop)` on pieces of `count` rows, one after the other.
 
     Args:
         count: rows; with 0 there is one empty piece.
@@ -69,7 +69,6 @@ def in_pieces(count: int, size: PieceSize, work: Callable[[int, int], None]) -> 
         stop = min(start + size.rows, count)
         # out of the handler before the next try: the exception holds on to the tensors of the failed one
         if _fits(work, start, stop):
-            yield start, stop
             start = stop
             if start >= count:
                 return

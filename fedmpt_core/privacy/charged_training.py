@@ -27,7 +27,7 @@ from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import GRID_BITS, PrivateOptimizer
 from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.self_test import require_self_test
-from fedmpt_core.training.local import LocalUpdate, StepRecord, TrainingRecords
+from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
 FINGERPRINT_KEY = "fingerprint.key"
 
@@ -131,7 +131,6 @@ class ChargedTraining:
         *,
         state: np.ndarray,
         round_number: int,
-        on_step: Callable[[StepRecord], None] | None = None,
         plant: Callable[[PrivateOptimizer], None] | None = None,
     ) -> LocalUpdate:
         """The noisy update of a reserved round; see `private_update`."""
@@ -146,7 +145,6 @@ class ChargedTraining:
             keystream=self.keystream,
             machinery=self.machinery,
             micro_batch=self._micro_batch,
-            on_step=on_step,
             plant=plant,
         )
 

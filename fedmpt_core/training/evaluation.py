@@ -48,8 +48,7 @@ def score(model: TunedModel, features: PatchFeatures, *, batch_size: int = 64) -
             probabilities.append(prediction.probabilities.double().cpu().numpy())
             gates.append(prediction.gate.double().cpu().numpy())
 
-        for _ in in_pieces(len(features), PieceSize(batch_size), predict):
-            pass
+        in_pieces(len(features), PieceSize(batch_size), predict)
     return Scores(np.concatenate(probabilities), np.concatenate(gates))
 
 

@@ -6,8 +6,7 @@ metrics on training records that leave the site.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -41,31 +40,19 @@ class TrainingRecords:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """One optimiser step; stays at the site.
-
-    Attributes:
-        step: from 0 within the round.
-        loss: mean over the batch of the loss summed over classes; None under differential privacy, which needs none.
-        seconds: wall time of the step.
-    """
-
-    step: int
-    loss: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
 class LocalUpdate:
     """What a round computed at a site.
 
     Attributes:
         vector: (d,) float32, local minus global parameters in layout order.
-        steps: one record per optimiser step.
+        steps: optimiser steps done.
+        losses: of each step, mean over the batch of the loss summed over classes; they stay at the site. Empty under
+            differential privacy, which looks at no loss.
     """
 
     vector: np.ndarray
-    steps: tuple[StepRecord, ...]
+    steps: int
+    losses: tuple[float, ...] = ()
 
 
 def local_update(
@@ -78,7 +65,6 @@ def local_update(
     training: TrainingConfig,
     loss: LossConfig,
     generator: np.random.Generator,
-    on_step: Callable[[StepRecord], None] | None = None,
 ) -> LocalUpdate:
     """Train from `state` on this site's records.
 
@@ -91,10 +77,9 @@ def local_update(
         training: steps, batch size, optimiser.
         loss: the asymmetric loss.
         generator: fixes the order of the records.
-        on_step: called after each step.
 
     Returns:
-        The update and its step records.
+        The update and the losses of its steps.
 
     Raises:
         FloatingPointError: loss or parameters became NaN or infinite.
@@ -106,13 +91,12 @@ def local_update(
     device = next(iter(trained.values())).device
     optimizer = make_optimizer(model, training, round_number)
     labels = torch.from_numpy(np.ascontiguousarray(targets)).to(torch.float32)
-    records, size = [], PieceSize(training.batch_size or DEFAULT_BATCH_SIZE)
+    means, size = list[float](), PieceSize(training.batch_size or DEFAULT_BATCH_SIZE)
     text = None
     if not any(name.startswith("contexts.") for name in trained):
         with torch.no_grad():
             text = model.text_features()  # the same in every step
     for step, batch in enumerate(_batches(len(features), training, generator)):
-        start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         losses: list[float] = []
 
@@ -129,8 +113,7 @@ def local_update(
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             losses.append(float(per_record.detach().sum()))
 
-        for _ in in_pieces(len(batch), size, forward_and_back):
-            pass
+        in_pieces(len(batch), size, forward_and_back)
         mean = sum(losses) / len(batch)
         if not math.isfinite(mean):
             raise FloatingPointError(
@@ -138,16 +121,14 @@ def local_update(
                 f"lower learning_rate={training.learning_rate}"
             )
         optimizer.step()
-        records.append(StepRecord(step, mean, time.perf_counter() - start))
-        if on_step:
-            on_step(records[-1])
+        means.append(mean)
     update = model.vector() - state
     if not np.isfinite(update).all():
         raise FloatingPointError(
             f"parameters became NaN or infinite in round {round_number}: lower learning_rate={training.learning_rate}"
         )
     layout.encode(update)
-    return LocalUpdate(update, tuple(records))
+    return LocalUpdate(update, len(means), tuple(means))
 
 
 def make_optimizer(model: TunedModel, training: TrainingConfig, round_number: int) -> torch.optim.Optimizer:

@@ -79,8 +79,7 @@ class Canaries(ABC):
             optimizer.clip_and_accumulate()
 
         at_once = PieceSize(max(1, _FLOATS // sum(p.numel() for p in tensors.values())))
-        for _ in in_pieces(len(taking_part), at_once, add):
-            pass
+        in_pieces(len(taking_part), at_once, add)
         after = self._by_group(optimizer, "summed_grad")
         self._own = [new - old for new, old in zip(after, before, strict=True)]
 
@@ -279,8 +278,7 @@ class PictureCanaries(Canaries):
             for name, parameter in private.items():
                 found[name].append(parameter.grad_sample.cpu())
 
-        for _ in in_pieces(len(self.trained_on), size, fill):
-            pass
+        in_pieces(len(self.trained_on), size, fill)
         return {name: torch.cat(rows) for name, rows in found.items()}
 
     def _portions(self, start: int, stop: int, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

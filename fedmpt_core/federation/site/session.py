@@ -34,7 +34,7 @@ from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
 from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.training.evaluation import Split, evaluate
-from fedmpt_core.training.local import StepRecord, TrainingRecords, local_update
+from fedmpt_core.training.local import TrainingRecords, local_update
 
 T = TypeVar("T")
 
@@ -187,7 +187,6 @@ class SiteSession:
         attempt: int = 0,
         *,
         known_head: Mapping[str, Any] | None = None,
-        on_step: Callable[[StepRecord], None] | None = None,
     ) -> SiteUpdate:
         """This site's update for a round.
 
@@ -199,7 +198,6 @@ class SiteSession:
             round_number: from 1.
             attempt: from 0.
             known_head: the newest ledger entry of this site that the server has seen, as `LedgerHead.to_dict` gives it.
-            on_step: called after each step.
 
         Raises:
             PrivacyRefused: the budget does not allow the round, or the ledger was cut; nothing was trained.
@@ -215,12 +213,10 @@ class SiteSession:
                 budget.check_head(LedgerHead.from_dict(known_head))
             reservation = budget.reserve(round_number, attempt)
             # one reservation pays for one release: a run that the device broke off is seen by nobody
-            update = self._with_room(
-                lambda: budget.train(self.model, records, state=state, round_number=round_number, on_step=on_step)
-            )
+            update = self._with_room(lambda: budget.train(self.model, records, state=state, round_number=round_number))
             block = self.model.layout().encode(update.vector)
             privacy = budget.commit(reservation, block)
-            return SiteUpdate(update.vector, block, len(update.steps), privacy, {})
+            return SiteUpdate(update.vector, block, update.steps, privacy, {})
         update = self._with_room(
             lambda: local_update(
                 self.model,
@@ -231,12 +227,10 @@ class SiteSession:
                 training=self.job.training,
                 loss=self.job.loss,
                 generator=np.random.default_rng([self.job.seed, round_number, _stable_number(self.name)]),
-                on_step=on_step,
             )
         )
-        losses = [step.loss for step in update.steps if step.loss is not None]
-        metrics = {"loss": float(np.mean(losses))} if losses else {}
-        return SiteUpdate(update.vector, self.model.layout().encode(update.vector), len(update.steps), {}, metrics)
+        metrics = {"loss": float(np.mean(update.losses))}
+        return SiteUpdate(update.vector, self.model.layout().encode(update.vector), update.steps, {}, metrics)
 
     def weight(self) -> float:
         """This site's weight in the average: 1, or its number of units when the job weighs by records.

@@ -248,8 +248,7 @@ class FeatureCache:
                 features.extend(rows)
                 devices.add(device)
 
-            for _ in in_pieces(len(batch), size, compute):
-                pass
+            in_pieces(len(batch), size, compute)
             if devices - {"cpu"}:
                 size = on_device
             return features

@@ -6,7 +6,6 @@ loss, stop early, use the true number of records, or reuse a keystream.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,7 +20,7 @@ from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
 from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
-from fedmpt_core.training.local import LocalUpdate, StepRecord, TrainingRecords
+from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
 
 def private_update(
@@ -36,7 +35,6 @@ def private_update(
     keystream: Keystream,
     machinery: Machinery = REAL,
     micro_batch: int = 64,
-    on_step: Callable[[StepRecord], None] | None = None,
     plant: Callable[[PrivateOptimizer], None] | None = None,
 ) -> LocalUpdate:
     """Train from `state` on this site's records, the noisy steps of a round.
@@ -52,12 +50,11 @@ def private_update(
         keystream: secret randomness of this process.
         machinery: what does the steps.
         micro_batch: most records whose gradients are held at once; changes no result.
-        on_step: called after each step.
         plant: called in each step when all units are in the sum and none of the noise is: where an audit adds units of
             its own.
 
     Returns:
-        The update and its step records.
+        The update.
 
     Raises:
         FloatingPointError: parameters became NaN or infinite.
@@ -69,9 +66,8 @@ def private_update(
     labels = torch.from_numpy(np.ascontiguousarray(records.targets)).to(torch.float32)
     engine, optimizer = machinery.round(mechanism, model, job, round_number, declared_units, keystream)
     records_of = _records_by_unit(records.units)
-    steps, size = list[StepRecord](), PieceSize(micro_batch)
-    for step, batch in enumerate(machinery.draws(mechanism, len(records_of), keystream)):
-        start = time.perf_counter()
+    steps, size = 0, PieceSize(micro_batch)
+    for batch in machinery.draws(mechanism, len(records_of), keystream):
         engine.encode()
 
         def accumulate(start: int, stop: int, batch: np.ndarray = batch) -> None:
@@ -79,23 +75,20 @@ def private_update(
             engine.fill(_portions(chosen, records.features, labels, size.rows, device), len(chosen))
             optimizer.clip_and_accumulate()
 
-        for _ in in_pieces(len(batch), size, accumulate):
-            pass
+        in_pieces(len(batch), size, accumulate)
         if plant:
             plant(optimizer)
         engine.fill((), 0)  # all units are in the sum: the step adds noise to it and nothing else
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        steps.append(StepRecord(step, None, time.perf_counter() - start))
-        if on_step:
-            on_step(steps[-1])
+        steps += 1
     if optimizer.not_finite:  # told to people at the site alone: it depends on the records
         logging.getLogger(__name__).warning(
             "round %d: %d times in %d steps the gradient of a unit was NaN or infinite and counted as zero, so that "
             "unit taught nothing: lower training.learning_rate, or set backbone.precision = 'float32'",
             round_number,
             optimizer.not_finite,
-            len(steps),
+            steps,
         )
     update = model.vector() - state
     if not np.isfinite(update).all():
@@ -103,7 +96,7 @@ def private_update(
             f"parameters became NaN or infinite in round {round_number}: "
             f"lower learning_rate={job.training.learning_rate}"
         )
-    return LocalUpdate(update, tuple(steps))
+    return LocalUpdate(update, steps)
 
 
 def _records_by_unit(units: np.ndarray) -> list[np.ndarray]:
