@@ -76,7 +76,7 @@ def run(case: Case, shared: SharedRecords) -> dict[str, Any]:
             model = next(iter(federation.sessions.values())).model
             model.load_vector(rounds[-1].state)
             figures = judge(model, records.held_out)
-        sizes = [len(data.train[1]) for data in records.data.values() if data.train]
+        sizes = [len(data.train.targets) for data in records.data.values() if data.train]
         facts = _costs(job, model, rounds, sizes)
     # the same for all methods, so that their ratios compare: softmax pooling, whatever the job has
     plain = zero_shot_model(backbone, job.classes, ModelConfig(components=())).to(shared.device)

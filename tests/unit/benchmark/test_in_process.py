@@ -57,18 +57,18 @@ def test_records_are_shared_out_anew_by_their_labels(
     assert len(spread.sites) == 6
 
     def digests(records: Any) -> list[str]:
-        return sorted(d for data in records.data.values() for d in data.train[0].digests())
+        return sorted(d for data in records.data.values() for d in data.train.features.digests())
 
     assert digests(plain) == digests(spread)
     for name, data in spread.data.items():
         assert data.train is not None
         policy = spread.sites[name].privacy
         assert policy is not None
-        assert policy.units == len(data.train[1]) == len(data.train[0])
+        assert policy.units == len(data.train.targets) == len(data.train.features)
     assert np.array_equal(spread.held_out.independent.targets, plain.held_out.independent.targets)
     again = SharedRecords(cache, load=lambda _: FakeBackbone()).records(job, inputs.sites, 0.3)
-    assert [d.train[0].digests() for d in again.data.values() if d.train] == [
-        d.train[0].digests() for d in spread.data.values() if d.train
+    assert [d.train.features.digests() for d in again.data.values() if d.train] == [
+        d.train.features.digests() for d in spread.data.values() if d.train
     ]
 
 
@@ -79,8 +79,8 @@ def test_masks_drop_training_labels_alone(inputs: BenchmarkInputs, shared: Share
         other = masked.data[name]
         assert data.train is not None
         assert other.train is not None
-        assert (other.train[1] <= data.train[1]).all()
-        assert 0.2 < other.train[1].sum() / data.train[1].sum() < 0.8
+        assert (other.train.targets <= data.train.targets).all()
+        assert 0.2 < other.train.targets.sum() / data.train.targets.sum() < 0.8
     for split in ("val", "independent", "correlated"):
         assert np.array_equal(getattr(plain.held_out, split).targets, getattr(masked.held_out, split).targets)
 
