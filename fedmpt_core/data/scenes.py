@@ -131,8 +131,9 @@ def scenes(config: SceneConfig, *, site: int, sites: int, split: Split, count: i
     return Dataset(CLASSES, pictures, targets)
 
 
+@lru_cache(maxsize=256)
 def co_occurrence(config: SceneConfig, site: int) -> np.ndarray:
-    """(C, C) float64: entry (i, j) is the probability that a drawn label i brings j along at this site.
+    """(C, C) float64, read-only: entry (i, j) is the probability that a drawn label i brings j along at this site.
 
     Each site's pairs are another round of one round-robin tournament over the seed's order of the classes, so no pair
     occurs at two of the first C - 1 sites.
@@ -145,6 +146,7 @@ def co_occurrence(config: SceneConfig, site: int) -> np.ndarray:
     for i in range(count // 2):
         one, other = order[circle[i]], order[circle[count - 1 - i]]
         matrix[one, other] = matrix[other, one] = config.spurious_strength
+    matrix.setflags(write=False)
     return matrix
 
 
@@ -165,7 +167,7 @@ def _plan(config: SceneConfig, site: int, split: Split, index: int) -> tuple[np.
 
 
 def _paired_labels(rng: np.random.Generator, config: SceneConfig, site: int) -> list[int]:
-    matrix = _matrix(config, site)
+    matrix = co_occurrence(config, site)
     labels = rng.choice(len(CLASSES), size=rng.integers(1, 3), replace=False).tolist()
     for label in list(labels):
         for partner in np.flatnonzero(matrix[label]):
@@ -205,11 +207,6 @@ def _background(rng: np.random.Generator, *, plain: bool) -> Image.Image:
         mix = np.float32(0.25) * stripes
     colours = one + (other - one) * mix[..., None]  # stays within 0..255: both ends do
     return Image.fromarray(colours.astype(np.uint8))
-
-
-@lru_cache(maxsize=256)
-def _matrix(config: SceneConfig, site: int) -> np.ndarray:
-    return co_occurrence(config, site)
 
 
 @lru_cache(maxsize=128)

@@ -18,22 +18,8 @@ from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline
-from fedmpt_core.model.baselines.parts import PRIOR_LOGIT, answer, unit_mean_square
+from fedmpt_core.model.baselines.parts import PRIOR_LOGIT, FixedText, answer, unit_mean_square
 from fedmpt_core.model.fedmpt.adapters import per_record
-
-
-class NoWords(nn.Module):
-    """No text: zeros of the shape that text features have."""
-
-    def __init__(self, classes: int, features: int) -> None:
-        """C and D."""
-        super().__init__()
-        self._zeros: Tensor
-        self.register_buffer("_zeros", torch.zeros(1, classes, features), persistent=False)
-
-    def forward(self, backbone: Backbone) -> Tensor:
-        """(1, C, D)."""
-        return self._zeros
 
 
 class LinearHead(nn.Module):
@@ -55,4 +41,5 @@ def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, gener
     """The model; `generator` is not needed, as it starts from zero."""
     bias = PRIOR_LOGIT if config.bias is None else config.bias
     width = backbone.feature_dim
-    return Baseline(backbone, classes, config, NoWords(len(classes), width), LinearHead(len(classes), width, bias))
+    no_words = FixedText(torch.zeros(1, len(classes), width))
+    return Baseline(backbone, classes, config, no_words, LinearHead(len(classes), width, bias))

@@ -38,22 +38,30 @@ def embedded(backbone: Backbone, words: str) -> Tensor:
     return backbone.embed(backbone.tokenize(words)).detach().to("cpu", torch.float32, copy=True)
 
 
-class FrozenPrompts(nn.Module):
+class FixedText(nn.Module):
+    """Text features that no parameter changes, as a buffer that follows the module to its device."""
+
+    def __init__(self, features: Tensor) -> None:
+        """(N, C, D)."""
+        super().__init__()
+        self._features: Tensor
+        self.register_buffer("_features", features, persistent=False)
+
+    def forward(self, backbone: Backbone) -> Tensor:
+        """(N, C, D), whatever the backbone."""
+        return self._features
+
+
+class FrozenPrompts(FixedText):
     """`a photo of a CLASS.`, encoded once: (1, C, D), nothing to train."""
 
     def __init__(self, backbone: Backbone, classes: Sequence[str]) -> None:
         """Raises ValueError for a class that the backbone cannot tokenise."""
-        super().__init__()
         device = backbone.embed(backbone.tokenize(TEMPLATE)).device  # the tower may stand on a GPU already
         with torch.no_grad():
             suffixes = [word.to(device) for word in ClassWords(backbone, classes)()]
             features = backbone.encode_prompts([embedded(backbone, TEMPLATE).to(device)], suffixes)
-        self._features: Tensor
-        self.register_buffer("_features", features.detach().to("cpu", torch.float32), persistent=False)
-
-    def forward(self, backbone: Backbone) -> Tensor:
-        """(1, C, D), whatever the backbone."""
-        return self._features
+        super().__init__(features.detach().to("cpu", torch.float32))
 
 
 class ClassWords(nn.Module):
