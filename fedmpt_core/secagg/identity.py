@@ -11,7 +11,7 @@ stop the holder of the root key, who can mint any: a roster's pins do (`Trust`).
 import hmac
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -241,29 +241,11 @@ class Trust:
         self.roster = roster
         self._chain = ChainCheck(root_pem)
 
-    def check(
-        self,
-        *,
-        name: str,
-        job_id: str,
-        session: bytes,
-        session_signature: bytes,
-        signing_key: bytes,
-        chain: bytes,
-        now: int,
-    ) -> None:
+    def check(self, *, name: str, **stated: Any) -> None:
         """`ChainCheck.check`, and that the certificate's key is the one in the roster (else ROSTER), with culprit."""
         member, pinned = self.roster.id_of(name), self.roster.members[name].fingerprint
         try:
-            leaf = self._chain.check(
-                name=name,
-                job_id=job_id,
-                session=session,
-                session_signature=session_signature,
-                signing_key=signing_key,
-                chain=chain,
-                now=now,
-            )
+            leaf = self._chain.check(name=name, **stated)
         except SecAggError as error:
             raise SecAggError(error.code, str(error), culprit=member) from None
         fingerprint = bytes.fromhex(_verifier(leaf, name).key_spki)

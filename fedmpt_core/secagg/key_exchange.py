@@ -187,12 +187,4 @@ class KeyExchange:
             Ed25519PublicKey.from_public_bytes(advert.signing_key).verify(advert.signature, advert.body)
         except InvalidSignature:
             raise SecAggError(Abort.BAD_SIG, f"the keys of {name} are not signed by it", culprit=member) from None
-        self._trust.check(
-            name=name,
-            job_id=self._terms.job_id,
-            session=advert.session,
-            session_signature=advert.session_signature,
-            signing_key=advert.signing_key,
-            chain=advert.chain,
-            now=int(self._clock()),
-        )
+        self._trust.check(name=name, job_id=self._terms.job_id, now=int(self._clock()), **advert.credentials)

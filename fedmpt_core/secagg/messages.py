@@ -73,6 +73,12 @@ class Advertisement:
         keys = self.exchange_key + self.signing_key + self.nonce
         return tag("ADV1") + bytes([SUITE]) + self.job_digest + self.roster_digest + numbers + keys
 
+    @property
+    def credentials(self) -> dict[str, bytes]:
+        """What shows whose signing key it is, by the names that `ChainCheck.check` and `Trust.check` have for it."""
+        names = ("session", "session_signature", "signing_key", "chain")
+        return {name: getattr(self, name) for name in names}
+
     def encode(self) -> bytes:
         """The body, its signature, then session, the session's signature and the chain after their lengths."""
         return self.body + self.signature + lp(self.session) + lp(self.session_signature) + lp(self.chain)

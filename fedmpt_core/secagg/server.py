@@ -143,15 +143,7 @@ class SecAggServer:
             raise SecAggError(Abort.CTX_MISMATCH, f"{site} advertises for another job, release or epoch")
         voice = Ed25519PublicKey.from_public_bytes(advert.signing_key)
         _verify(voice, advert.signature, advert.body, site)
-        self._check.check(
-            name=site,
-            job_id=self.terms.job_id,
-            session=advert.session,
-            session_signature=advert.session_signature,
-            signing_key=advert.signing_key,
-            chain=advert.chain,
-            now=int(self._clock()),
-        )
+        self._check.check(name=site, job_id=self.terms.job_id, now=int(self._clock()), **advert.credentials)
         with self._lock:
             if self._directory or advert.member in self._members:
                 raise UnexpectedMessage(f"an advert of {site} as member {advert.member}", "one advert of each member")
