@@ -31,9 +31,6 @@ def partition(
     """Divide a data set over simulated sites once, so that all runs and methods share the division."""
     from fedmpt_core.config.toml import load_job, load_sites
     from fedmpt_core.data.partition import sites_for
-    from fedmpt_core.data.partition_file import save_partition
-    from fedmpt_core.federation.make_partition import divide
-    from fedmpt_flare.cli.screen import progress
 
     config = load_job(job, seed=seed)
     file = sites or job.parent / "site.toml"
@@ -48,6 +45,10 @@ def partition(
     place = out or (Path(site.data.partition_file) if site.data.partition_file else None)
     if place is None:
         raise WrongUse(f"{file}: names no data.partition_file: say with --out where the partition goes")
+    from fedmpt_core.data.partition_file import save_partition
+    from fedmpt_core.federation.make_partition import divide
+    from fedmpt_flare.cli.screen import progress
+
     with progress() as report:
         made, dataset = divide(
             config,
