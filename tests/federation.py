@@ -112,6 +112,8 @@ class Federation:
         self._environment = {**os.environ, "HOME": str(self.root), "OMP_NUM_THREADS": "1"}
         self._environment |= {"NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "10", "NVFLARE_SECURE_LOGGING": "true"}
         self._provision()
+        # everybody shares one machine's processors here, so a site's accountants take longer than FLARE's ten seconds
+        self._edit_resources(SERVER, lambda r: r["servers"][0].update(admin_timeout=float(LONGEST)))
         roster = Roster(
             root_sha256(load_root(self.kit(SERVER))),
             {name: Member(load_identity(self.kit(name)).fingerprint, _org(name)) for name in sites},
@@ -189,12 +191,15 @@ class Federation:
         command += ["-m", str(self._home(who)), "-s", f"fed_{role}.json", "--set", "secure_train=true"]
         command += [f"org={_org(who)}", "config_folder=config"] + ([] if who == SERVER else [f"uid={who}"])
         (self._home(who) / "transfer").mkdir(exist_ok=True)
-        environment = {**self._environment, "PYTHONPATH": str(self.root / "light")} if who == SERVER else None
+        environment = self._environment
+        if who == SERVER:
+            path = os.pathsep.join([str(self.root / "light"), *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**environment, "PYTHONPATH": path}
         with (self._home(who) / "console.log").open("ab") as log:
             self._processes[who] = subprocess.Popen(
                 command,
                 cwd=self._home(who),
-                env=environment or self._environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -227,14 +232,19 @@ class Federation:
 
     def export(self, job: JobConfig) -> Path:
         """The job's folder, as its submitter exports it."""
+        return self.export_all(job)[0]
+
+    def export_all(self, *jobs: JobConfig) -> list[Path]:
+        """The same for several jobs in one process."""
         folder = self.root / "exported"
         code = (
             "import sys, json; from fedmpt_core.config.toml import job_from_dict\n"
             "from fedmpt_flare.job.recipe import FedMPTRecipe\n"
-            "FedMPTRecipe(job_from_dict(json.loads(sys.argv[1]))).export(sys.argv[2])"
+            "for job in json.loads(sys.argv[1]): FedMPTRecipe(job_from_dict(job)).export(sys.argv[2])"
         )
-        _run([sys.executable, "-W", "ignore", "-c", code, json.dumps(job.to_dict()), str(folder)], self._environment)
-        return folder / job.name
+        values = json.dumps([job.to_dict() for job in jobs])
+        _run([sys.executable, "-W", "ignore", "-c", code, values, str(folder)], self._environment)
+        return [folder / job.name for job in jobs]
 
     def run_job(
         self,

@@ -52,9 +52,9 @@ def metrics() -> Iterator[socket.socket]:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, metrics: socket.socket) -> Iterator[Federation]:
     root = tmp_path_factory.mktemp("administration")
-    policy = SitePrivacyConfig("scenes", units=40, epsilon=20.0, delta=1e-5, show_budget=True)
+    policy = SitePrivacyConfig("scenes", units=20, epsilon=20.0, delta=1e-5, show_budget=True)
     site = SiteConfig(
-        DataConfig("scenes", train=40, val=20, test=20, shares=4, spurious_strength=0.9),
+        DataConfig("scenes", train=20, val=8, test=8, shares=4, spurious_strength=0.9),
         privacy=policy,
         cache_dir=str(root / "cache"),
         device="cpu",
@@ -216,11 +216,20 @@ def sound(federation: Federation) -> Path:
 def changed(sound: Path, name: str, side: str, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A copy of an exported job whose configuration for the server or the clients somebody has edited."""
     folder = Path(shutil.copytree(sound, sound.parent / "changed" / name))
-    path = folder / "app" / "config" / f"config_fed_{side}.json"
+    edit(folder / "app" / "config" / f"config_fed_{side}.json", change)
+    return folder
+
+
+def at_one_site(folder: Path) -> Path:
+    """The job, sent to the server and one site: enough for what the server alone refuses."""
+    edit(folder / "meta.json", lambda meta: meta.update(deploy_map={"app": ["server", "site-1"]}, min_clients=1))
+    return folder
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
-    return folder
 
 
 def test_who_has_no_right_to_submit_is_told_so(federation: Federation, sound: Path) -> None:
@@ -242,15 +251,21 @@ def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
     code = changed(sound, "code", "client", lambda v: None)
     (code / "app" / "custom").mkdir()
     (code / "app" / "custom" / "extra.py").write_text("print('here')\n")
+    costly = resolved(dataclasses.replace(costly, privacy=privacy))
+    costly_folder, gpus_folder = federation.export_all(costly, demo("gpus", gpus=1))
     jobs = {
         "code": code,
-        "costly": federation.export(resolved(dataclasses.replace(costly, privacy=privacy))),
+        "costly": costly_folder,
         "release": changed(
             sound, "release", "client", lambda v: v["executors"][0]["executor"]["args"].update(release="0.0.1")
         ),
-        "server": changed(sound, "server", "server", lambda v: v["workflows"][0]["args"].update(release="0.0.1")),
-        "class": changed(sound, "class", "server", lambda v: v["workflows"][0].update(path=UNLISTED, args={})),
-        "gpus": federation.export(demo("gpus", gpus=1)),
+        "server": at_one_site(
+            changed(sound, "server", "server", lambda v: v["workflows"][0]["args"].update(release="0.0.1"))
+        ),
+        "class": at_one_site(
+            changed(sound, "class", "server", lambda v: v["workflows"][0].update(path=UNLISTED, args={}))
+        ),
+        "gpus": gpus_folder,
     }
     ids = dict(zip(jobs, federation.submit(*jobs.values()), strict=True))
     refused = [name for name in jobs if name != "gpus"]
