@@ -96,7 +96,8 @@ def divide(
 def _directions(vectors: np.ndarray | None, count: int) -> np.ndarray:
     """(R, D) of unit length. Raises ValueError unless there is one finite vector for each of `count` records."""
     if vectors is None or vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
-        raise ValueError(f"vectors has shape {np.shape(vectors)}: give one finite vector for each of {count} records")
+        shape = () if vectors is None else vectors.shape
+        raise ValueError(f"vectors has shape {shape}: give one finite vector for each of {count} records")
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -18,8 +18,9 @@ def write_tensorboard(record: Mapping[str, Any], folder: Path) -> None:
         ValueError: TensorBoard is not installed.
     """
     try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        # made by protobuf when they are imported
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError:
         raise ValueError("TensorBoard is not installed: pip install 'fedmpt[tracking]'") from None
