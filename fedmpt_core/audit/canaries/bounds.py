@@ -30,6 +30,7 @@ from scipy.special import expit, log_ndtr, ndtr, ndtri
 GUESSED = 0.2  # share of the canaries that is guessed at; best or nearly so in simulations at epsilon 1 to 30
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 LARGEST = 1e3  # no search goes beyond this epsilon or mu
+_CLOSE = 1e-6  # how far below the value that was searched for a bound may stay
 _BOUNDS = 3  # bounds of `attack`, which share its significance
 
 
@@ -134,14 +135,14 @@ def one_run_epsilon(canaries: int, guesses: int, right: int, delta: float, signi
     """
     _check_guesses(canaries, guesses, right)
 
-    def refuted(epsilon: float) -> bool:
+    def excess(epsilon: float) -> float:
         chance = stats.binom(guesses, expit(epsilon))
         tail = chance.sf(right - 1)
         below = np.arange(1, right + 1)
         slack = ((chance.sf(right - 1 - below) - tail) / below).max(initial=0.0)
-        return bool(tail + 2 * canaries * delta * slack <= significance)
+        return float(significance - tail - 2 * canaries * delta * slack)
 
-    return _largest(refuted)
+    return _largest(excess)
 
 
 def one_run_mu(canaries: int, guesses: int, right: int, significance: float) -> float:
@@ -154,16 +155,16 @@ def one_run_mu(canaries: int, guesses: int, right: int, significance: float) -> 
     """
     _check_guesses(canaries, guesses, right)
 
-    def refuted(mu: float) -> bool:
+    def excess(mu: float) -> float:
         correct, wrong = significance * right / canaries, significance * (guesses - right) / canaries
         for i in range(right - 1, -1, -1):
             least = float(ndtr(ndtri(correct) - mu)) if correct < 1 else 1.0
             if least <= wrong:  # from here on nothing changes
                 break
             correct, wrong = min(1.0, correct + i / (guesses - i) * (least - wrong)), least
-        return correct + wrong > guesses / canaries
+        return correct + wrong - guesses / canaries
 
-    return _largest(refuted)
+    return _largest(excess)
 
 
 def threshold_mu(inside: np.ndarray, outside: np.ndarray, significance: float) -> float:
@@ -291,17 +292,17 @@ def steps_ratio(outside: np.ndarray, noise: float, steps: int, significance: flo
     return found, Interval(low, high)
 
 
-def _largest(refuted: Callable[[float], bool]) -> float:
-    """The largest refuted value from 0 on, to 1e-6 below; refuting a value refutes all below it."""
-    if not refuted(0.0):
+def _largest(excess: Callable[[float], float]) -> float:
+    """The largest value from 0 on where a falling function is above 0, to 1e-6 below; 0 if there is none."""
+    if excess(0.0) <= 0:
         return 0.0
-    low, high = 0.0, 1.0
-    while high < LARGEST and refuted(high):
-        low, high = high, 2 * high
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if refuted(middle) else (low, middle)
-    return low
+    high = 1.0
+    while excess(high) > 0:
+        if high >= LARGEST:
+            return high
+        high *= 2
+    root: Any = brentq(excess, 0.0 if high == 1 else high / 2, high, xtol=_CLOSE / 2)
+    return max(0.0, float(root) - _CLOSE)
 
 
 def _upper(hits: np.ndarray, trials: int, significance: float) -> np.ndarray:

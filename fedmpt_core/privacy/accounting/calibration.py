@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from scipy.optimize import brentq
 
 from fedmpt_core.privacy.accounting.epsilon import (
     LARGEST,
@@ -15,6 +18,8 @@ from fedmpt_core.privacy.accounting.epsilon import (
 from fedmpt_core.privacy.accounting.epsilon import epsilon as spent_by
 
 MOST_UNITS = 10**9  # ten-thousandths of a noise multiplier that `calibrate` tries
+CLOSE = 1e-6  # of the logarithm of these, where the search ends
+BEYOND = 20.0  # stands for an epsilon that is infinite, or 0, in a search by logarithms
 
 
 def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
@@ -27,7 +32,7 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> f
         steps: at least 1.
 
     Returns:
-        The smallest noise multiplier of 4 decimals (5 digits from 10 on) whose `epsilon(...)` is at most `epsilon`.
+        The smallest noise multiplier of 4 decimals (6 digits from 100 on) whose `epsilon(...)` is at most `epsilon`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -39,10 +44,10 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> f
     check_rate(sample_rate)
     check_count("steps", steps, 1)
 
-    def spends(units: int) -> float:
+    def spends(units: float) -> float:
         return spent_by([Steps(sample_rate, units / 10_000, steps)], delta)
 
-    def excess(units: int) -> float:
+    def excess(units: float) -> float:
         try:
             spent = spends(units)
         except AccountingError:
@@ -59,24 +64,24 @@ def calibrate(epsilon: float, delta: float, sample_rate: float, steps: int) -> f
     return units / 10_000
 
 
-def _least_units(excess: Callable[[int], float]) -> int | None:
-    """The smallest whole number where the falling `excess` is not above 0; to five digits, None when there is none.
+def _least_units(excess: Callable[[float], float]) -> int | None:
+    """The smallest whole number, to six digits, where the falling `excess` is not above 0; None when there is none.
 
-    Regula falsi with halved weights (Illinois) on the logarithm, over which that of epsilon is nearly straight.
+    By Brent's method on the logarithm, over which that of epsilon is nearly straight.
     """
-    low, above, high = 0, math.inf, 10_000
-    while (below := excess(high)) > 0:
-        low, above, high = high, below, high * 4
+    high = 10_000
+    while excess(high) > 0:
+        high *= 4
         if high > MOST_UNITS:
             return None
-    last = 0
-    while high - low > max(1, high // 100_000):
-        share = above / (above - below) if math.isfinite(above - below) else 0.5
-        start = math.log(low or 1)
-        middle = min(max(round(math.exp(start + share * (math.log(high) - start))), low + 1), high - 1)
-        found = excess(middle)
-        if found > 0:
-            low, above, below, last = middle, found, below / 2 if last > 0 else below, 1
-        else:
-            high, below, above, last = middle, found, above / 2 if last < 0 else above, -1
-    return high
+    low = 1 if high == 10_000 else high // 4
+    close: Any = brentq(
+        lambda x: max(-BEYOND, min(BEYOND, excess(math.exp(x)))), math.log(low), math.log(high), xtol=CLOSE
+    )
+    digit = 10 ** max(0, math.floor(close / math.log(10)) - 5)
+    units = math.ceil(math.exp(close) / digit) * digit
+    while excess(units) > 0:
+        units += digit
+    while units > digit and excess(units - digit) <= 0:
+        units -= digit
+    return units

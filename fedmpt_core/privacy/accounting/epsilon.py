@@ -169,21 +169,6 @@ def _cached_prv(kinds: tuple[Kind, ...], delta: float) -> float:
     return _prv(kinds, delta, _epsilon(kinds, delta, False))
 
 
-def check_delta(delta: float, records: int) -> None:
-    """Refuse a delta that lets a mechanism publish a record outright.
-
-    Args:
-        delta: of the guarantee.
-        records: the public number of records (or units) of the data set, at least 1.
-
-    Raises:
-        ValueError: unless 0 < delta < 1/records.
-    """
-    check_count("records", records, 1)
-    if not (is_real(delta) and 0 < delta < 1 / records):
-        raise ValueError(f"delta={delta!r} must be above 0 and below 1/{records}: choose 1e-5 or {records}^-1.1")
-
-
 def privacy_profile(history: Iterable[Steps], epsilons: Sequence[float]) -> list[float]:
     """Delta at each of the given epsilons, for adding or removing one record.
 

@@ -1,4 +1,4 @@
-"""The third accountant against the reported one, against a closed form, and against itself broken."""
+"""The third accountant against the reported one, against a closed form, and at its edges."""
 
 from math import exp
 
@@ -7,7 +7,6 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from fedmpt_core.privacy.accounting import independent as third_accountant
 from fedmpt_core.privacy.accounting.epsilon import Steps, privacy_profile
 from fedmpt_core.privacy.accounting.epsilon import epsilon as reported
 from fedmpt_core.privacy.accounting.independent import epsilon, profile
@@ -24,7 +23,8 @@ def histories(count: int) -> list[list[tuple[float, float, int]]]:
     ]
 
 
-@pytest.mark.parametrize("history", histories(25))
+# in the last case the direction in which a unit is added shows 0.02 less
+@pytest.mark.parametrize("history", [*histories(25), [(0.1, 0.8, 50)]])
 def test_it_finds_what_the_reported_accountant_finds(history: list[tuple[float, float, int]]) -> None:
     expected = reported([Steps(*step) for step in history], 1e-5)
     if expected < 150:
@@ -60,11 +60,3 @@ def test_the_profile_is_the_reported_one() -> None:
     history = [(0.25, 1.2, 56), (0.1, 2.0, 30)]
     points = [0.5, 1.0, 3.0, 5.0, 8.0]
     assert profile(history, points) == pytest.approx(privacy_profile([Steps(*s) for s in history], points), rel=0.02)
-
-
-def test_one_direction_alone_would_report_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broken twin: without the direction in which a unit is removed."""
-    right = epsilon([(0.1, 0.8, 50)], 1e-5)
-    real = third_accountant._composed
-    monkeypatch.setattr(third_accountant, "_composed", lambda h, *, removed: real(h, removed=False))
-    assert epsilon([(0.1, 0.8, 50)], 1e-5) < right - 0.02

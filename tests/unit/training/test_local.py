@@ -9,8 +9,7 @@ import torch
 
 from fedmpt_core.config.job import LossConfig, ModelConfig, TrainingConfig
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
-from fedmpt_core.training import local as module
-from fedmpt_core.training.local import LocalUpdate, local_update
+from fedmpt_core.training.local import LocalUpdate, local_update, make_optimizer
 from fedmpt_core.training.loss import asymmetric_loss
 from tests.fakes import FakeBackbone, Table
 
@@ -70,9 +69,26 @@ def test_steps_are_those_the_job_says(changes: dict[str, Any], steps: int) -> No
 
 
 def test_an_epoch_visits_every_record_once() -> None:
-    training = TrainingConfig(batch_size=4, local_epochs=3)
-    visited = np.concatenate(list(module._batches(10, training, np.random.default_rng(0))))
-    assert np.bincount(visited).tolist() == [3] * 10
+    asked: list[int] = []
+
+    class Noted(Table):
+        def batch(self, indices: Any) -> torch.Tensor:
+            asked.extend(indices)
+            return super().batch(indices)
+
+    model, table, targets = setting()
+    local_update(
+        model,
+        Noted(table.values),  # type: ignore[arg-type]
+        targets,
+        state=model.vector(),
+        round_number=1,
+        training=TrainingConfig(batch_size=4, local_epochs=3),
+        loss=LOSS,
+        generator=np.random.default_rng(0),
+    )
+    for epoch in np.split(np.array(asked), 3):
+        assert sorted(epoch) == list(range(10))
 
 
 def test_the_schedule_falls_over_the_rounds_and_constant_does_not() -> None:
@@ -80,7 +96,7 @@ def test_the_schedule_falls_over_the_rounds_and_constant_does_not() -> None:
     model, _, _ = setting()
 
     def rate(training: TrainingConfig, number: int) -> float:
-        return module.make_optimizer(model, training, number).param_groups[0]["lr"]
+        return make_optimizer(model, training, number).param_groups[0]["lr"]
 
     rates = [rate(cosine, r) for r in range(1, 11)]
     assert rates[0] == 0.1
