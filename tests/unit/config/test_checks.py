@@ -37,7 +37,7 @@ def outside() -> list[Any]:
     for kind in LEAST:
         for name, node in json_schema(kind)["properties"].items():
             if node.get("type") in ("integer", "number"):
-                step = 1 if node["type"] == "integer" else 1e-3
+                step = node.get("multipleOf", 1) if node["type"] == "integer" else 1e-3
                 low = node["exclusiveMinimum"] if "exclusiveMinimum" in node else node["minimum"] - step
                 rows += [pytest.param(kind, name, v, id=f"{name}={v}") for v in (low, node["maximum"] + step)]
     return rows
