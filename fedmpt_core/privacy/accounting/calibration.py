@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from scipy.optimize import brentq
-
 from fedmpt_core.privacy.accounting.epsilon import (
     LARGEST,
     AccountingError,
@@ -75,6 +73,8 @@ def _least_units(excess: Callable[[float], float]) -> int | None:
         if high > MOST_UNITS:
             return None
     low = 1 if high == 10_000 else high // 4
+    from scipy.optimize import brentq  # here: commands that calibrate nothing start without it, a server has none
+
     close: Any = brentq(
         lambda x: max(-BEYOND, min(BEYOND, excess(math.exp(x)))), math.log(low), math.log(high), xtol=CLOSE
     )
