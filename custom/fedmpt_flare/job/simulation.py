@@ -65,9 +65,12 @@ class Simulation:
         """Run to the end, yielding the workflow's events as they come.
 
         Raises:
-            SimulationFailed: the run failed, or left no completed record.
+            SimulationFailed: the run failed, left no completed record, or has no place to write to.
         """
-        self._out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SimulationFailed(f"{self._out} cannot be made ({error.strerror}): name another folder") from None
         if self._job.resume is None:
             for name in (RESULT, MODEL, MANIFEST):
                 (self._out / name).unlink(missing_ok=True)

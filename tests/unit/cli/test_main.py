@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from fedmpt_core.config.toml import load_job
 from fedmpt_core.federation.run.record import RunRecord
@@ -18,7 +17,6 @@ from fedmpt_core.federation.server.checkpoint import Checkpoint
 from fedmpt_core.model.backbone.embedded import EmbeddedBackbone
 from fedmpt_core.model.device import device_name, pick_device
 from fedmpt_core.model.vector import ParameterLayout
-from fedmpt_flare.cli.main import app
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "jobs" / "demo"
@@ -89,8 +87,8 @@ def test_the_schema_is_json_and_knows_every_key(fedmpt: Fedmpt) -> None:
     assert "learning_rate" in json.dumps(schema)
 
 
-def test_a_simulation_loads_the_towers_once_before_flare_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_simulation_loads_the_towers_once_and_needs_a_folder_before_flare_starts(
+    fedmpt: Fedmpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[int] = []
     make = EmbeddedBackbone.__init__
@@ -105,8 +103,9 @@ def test_a_simulation_loads_the_towers_once_before_flare_starts(
     few = re.sub(r"(?m)^(train|val|test) = \d+", r"\1 = 2", text)
     (tmp_path / "site.toml").write_text(few.replace("threads = 1", f"threads = 1\ncache_dir = '{tmp_path}'"))
     (tmp_path / "file").touch()
-    stopped = CliRunner().invoke(app, ["simulate", str(job), "--out", str(tmp_path / "file" / "out")])
-    assert isinstance(stopped.exception, NotADirectoryError), stopped.output  # the run's folder cannot be made
+    run = fedmpt("simulate", job, "--out", tmp_path / "file" / "out")
+    assert run.returncode == 1
+    assert f"error: {tmp_path}/file/out cannot be made (Not a directory): name another folder" in run.stderr
     assert len(loads) == 1
 
 
