@@ -95,7 +95,15 @@ def load_inputs(data: str) -> BenchmarkInputs:
         policy = site.privacy and dataclasses.replace(site.privacy, min_sites=1)
         sites[name] = dataclasses.replace(site, privacy=policy, secagg=SiteSecAggConfig(allow_unmasked=True))
     changes, grid = _changes(folder / "methods.toml"), _grid(folder / "grid.toml")
-    _check_job(folder / "job.toml")
+    path = folder / "job.toml"
+    job = load_job(path)
+    if job.model.method != "fedmpt":
+        raise ConfigError(
+            f"{path}: [model] method='{job.model.method}': a benchmark's job is FedMPT's, remove it and "
+            "name other methods on the command line"
+        )
+    if job.unseen_classes:
+        raise ConfigError(f"{path}: unseen_classes: `fedmpt simulate` alone scores them, remove them")
     inputs = BenchmarkInputs(folder, sites, changes, grid)
     for method in changes:
         inputs.job(method, 0)
@@ -119,17 +127,6 @@ def _grid(path: Path) -> dict[str, dict[str, list[Any]]]:
             if section not in _SECTIONS or not name or not isinstance(values, list) or not values:
                 raise ConfigError(f'{path}: [{method}] {key!r} = {values!r}: write "model.reg" = [0.03, 0.1]')
     return grid
-
-
-def _check_job(path: Path) -> None:
-    job = load_job(path)
-    if job.model.method != "fedmpt":
-        raise ConfigError(
-            f"{path}: [model] method='{job.model.method}': a benchmark's job is FedMPT's, remove it and "
-            "name other methods on the command line"
-        )
-    if job.unseen_classes:
-        raise ConfigError(f"{path}: unseen_classes: `fedmpt simulate` alone scores them, remove them")
 
 
 def _table(path: Path) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ seed and setting are kept, so run what shares them one after the other.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,11 @@ class SharedRecords:
         if heterogeneity is not None:
             clusters = divide(pool, "labels", sites_for(heterogeneity, len(job.classes)), job.seed)
             parts = {f"cluster-{k + 1}": part for k, part in enumerate(clusters)}
-            sites = {name: _resized(sites[judges[0]], len(part)) for name, part in parts.items()}
+            judge, policy = sites[judges[0]], sites[judges[0]].privacy
+            sites = {  # each declares the number of records it was dealt
+                name: dataclasses.replace(judge, privacy=policy and dataclasses.replace(policy, units=len(part)))
+                for name, part in parts.items()
+            }
         pool = drop_positives(pool, drop.drop_positives, job.seed, become=drop.dropped)
         data = {}
         for name, part in parts.items():
@@ -153,10 +158,7 @@ class SharedRecords:
         return Split(self._features(job, name, dataset.pictures), dataset.targets)
 
     def _features(self, job: JobConfig, name: str, pictures: Sequence) -> PatchFeatures:
-        def report(done: int, total: int) -> None:
-            if self._progress:
-                self._progress(name, done, total)
-
+        report = partial(self._progress, name) if self._progress else None
         return self._cache.features(pictures, self.backbone(job.backbone), on_progress=report)
 
 
@@ -174,9 +176,3 @@ def _present(dataset: Dataset | None) -> Dataset:
     if dataset is None:
         raise ValueError("a split is empty: every site needs training pictures, the one that scores test pictures")
     return dataset
-
-
-def _resized(site: SiteConfig, records: int) -> SiteConfig:
-    """A simulated site that declares the number of records it was dealt."""
-    policy = site.privacy and dataclasses.replace(site.privacy, units=records)
-    return dataclasses.replace(site, privacy=policy)

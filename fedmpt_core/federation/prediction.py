@@ -75,10 +75,10 @@ class Predictor:
         ((20,), (3,))
     """
 
-    def __init__(self, backbone: Backbone, model: TunedModel, conditions: tuple[str, ...], threshold: float) -> None:
+    def __init__(self, backbone: Backbone, model: TunedModel, threshold: float) -> None:
         """Takes ready parts; `load` makes them from a run's folder."""
         self._backbone, self._model = backbone, model.eval()
-        self.conditions, self.threshold = conditions, threshold
+        self.conditions, self.threshold = model.conditions, threshold
         self.backbone_name, self.is_stand_in = backbone.name, backbone.is_stand_in
         with torch.no_grad():
             self._text = model.text_features()
@@ -103,8 +103,7 @@ class Predictor:
         model.load_vector(state)
         evaluated = [r for r in record["rounds"] if "threshold" in r]
         threshold = evaluated[-1]["threshold"] if evaluated else 0.5
-        conditions = model.conditions
-        return Predictor(backbone, model, conditions, threshold)
+        return Predictor(backbone, model, threshold)
 
     def predict(self, path: Path) -> PictureLabels:
         """Labels of one picture.

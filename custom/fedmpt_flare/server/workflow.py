@@ -73,7 +73,12 @@ class FedMPTWorkflow(Controller):
         self._context = fl_ctx
         self._phases = Phases(self, self._folder, fl_ctx, abort_signal)
         try:
-            self._run()
+            if self._config.resume:
+                # before any site is asked: a checkpoint that does not fit should cost nobody anything
+                self._rounds.resume(load_checkpoint(self._checkpoints, self._config.resume.job))
+            self._join()
+            for row in self._rounds.run(self):
+                self._track(row)
         except Exception as error:
             self._end(f"failed: {error}")
             self._folder.event("failed", reason=str(error))
@@ -120,14 +125,6 @@ class FedMPTWorkflow(Controller):
             Phase(tasks.VALIDATE, task, evaluation.sites, self._config.federation.round_timeout),
             lambda site, answer: evaluation.take(site, answer[tasks.FIELDS]["figures"]),
         )
-
-    def _run(self) -> None:
-        if self._config.resume:
-            # before any site is asked: a checkpoint that does not fit should cost nobody anything
-            self._rounds.resume(load_checkpoint(self._checkpoints, self._config.resume.job))
-        self._join()
-        for row in self._rounds.run(self):
-            self._track(row)
 
     def _join(self) -> None:
         engine: Any = self._context.get_engine()

@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -263,10 +264,7 @@ class SiteSession:
         return self._with_room(figures)
 
     def _features(self, dataset: Dataset, split: str, on_progress: StageProgress | None) -> PatchFeatures:
-        def report(done: int, total: int) -> None:
-            if on_progress:
-                on_progress(split, done, total)
-
+        report = partial(on_progress, split) if on_progress else None
         cache = open_cache(self.site)
         return self._with_room(lambda: cache.features(dataset.pictures, self.backbone, on_progress=report))
 
