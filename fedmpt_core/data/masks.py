@@ -17,10 +17,10 @@ import numpy as np
 
 from fedmpt_core.data.pictures import UNKNOWN, Dataset
 
+_THREADS = 4  # that read pictures (chosen)
 
-def drop_positives(
-    dataset: Dataset, share: float, seed: int, *, become: Literal["negative", "unknown"], threads: int = 4
-) -> Dataset:
+
+def drop_positives(dataset: Dataset, share: float, seed: int, *, become: Literal["negative", "unknown"]) -> Dataset:
     """The records with some of their positives dropped.
 
     Args:
@@ -28,7 +28,6 @@ def drop_positives(
         share: probability with which each positive is dropped, [0, 1].
         seed: fixes what is dropped.
         become: what a dropped positive turns into.
-        threads: threads that read the pictures, at least 1.
 
     Returns:
         The same records; targets 0 or `UNKNOWN` where a positive was dropped, unchanged elsewhere.
@@ -43,15 +42,11 @@ def drop_positives(
     if share == 0:
         return dataset
     value = 0 if become == "negative" else UNKNOWN
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         digests = list(pool.map(lambda picture: picture.digest(), dataset.pictures))
     targets = dataset.targets.copy()
     for r, c in np.argwhere(dataset.targets == 1):
-        if _chance(seed, digests[r], dataset.classes[c]) < share:
+        drawn = hashlib.sha256(f"drop:{seed}:{digests[r]}:{dataset.classes[c]}".encode()).digest()
+        if int.from_bytes(drawn[:6], "big") / 2**48 < share:
             targets[r, c] = value
     return replace(dataset, targets=targets)
-
-
-def _chance(seed: int, digest: str, label: str) -> float:
-    """A number in [0, 1) that is as good as random."""
-    return int.from_bytes(hashlib.sha256(f"drop:{seed}:{digest}:{label}".encode()).digest()[:6], "big") / 2**48

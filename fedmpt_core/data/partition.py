@@ -83,7 +83,8 @@ def divide(
     units = _units(dataset, sites)
     match kind:
         case "labels":
-            return _clusters(_means(_softmax(dataset.targets), units), units, sites, seed)
+            raised = 1 + (np.e - 1) * dataset.targets.astype(np.float64)
+            return _clusters(_means(raised / raised.sum(axis=1, keepdims=True), units), units, sites, seed)
         case "features":
             return _clusters(_means(_directions(vectors, len(dataset)), units), units, sites, seed)
         case "dirichlet":
@@ -170,9 +171,3 @@ def _pick(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
     """(U,) a column for each row of (U, N) weights, with a probability in proportion to them."""
     upper = np.cumsum(weights, axis=1)
     return (rng.random((len(weights), 1)) * upper[:, -1:] < upper).argmax(1)
-
-
-def _softmax(targets: np.ndarray) -> np.ndarray:
-    """(R, C) in {0, 1} to (R, C) float64 whose rows sum to one."""
-    raised = 1 + (np.e - 1) * targets.astype(np.float64)
-    return raised / raised.sum(axis=1, keepdims=True)

@@ -216,15 +216,10 @@ def _opened(name: str) -> Image.Image:
 
 
 @lru_cache(maxsize=1)
-def _index() -> dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
+def _index() -> dict[tuple[str, str], tuple[list[str], list[str]]]:
     """(class, style) -> sprites seen in training, sprites kept for test."""
     text = files("fedmpt_core.data").joinpath("sprites", "index.json").read_text(encoding="utf-8")
-    sprites: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    sprites: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     for row in json.loads(text)["sprites"]:
-        known, held_out = sprites.get((row["class"], row["style"]), ((), ()))
-        if row["held_out"]:
-            held_out = (*held_out, row["file"])
-        else:
-            known = (*known, row["file"])
-        sprites[row["class"], row["style"]] = known, held_out
+        sprites.setdefault((row["class"], row["style"]), ([], []))[bool(row["held_out"])].append(row["file"])
     return sprites

@@ -11,21 +11,11 @@ annotation as pictures without labels; crowds count (see `instances`). The 80 cl
 from collections.abc import Iterator
 
 from fedmpt_core.data.manifest_rows import ManifestRow
+from fedmpt_core.data.public.classes import names_and_words
 from fedmpt_core.data.public.folder import Folder
 from fedmpt_core.data.public.instances import Instances, read_instances, split_by_id
 
-CLASSES = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
-    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
-    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
-    *("hair drier", "toothbrush"),
-)
-"""The official categories by ascending id (1 to 90, ten of which do not exist)."""
+_, CLASSES = names_and_words("coco2014")
 
 _COLUMNS = {name: c for c, name in enumerate(CLASSES)}
 _HINT = "unpack annotations_trainval2014.zip into the folder"

@@ -54,7 +54,7 @@ class Instances:
             split_of: split of an image id.
         """
         for number, name, labels in zip(self.ids, self.files, self.labels, strict=True):
-            words = tuple(classes[c] for c in _bits(labels))
+            words = tuple(word for c, word in enumerate(classes) if labels >> c & 1)
             yield ManifestRow(path_of(name), words, split_of(number), origin=f"{self.source} image {number}")
 
 
@@ -226,10 +226,3 @@ class _Shallow:
             if depths.max() > DEEPEST:
                 raise _TooDeep
         return data
-
-
-def _bits(labels: int) -> Iterator[int]:
-    while labels:
-        lowest = labels & -labels
-        yield lowest.bit_length() - 1
-        labels ^= lowest

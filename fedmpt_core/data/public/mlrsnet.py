@@ -12,32 +12,13 @@ never seen in training. A tenth of the training pictures is `val` there too.
 from collections.abc import Iterator, Sequence
 
 from fedmpt_core.data.manifest_rows import ManifestRow, Problems
+from fedmpt_core.data.public.classes import LISTED, names_and_words
 from fedmpt_core.data.public.folder import Folder, FolderOptions
 from fedmpt_core.data.public.label_table import read_table
 from fedmpt_core.data.public.splits import VAL_SHARE, drawn
 
-NAMES = (
-    *("airplane", "airport", "bare soil", "baseball diamond", "basketball court", "beach", "bridge", "buildings"),
-    *("cars", "chaparral", "cloud", "containers", "crosswalk", "dense residential area", "desert", "dock", "factory"),
-    *("field", "football field", "forest", "freeway", "golf course", "grass", "greenhouse", "gully", "habor"),
-    *("intersection", "island", "lake", "mobile home", "mountain", "overpass", "park", "parking lot", "parkway"),
-    *("pavement", "railway", "railway station", "river", "road", "roundabout", "runway", "sand", "sea", "ships"),
-    *("snow", "snowberg", "sparse residential area", "stadium", "swimming pool", "tanks", "tennis court", "terrace"),
-    *("track", "trail", "transmission tower", "trees", "water", "wetland", "wind turbine"),
-)
-"""The 60 columns as the files spell them."""
-
-CLASSES = tuple("harbor" if name == "habor" else name for name in NAMES)
-
-CATEGORIES = (
-    *("airplane", "airport", "bareland", "baseball_diamond", "basketball_court", "beach", "bridge", "chaparral"),
-    *("cloud", "commercial_area", "dense_residential_area", "desert", "eroded_farmland", "farmland", "forest"),
-    *("freeway", "golf_course", "ground_track_field", "harbor&port", "industrial_area", "intersection", "island"),
-    *("lake", "meadow", "mobile_home_park", "mountain", "overpass", "park", "parking_lot", "parkway", "railway"),
-    *("railway_station", "river", "roundabout", "shipping_yard", "snowberg", "sparse_residential_area", "stadium"),
-    *("storage_tank", "swimmimg_pool", "tennis_court", "terrace", "transmission_tower", "vegetable_greenhouse"),
-    *("wetland", "wind_turbine"),
-)
+NAMES, CLASSES = names_and_words("mlrsnet")
+CATEGORIES = tuple(LISTED["mlrsnet"]["categories"])
 """The 46 scene categories by name, as the files spell them."""
 
 TEST_SHARE = 0.5

@@ -13,28 +13,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fedmpt_core.data.manifest_rows import ManifestRow, Problems
+from fedmpt_core.data.public.classes import names_and_words
 from fedmpt_core.data.public.folder import Folder
 from fedmpt_core.data.public.label_table import read_table
 
-NAMES = (
-    *("Apron", "BaseballField", "BasketballField", "Beach", "Bridge", "Cemetery", "Commercial", "Farmland", "Woodland"),
-    *("GolfCourse", "Greenhouse", "Helipad", "LakePond", "OilFiled", "Orchard", "ParkingLot", "Park", "Pier", "Port"),
-    *("Quarry", "Railway", "Residential", "River", "Roundabout", "Runway", "Soccer", "SolarPannel", "SparseShrub"),
-    *("Stadium", "StorageTank", "TennisCourt", "TrainStation", "WastewaterPlant", "WindTrubine", "Works", "Sea"),
-)
-"""The authors' names in the order of the columns, as they spell them."""
-
-_WORDS = {
-    "Commercial": "commercial area",
-    "LakePond": "lake or pond",
-    "OilFiled": "oil field",
-    "Residential": "residential area",
-    "Soccer": "soccer field",
-    "SolarPannel": "solar panel",
-    "WindTrubine": "wind turbine",
-}
-CLASSES = tuple(_WORDS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in NAMES)
-"""The words used as labels."""
+NAMES, CLASSES = names_and_words("multiscene", lambda name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 _LISTS = {"Tra.csv": ("train", "val"), "Test.csv": ("test",)}
 _ALIKE = 0.6  # of difflib: from here on two spellings are taken for one name (chosen)

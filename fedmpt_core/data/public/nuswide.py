@@ -19,20 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from fedmpt_core.data.manifest_rows import ManifestRow, Problems
+from fedmpt_core.data.public.classes import names_and_words
 from fedmpt_core.data.public.folder import Folder, inside
 
-CLASSES = (
-    *("airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat"),
-    *("cityscape", "clouds", "computer", "coral", "cow", "dancing", "dog", "earthquake", "elk", "fire", "fish"),
-    *("flags", "flowers", "food", "fox", "frost", "garden", "glacier", "grass", "harbor", "horses", "house", "lake"),
-    *("leaf", "map", "military", "moon", "mountain", "nighttime", "ocean", "person", "plane", "plants", "police"),
-    *("protest", "railroad", "rainbow", "reflection", "road", "rocks", "running", "sand", "sign", "sky", "snow"),
-    *("soccer", "sports", "statue", "street", "sun", "sunset", "surf", "swimmers", "tattoo", "temple", "tiger"),
-    *("tower", "town", "toy", "train", "tree", "valley", "vehicle", "water", "waterfall", "wedding", "whales"),
-    *("window", "zebra"),
-)
-"""The 81 concepts in the order of `Concepts81.txt`, as their label files are named."""
-
+_, CLASSES = names_and_words("nuswide")
+"""The 81 concepts, as their label files are named."""
 
 _LISTS = {"Train": ("train", "val"), "Test": ("test",)}
 

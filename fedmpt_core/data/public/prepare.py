@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import tomli_w
 
 from fedmpt_core.common.files import file_digest, whole_file, write_whole
 from fedmpt_core.common.progress import Progress
@@ -59,10 +61,6 @@ class PreparedManifest:
     few_labels: dict[str, int]
     missing: int
     options: PrepareOptions
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def prepare(
@@ -121,8 +119,7 @@ def prepare(
             options,
         )
         facts = {"schema": SCHEMA, "release": RELEASE, "manifest": out.name, "sha256": file_digest(out)}
-        values = {**facts, **prepared.to_dict()}
-        record.write(json.dumps(values, indent=2).encode() + b"\n")
+        record.write(json.dumps(facts | asdict(prepared), indent=2).encode() + b"\n")
     return prepared
 
 
@@ -179,8 +176,4 @@ class ClassFile:
 
     def _lines(self) -> bytes:
         lists = {"classes": self.seen, "unseen_classes": self.unseen}
-        return "".join(_toml_list(name, words) for name, words in lists.items() if words).encode()
-
-
-def _toml_list(name: str, words: Iterable[str]) -> str:
-    return f"{name} = [\n" + "".join(f"  {json.dumps(word)},\n" for word in words) + "]\n"
+        return tomli_w.dumps({name: words for name, words in lists.items() if words}, indent=2).encode()

@@ -21,17 +21,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow, Problems
+from fedmpt_core.data.public.classes import names_and_words
 from fedmpt_core.data.public.folder import Folder
 
-NAMES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-"""VOC's object names in its order."""
-
-_WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
-CLASSES = tuple(_WORDS.get(name, name) for name in NAMES)
-"""The words used as labels: prompts need words, not `tvmonitor`."""
+NAMES, CLASSES = names_and_words("voc2007")
+"""VOC's object names, and the words used as labels: prompts need words, not `tvmonitor`."""
 
 _MAX_ANNOTATION_BYTES = 1 << 20  # the largest of VOC2007 has some ten thousand (chosen)
 
