@@ -7,13 +7,12 @@ run; it is then done once.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fedmpt_core.benchmark.inputs import LABELS, METHODS, ZERO_SHOT, BenchmarkInputs, Changes
 from fedmpt_core.common.canonical import canonical_digest
-from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.files import known_digest
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
@@ -79,7 +78,8 @@ class Case:
             n: {"data": dataclasses.asdict(s.data), "privacy": s.privacy and dataclasses.asdict(s.privacy)}
             for n, s in self.sites.items()
         }
-        lists = [_content(path) for s in self.sites.values() for path in (s.data.path, s.data.partition_file)]
+        paths = [path for s in self.sites.values() for path in (s.data.path, s.data.partition_file)]
+        lists = [known_digest(Path(path)) if path and Path(path).is_file() else "" for path in paths]
         known = [MEASUREMENT, RELEASE, self.method == ZERO_SHOT, self.job.to_dict(), sites, lists, self.heterogeneity]
         return canonical_digest(known)
 
@@ -104,20 +104,6 @@ def cases_of(inputs: BenchmarkInputs, table: str, methods: Sequence[str], seeds:
         raise ValueError(f"table {table!r} is not known: use {', '.join(TABLES)}")
     ordered = [m for m in METHODS if m in methods]
     return [case for seed in seeds for case in TABLES[table](inputs, ordered, seed)]
-
-
-def _content(path: str) -> str:
-    """SHA-256 hex of a file; empty for no file and for a folder."""
-    if not path or not Path(path).is_file():
-        return ""
-    facts = Path(path).stat()
-    return _digest(path, facts.st_mtime_ns, facts.st_size)
-
-
-@lru_cache
-def _digest(path: str, changed: int, size: int) -> str:
-    """Read once while the file stays as it is; every case of a table asks."""
-    return file_digest(Path(path))
 
 
 def title(method: str) -> str:

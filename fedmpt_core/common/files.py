@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -100,6 +101,17 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """The same of a file that many ask for: read once while its time and size stay as they are."""
+    facts = path.stat()
+    return _known_digest(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache
+def _known_digest(path: Path, changed: int, size: int) -> str:
+    return file_digest(path)
 
 
 @contextmanager

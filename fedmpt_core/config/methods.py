@@ -1,6 +1,6 @@
 """The methods that a job can name, each once: what tables call it and which settings it takes.
 
-A baseline's model is built by the module of its name in `model/baselines`.
+`model.registry` builds their models.
 """
 
 from dataclasses import dataclass

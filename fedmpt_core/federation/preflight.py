@@ -18,8 +18,8 @@ from fedmpt_core.data.source import load_split
 from fedmpt_core.federation.site.admission import check_site
 from fedmpt_core.federation.site.session import open_cache
 from fedmpt_core.model.backbone.base import Backbone
+from fedmpt_core.model.base import TRAINED
 from fedmpt_core.model.device import pick_device
-from fedmpt_core.model.fedmpt.fedmpt import TRAINED
 from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.accounting.epsilon import Epsilons, cross_checked
 from fedmpt_core.privacy.charged_training import units_of
@@ -117,7 +117,7 @@ def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
     sizes = model.group_sizes()
     if job.privacy.engine == "feature_space" and sizes["contexts."]:
         sizes["contexts."] = text.numel()
-    choices = TRAINED if job.model.method == "fedmpt" else {"all": tuple(sizes)}
+    choices = TRAINED if job.model.method == "fedmpt" else {"all": TRAINED["all"]}
     released = {choice: sum(sizes.get(part, 0) for part in parts) for choice, parts in choices.items()}
     return ModelSize(groups, released, backbone.name, backbone.is_stand_in)
 

@@ -16,11 +16,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.vector import ParameterLayout
+
+TRAINED = {
+    "contexts": ("contexts.",),
+    "contexts+gate": ("contexts.", "gate.", "head."),
+    "adapters": ("adapters.up", "head."),
+    "all": ("contexts.", "adapters.", "gate.", "head."),
+}
+"""By `ModelConfig.trained`: how the names of the trained parameters begin."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class TunedModel(nn.Module, abc.ABC):
         classes: C class names, in the order of every score.
         conditions: conditions, in the order of every gate; `("no condition",)` for a method without.
         config: the settings.
+        texts: N, text features of a class; one for each condition unless a method says otherwise.
         head: everything after the towers.
     """
 
@@ -61,30 +71,38 @@ class TunedModel(nn.Module, abc.ABC):
     ) -> None:
         """Keeps the towers outside the module's state, so move them by themselves."""
         super().__init__()
+        self.texts = len(conditions)
         self.classes, self.conditions, self.config = tuple(classes), tuple(conditions), config
         # In a tuple, so that towers that are themselves modules do not become part of this one.
         self._frozen = (backbone,)
 
     @abc.abstractmethod
+    def encoded_prompts(self) -> Tensor:
+        """Text features (N, C, D) of all prompts, of any length, differentiable in the contexts."""
+
+    @abc.abstractmethod
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """Every parameter, trained or not, by the name under which it travels, always in the same order."""
+
     def text_features(self) -> Tensor:
         """Unit text features (N, C, D) of all prompts, differentiable in the contexts.
 
         Raises:
             ValueError: a prompt is longer than the text tower reads.
         """
+        features = self.encoded_prompts()
+        # Half precision is widened first: the head is float32.
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
-    @abc.abstractmethod
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, always in the same order."""
+        wanted = TRAINED[self.config.trained]
+        return {name: p for name, p in self.parameters_by_name().items() if name.startswith(wanted)}
 
-    @abc.abstractmethod
     def group_sizes(self) -> dict[str, int]:
-        """Numbers in each part of the model, trained or not, by the beginning of its parameters' names."""
-
-    @property
-    def texts(self) -> int:
-        """N, text features of a class."""
-        return len(self.conditions)
+        """Numbers in each part that `TRAINED` names, trained or not."""
+        parts, named = {part for parts in TRAINED.values() for part in parts}, self.parameters_by_name()
+        return {part: sum(p.numel() for name, p in named.items() if name.startswith(part)) for part in parts}
 
     def forward(self, patches: Tensor, text: Tensor | None = None) -> Prediction:
         """Prediction of B records.

@@ -1,17 +1,24 @@
 """The model that a job names: FedMPT, or a baseline in the same harness and under the same privacy.
 
-Names, labels and settings are `config.methods`; a baseline is the module of its name in `baselines`, which builds it.
+Names, labels and settings are `config.methods`.
 """
 
 from collections.abc import Sequence
-from importlib import import_module
 
 import numpy as np
 
 from fedmpt_core.config.job import JobConfig, ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import TunedModel
+from fedmpt_core.model.baselines.baseline import Setup
+from fedmpt_core.model.baselines.coop import coop, dualcoop, poscoop
+from fedmpt_core.model.baselines.fedmvp import fedmvp
+from fedmpt_core.model.baselines.fedtpg import fedtpg
+from fedmpt_core.model.baselines.linear import linear
+from fedmpt_core.model.baselines.released import released
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
+
+BASELINES = {make.__name__: make for make in (linear, coop, dualcoop, poscoop, fedtpg, fedmvp, released)}
 
 
 def build_model(backbone: Backbone, classes: Sequence[str], config: ModelConfig, seed: int) -> TunedModel:
@@ -28,8 +35,7 @@ def build_model(backbone: Backbone, classes: Sequence[str], config: ModelConfig,
     """
     if config.method == "fedmpt":
         return FedMPT(backbone, classes, config.conditions, config, seed)
-    baseline = import_module(f"fedmpt_core.model.baselines.{config.method}")
-    return baseline.build(backbone, classes, config, np.random.default_rng(seed))
+    return BASELINES[config.method](Setup(backbone, classes, config, np.random.default_rng(seed)))
 
 
 def scoring_model(backbone: Backbone, job: JobConfig, model: TunedModel) -> TunedModel:

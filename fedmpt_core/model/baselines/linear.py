@@ -8,28 +8,25 @@ features, since those are what is cached, instead of the tower's pooled feature.
 Trained numbers: C D + C. Cost: no text tower, and a product of (C, D) with one vector per picture.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmpt_core.config.job import ModelConfig
-from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
-from fedmpt_core.model.baselines.baseline import Baseline
-from fedmpt_core.model.baselines.parts import PRIOR_LOGIT, FixedText, answer, unit_mean_square
+from fedmpt_core.model.baselines.baseline import Baseline, Setup
+from fedmpt_core.model.baselines.parts import PRIOR_LOGIT, FixedText, answer
 from fedmpt_core.model.fedmpt.adapters import per_record
+from fedmpt_core.model.fedmpt.gating import unit_mean_square
 
 
 class LinearHead(nn.Module):
     """Attributes: weight Parameter (C, D), zero; bias Parameter (C,)."""
 
-    def __init__(self, classes: int, features: int, bias: float) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Starts as a constant."""
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(classes, features))
-        self.bias = nn.Parameter(torch.full((classes,), float(bias)))
+        classes, bias = len(setup.classes), setup.config.bias
+        self.weight = nn.Parameter(torch.zeros(classes, setup.backbone.feature_dim))
+        self.bias = nn.Parameter(torch.full((classes,), PRIOR_LOGIT if bias is None else float(bias)))
 
     def forward(self, text: Tensor, patches: Tensor) -> Prediction:
         """Prediction of (..., P, D); the text is not looked at."""
@@ -37,9 +34,6 @@ class LinearHead(nn.Module):
         return answer(per_record(self.weight, picture).squeeze(-1) + self.bias)
 
 
-def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
-    """The model; `generator` is not needed, as it starts from zero."""
-    bias = PRIOR_LOGIT if config.bias is None else config.bias
-    width = backbone.feature_dim
-    no_words = FixedText(torch.zeros(1, len(classes), width))
-    return Baseline(backbone, classes, config, no_words, LinearHead(len(classes), width, bias))
+def linear(setup: Setup) -> Baseline:
+    """The model; it draws nothing, as it starts from zero."""
+    return Baseline(setup, FixedText(torch.zeros(1, len(setup.classes), setup.backbone.feature_dim)), LinearHead(setup))

@@ -5,37 +5,22 @@ another's, nor on its place in the batch.
 """
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
-from fedmpt_core.model.fedmpt.adapters import per_record
+from fedmpt_core.model.baselines.baseline import Setup
+from fedmpt_core.model.fedmpt.adapters import per_record, random_parameter
 from fedmpt_core.model.fedmpt.readout import pooling_weights
-
-CONTEXT_STD = 0.02
-"""Standard deviation of a new context vector (CoOp)."""
+from fedmpt_core.model.words import CONTEXT_STD, Words, class_words
 
 PRIOR_LOGIT = -2.2
 """Start of a logit that is made of a difference, 0 at first: a label in one picture of ten, a public constant."""
 
 TEMPLATE = "a photo of a"
-_TINY = 1e-12
-
-
-def random_parameter(generator: np.random.Generator, *shape: int, std: float) -> nn.Parameter:
-    """A normal parameter, the same numbers on every machine."""
-    return nn.Parameter(torch.from_numpy((std * generator.standard_normal(shape)).astype(np.float32)))
-
-
-def embedded(backbone: Backbone, words: str) -> Tensor:
-    """(L, E) frozen embeddings of some words, on the CPU. Raises ValueError when they cannot be tokenised."""
-    return backbone.embed(backbone.tokenize(words)).detach().to("cpu", torch.float32, copy=True)
 
 
 class FixedText(nn.Module):
@@ -55,31 +40,17 @@ class FixedText(nn.Module):
 class FrozenPrompts(FixedText):
     """`a photo of a CLASS.`, encoded once: (1, C, D), nothing to train."""
 
-    def __init__(self, backbone: Backbone, classes: Sequence[str]) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Raises ValueError for a class that the backbone cannot tokenise."""
+        backbone = setup.backbone
         device = backbone.embed(backbone.tokenize(TEMPLATE)).device  # the tower may stand on a GPU already
         with torch.no_grad():
-            suffixes = [word.to(device) for word in ClassWords(backbone, classes)()]
-            features = backbone.encode_prompts([embedded(backbone, TEMPLATE).to(device)], suffixes)
+            prefix, *suffixes = (
+                word.to(device)
+                for word in (*Words(backbone, "template", [TEMPLATE])(), *class_words(backbone, setup.classes)())
+            )
+            features = backbone.encode_prompts([prefix], suffixes)
         super().__init__(features.detach().to("cpu", torch.float32))
-
-
-class ClassWords(nn.Module):
-    """Embeddings of `CLASS.` for every class, as buffers that follow the module to its device."""
-
-    def __init__(self, backbone: Backbone, classes: Sequence[str]) -> None:
-        """Raises ValueError for no class, or one that the backbone cannot tokenise."""
-        super().__init__()
-        if not classes:
-            raise ValueError("classes is empty: give at least one class name")
-        rows = [torch.cat([embedded(backbone, c), embedded(backbone, ".")]) for c in classes]
-        self._lengths = [len(row) for row in rows]
-        self._rows: Tensor
-        self.register_buffer("_rows", torch.cat(rows), persistent=False)
-
-    def forward(self) -> list[Tensor]:
-        """C tensors (L_c, E)."""
-        return list(self._rows.split(self._lengths))
 
 
 class SharedContext(nn.Module):
@@ -89,11 +60,12 @@ class SharedContext(nn.Module):
         context: Parameter (M, E).
     """
 
-    def __init__(self, backbone: Backbone, classes: Sequence[str], tokens: int, generator: np.random.Generator) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Starts from random vectors."""
         super().__init__()
-        self.classes = ClassWords(backbone, classes)
-        self.context = random_parameter(generator, tokens, backbone.token_dim, std=CONTEXT_STD)
+        self.classes = class_words(setup.backbone, setup.classes)
+        shape = (setup.config.context_tokens, setup.backbone.token_dim)
+        self.context = random_parameter(setup.generator, *shape, std=CONTEXT_STD)
 
     def forward(self, backbone: Backbone) -> Tensor:
         """(1, C, D)."""
@@ -108,13 +80,12 @@ class ClassContexts(nn.Module):
         context: Parameter (K, C, M, E).
     """
 
-    def __init__(
-        self, backbone: Backbone, classes: Sequence[str], kinds: int, tokens: int, generator: np.random.Generator
-    ) -> None:
+    def __init__(self, setup: Setup, kinds: int) -> None:
         """Starts from random vectors."""
         super().__init__()
-        self.classes = ClassWords(backbone, classes)
-        self.context = random_parameter(generator, kinds, len(classes), tokens, backbone.token_dim, std=CONTEXT_STD)
+        self.classes = class_words(setup.backbone, setup.classes)
+        shape = (kinds, len(setup.classes), setup.config.context_tokens, setup.backbone.token_dim)
+        self.context = random_parameter(setup.generator, *shape, std=CONTEXT_STD)
 
     def forward(self, backbone: Backbone) -> Tensor:
         """(K, C, D)."""
@@ -133,12 +104,13 @@ class CrossAttention(nn.Module):
         query, key, value, out: Parameters (D, D), normal with standard deviation 1 / sqrt(D).
     """
 
-    def __init__(self, features: int, heads: int, generator: np.random.Generator) -> None:
+    def __init__(self, setup: Setup, heads: int) -> None:
         """Uses as many heads, up to `heads`, as divide the width."""
         super().__init__()
-        self._heads = math.gcd(features, heads)
+        width = setup.backbone.feature_dim
+        self._heads = math.gcd(width, heads)
         self.query, self.key, self.value, self.out = (
-            random_parameter(generator, features, features, std=features**-0.5) for _ in range(4)
+            random_parameter(setup.generator, width, width, std=width**-0.5) for _ in range(4)
         )
 
     def forward(self, queries: Tensor, texts: Tensor) -> Tensor:
@@ -159,11 +131,12 @@ class Output(nn.Module):
         bias: Parameter (1,) logit at cosine 0.
     """
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, start: float | None = None) -> None:
+    def __init__(self, setup: Setup, start: float | None = None) -> None:
         """Starts from the settings, or the backbone's public constants; `start` stands for its bias, which belongs to
         one cosine.
         """
         super().__init__()
+        backbone, config = setup.backbone, setup.config
         scale = backbone.logit_scale if config.scale is None else config.scale
         bias = (backbone.logit_bias if start is None else start) if config.bias is None else config.bias
         self.scale = nn.Parameter(torch.full((1,), float(scale)))
@@ -185,11 +158,6 @@ def pooled(cosine: Tensor, temperature: float) -> Tensor:
         (..., C).
     """
     return (pooling_weights(cosine, temperature) * cosine).sum(-2)
-
-
-def unit_mean_square(values: Tensor) -> Tensor:
-    """(..., D) scaled to mean square 1, whatever the length of a backbone's features; zero stays zero."""
-    return values * (values.square().mean(-1, keepdim=True) + _TINY).rsqrt()
 
 
 def answer(logits: Tensor) -> Prediction:

@@ -15,20 +15,17 @@ Trained numbers: 2 M E + 4 D^2 + 2 D S + S + D + 2. Cost: N C prompts through th
 class.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmpt_core.config.job import ModelConfig
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
-from fedmpt_core.model.baselines.baseline import Baseline
+from fedmpt_core.model.baselines.baseline import Baseline, Setup
 from fedmpt_core.model.baselines.fedmvp import VisualPrompt
-from fedmpt_core.model.baselines.parts import CONTEXT_STD, ClassWords, Output, embedded, pooled, random_parameter
-from fedmpt_core.model.fedmpt.adapters import cosine
+from fedmpt_core.model.baselines.parts import Output, pooled
+from fedmpt_core.model.fedmpt.adapters import cosine, random_parameter
+from fedmpt_core.model.words import CONTEXT_STD, Words, class_words
 
 _TINY = 1e-12
 
@@ -40,38 +37,28 @@ class SharedConditionContext(nn.Module):
         condition, klass: Parameters (M, E).
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        classes: Sequence[str],
-        conditions: Sequence[str],
-        tokens: int,
-        generator: np.random.Generator,
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Raises ValueError for words that the backbone cannot tokenise."""
         super().__init__()
-        self.classes = ClassWords(backbone, classes)
-        rows = [embedded(backbone, c) for c in conditions]
-        self._lengths = [len(row) for row in rows]
-        self._rows: Tensor
-        self.register_buffer("_rows", torch.cat(rows), persistent=False)
-        self.condition = random_parameter(generator, tokens, backbone.token_dim, std=CONTEXT_STD)
-        self.klass = random_parameter(generator, tokens, backbone.token_dim, std=CONTEXT_STD)
+        self.classes = class_words(setup.backbone, setup.classes)
+        self.conditions = Words(setup.backbone, "condition", setup.config.conditions)
+        shape = (setup.config.context_tokens, setup.backbone.token_dim)
+        self.condition, self.klass = (random_parameter(setup.generator, *shape, std=CONTEXT_STD) for _ in range(2))
 
     def forward(self, backbone: Backbone) -> Tensor:
         """(N, C, D)."""
-        prefixes = [torch.cat([self.condition, words, self.klass]) for words in self._rows.split(self._lengths)]
+        prefixes = [torch.cat([self.condition, words, self.klass]) for words in self.conditions()]
         return backbone.encode_prompts(prefixes, self.classes())
 
 
 class ReleasedHead(nn.Module):
     """Visual prompt, pooled cosines, the gate without parameters."""
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, generator: np.random.Generator) -> None:
+    def __init__(self, setup: Setup) -> None:
         """See `Output` and `VisualPrompt`."""
         super().__init__()
-        self.output = Output(backbone, config)
-        self.prompt = VisualPrompt(backbone.feature_dim, config.adapter_width, config.adapter_ratio, generator)
+        config = setup.config
+        self.output, self.prompt = Output(setup), VisualPrompt(setup)
         self._patch_temperature, self._gate_temperature = config.patch_temperature, config.gate_temperature
 
     def forward(self, text: Tensor, patches: Tensor) -> Prediction:
@@ -93,15 +80,8 @@ class ReleasedHead(nn.Module):
         )
 
 
-def build(backbone: Backbone, classes: Sequence[str], config: ModelConfig, generator: np.random.Generator) -> Baseline:
+def released(setup: Setup) -> Baseline:
     """The model."""
-    conditions = config.conditions
-    return Baseline(
-        backbone,
-        classes,
-        config,
-        SharedConditionContext(backbone, classes, conditions, config.context_tokens, generator),
-        ReleasedHead(backbone, config, generator),
-        texts=len(conditions),
-        conditions=conditions,
-    )
+    conditions = setup.config.conditions
+    words, head = SharedConditionContext(setup), ReleasedHead(setup)
+    return Baseline(setup, words, head, texts=len(conditions), conditions=conditions)

@@ -44,8 +44,7 @@ class Adapters(nn.Module):
         """
         super().__init__()
         self.ratio = ratio
-        start = generator.standard_normal((conditions, features, width)) / features**0.5
-        self.down = nn.Parameter(torch.from_numpy(start.astype(np.float32)))
+        self.down = random_parameter(generator, conditions, features, width, std=features**-0.5)
         self.up = nn.Parameter(torch.zeros(conditions, width, features))
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -81,6 +80,11 @@ class Adapters(nn.Module):
     def _stacked_down(self) -> Tensor:
         """(N * S, D), row n * S + s is column s of down_n."""
         return self.down.mT.flatten(0, 1)
+
+
+def random_parameter(generator: np.random.Generator, *shape: int, std: float) -> nn.Parameter:
+    """A normal parameter, the same numbers on every machine."""
+    return nn.Parameter(torch.from_numpy((std * generator.standard_normal(shape)).astype(np.float32)))
 
 
 def cosine(patches: Tensor, text: Tensor) -> Tensor:

@@ -24,12 +24,6 @@ from fedmpt_core.model.base import Prediction, TunedModel
 from fedmpt_core.model.fedmpt import adapters, causal, gating, readout, transport
 from fedmpt_core.model.fedmpt.prompts import PromptLearner
 
-TRAINED = {
-    "contexts": ("contexts.",),
-    "contexts+gate": ("contexts.", "gate.", "head."),
-    "adapters": ("adapters.up", "head."),
-    "all": ("contexts.", "adapters.", "gate.", "head."),
-}
 ZERO_SHOT_TEMPLATE = "a photo of a"
 NO_CONDITION = "no condition"
 
@@ -196,29 +190,15 @@ class FedMPT(TunedModel):
                 f"trained='{config.trained}' with components={list(config.components)} trains nothing: "
                 "choose parts that the model has"
             )
-        for name, parameter in self._parameters_by_name().items():
+        for name, parameter in self.parameters_by_name().items():
             parameter.requires_grad_(name in trained)
 
-    def text_features(self) -> Tensor:
-        """Unit text features (N, C, D) of all prompts, differentiable in the contexts.
+    def encoded_prompts(self) -> Tensor:
+        """See `TunedModel`."""
+        return self._frozen[0].encode_prompts(*self.prompts())
 
-        Raises:
-            ValueError: a prompt is longer than the text tower reads.
-        """
-        features = self._frozen[0].encode_prompts(*self.prompts())
-        # Half precision is widened first: the head is float32.
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Every trained parameter by name, always in this order; absent and untrained parts are left out.
-
-        contexts.condition, contexts.class, adapters.down, adapters.up, gate.down, gate.up, head.scale,
-        head.bias
-        """
-        wanted = TRAINED[self.config.trained]
-        return {name: p for name, p in self._parameters_by_name().items() if name.startswith(wanted)}
-
-    def _parameters_by_name(self) -> dict[str, nn.Parameter]:
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """See `TunedModel`; parts that this model has not are left out."""
         head = self.head
         named = {
             "contexts.condition": self.prompts.condition_context,
@@ -231,12 +211,6 @@ class FedMPT(TunedModel):
             "head.bias": head.bias,
         }
         return {name: parameter for name, parameter in named.items() if parameter is not None}
-
-    def group_sizes(self) -> dict[str, int]:
-        """Numbers in each part that `TRAINED` names, trained or not."""
-        parts = {part for parts in TRAINED.values() for part in parts}
-        named = self._parameters_by_name()
-        return {part: sum(p.numel() for n, p in named.items() if n.startswith(part)) for part in parts}
 
 
 def zero_shot_model(backbone: Backbone, classes: Sequence[str], config: ModelConfig | None = None) -> FedMPT:
@@ -262,24 +236,6 @@ def zero_shot_model(backbone: Backbone, classes: Sequence[str], config: ModelCon
         class_tokens=len(backbone.tokenize(ZERO_SHOT_TEMPLATE)),
     )
     return FedMPT(backbone, classes, (), plain, seed=0)
-
-
-def zero_shot(
-    backbone: Backbone, classes: Sequence[str], patches: Tensor, config: ModelConfig | None = None
-) -> Prediction:
-    """Prediction of `zero_shot_model` for B records, without gradient.
-
-    Args:
-        backbone: frozen towers.
-        classes: C class names.
-        patches: (B, P, D), on the device of the backbone.
-        config: as for `zero_shot_model`.
-
-    Returns:
-        Prediction with N = 1.
-    """
-    with torch.no_grad():
-        return zero_shot_model(backbone, classes, config).to(patches.device)(patches)
 
 
 def _given(value: float | None, fallback: float) -> float:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmpt_core.model.fedmpt.adapters import random_parameter
+
 _TINY = 1e-12
 
 
@@ -40,19 +42,22 @@ class Gate(nn.Module):
         """
         super().__init__()
         self.temperature = temperature
-        start = generator.standard_normal((features, width)) / features**0.5
-        self.down = nn.Parameter(torch.from_numpy(start.astype(np.float32)))
+        self.down = random_parameter(generator, features, width, std=features**-0.5)
         self.up = nn.Parameter(torch.zeros(width, conditions))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Log-weights over conditions: (..., P, D) frozen patches -> (..., N), exponentials sum to 1."""
-        mean = patches.mean(-2)  # (...,D)
-        unit = mean * (mean.square().mean(-1, keepdim=True) + _TINY).rsqrt()
+        unit = unit_mean_square(patches.mean(-2))  # (...,D)
         # One product per record, so that rounding does not depend on a record's place in the batch.
         rows = unit.reshape(-1, 1, unit.shape[-1])  # (B,1,D)
         inner = torch.bmm(rows, self.down.expand(len(rows), *self.down.shape))
         scores = torch.bmm(inner, self.up.expand(len(rows), *self.up.shape))  # (B,1,N)
         return torch.log_softmax(scores.reshape(*unit.shape[:-1], self.up.shape[-1]) / self.temperature, dim=-1)
+
+
+def unit_mean_square(values: Tensor) -> Tensor:
+    """(..., D) scaled to mean square 1, whatever the length of a backbone's features; zero stays zero."""
+    return values * (values.square().mean(-1, keepdim=True) + _TINY).rsqrt()
 
 
 def uniform_log_weights(patches: Tensor, conditions: int) -> Tensor:

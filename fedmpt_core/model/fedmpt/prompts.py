@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmpt_core.model.backbone.base import Backbone
-
-# Standard deviation of a new condition context (paper: as in CoOp).
-_CONTEXT_STD = 0.02
+from fedmpt_core.model.fedmpt.adapters import random_parameter
+from fedmpt_core.model.words import CONTEXT_STD, Words, class_words, embedded, word_ids
 
 
 class PromptLearner(nn.Module):
@@ -58,29 +57,18 @@ class PromptLearner(nn.Module):
             ValueError: no class, or words without a token, named.
         """
         super().__init__()
-        if not classes:
-            raise ValueError("classes is empty: give at least one class name")
         width = backbone.token_dim
         self.condition_context: nn.Parameter | None = None
         if conditions and condition_tokens:
-            start = _CONTEXT_STD * generator.standard_normal((len(conditions), condition_tokens, width))
-            self.condition_context = nn.Parameter(torch.from_numpy(start.astype(np.float32)))
+            self.condition_context = random_parameter(
+                generator, len(conditions), condition_tokens, width, std=CONTEXT_STD
+            )
         self.class_context: nn.Parameter | None = None
         if class_tokens:
-            ids = _word_ids(backbone, "class_init", class_init)
-            ids = [ids[i % len(ids)] for i in range(class_tokens)]
-            self.class_context = nn.Parameter(_embedded(backbone, [ids]))
-
-        stop = _word_ids(backbone, "full stop", ".")
-        condition_ids = [_word_ids(backbone, "condition", c) for c in conditions] or [[]]
-        class_ids = [_word_ids(backbone, "class", c) + stop for c in classes]
-        self._condition_lengths = [len(ids) for ids in condition_ids]
-        self._class_lengths = [len(ids) for ids in class_ids]
-        # Buffers follow the module to its device; they are the backbone's, so no state holds them.
-        self._condition_words: Tensor
-        self._class_words: Tensor
-        self.register_buffer("_condition_words", _embedded(backbone, condition_ids), persistent=False)
-        self.register_buffer("_class_words", _embedded(backbone, class_ids), persistent=False)
+            ids = word_ids(backbone, "class_init", class_init)
+            self.class_context = nn.Parameter(embedded(backbone, [ids[i % len(ids)] for i in range(class_tokens)]))
+        self._condition_words = Words(backbone, "condition", conditions) if conditions else None
+        self._class_words = class_words(backbone, classes)
 
     def forward(self) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings for `Backbone.encode_prompts`.
@@ -88,29 +76,13 @@ class PromptLearner(nn.Module):
         Returns:
             N prefixes (Lp_n, E) [V_n | e(COND_n) | U] and C suffixes (Ls_c, E) [e(CLASS_c) | e(".")].
         """
+        classes = self._class_words()
         prefixes = []
-        for n, words in enumerate(self._condition_words.split(self._condition_lengths)):
+        for n, words in enumerate(self._condition_words() if self._condition_words else [classes[0][:0]]):
             parts = [words]
             if self.condition_context is not None:
                 parts.insert(0, self.condition_context[n])
             if self.class_context is not None:
                 parts.append(self.class_context)
             prefixes.append(torch.cat(parts))
-        return prefixes, list(self._class_words.split(self._class_lengths))
-
-
-def _word_ids(backbone: Backbone, role: str, words: str) -> list[int]:
-    try:
-        ids = list(backbone.tokenize(words))
-    except ValueError as error:
-        raise ValueError(f"{role} {words!r} cannot be tokenised: {error}") from error
-    if not ids:
-        raise ValueError(f"{role} {words!r} has no token in the vocabulary of {backbone.name}: use other words")
-    return ids
-
-
-def _embedded(backbone: Backbone, words: list[list[int]]) -> Tensor:
-    ids = [i for word in words for i in word]
-    if not ids:
-        return torch.zeros(0, backbone.token_dim)
-    return backbone.embed(ids).detach().to("cpu", torch.float32, copy=True)
+        return prefixes, classes

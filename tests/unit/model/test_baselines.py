@@ -16,7 +16,7 @@ from fedmpt_core.config.methods import METHODS
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
 from fedmpt_core.model.base import Prediction, TunedModel
-from fedmpt_core.model.fedmpt.fedmpt import zero_shot, zero_shot_model
+from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
 from fedmpt_core.model.registry import build_model
 from tests.fakes import FakeBackbone
 from tests.unit.privacy.test_gradients import exact, one_by_one, relative
@@ -323,7 +323,7 @@ def test_fedmvp_starts_as_the_zero_shot_prompt_and_linear_as_a_constant() -> Non
     with torch.no_grad():
         got = build("fedmvp", moved=False)(x).probabilities
         plain = ModelConfig(components=(), patch_temperature=0.3, bias=-1.0)
-        wanted = zero_shot(FakeBackbone(), CLASSES, x.float(), plain).probabilities
+        wanted = zero_shot_model(FakeBackbone(), CLASSES, plain)(x.float()).probabilities
         constant = build("linear", moved=False)(x).probabilities
     torch.testing.assert_close(got, wanted.double(), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(constant, torch.full((B, C), 1 / (1 + math.e)).double())

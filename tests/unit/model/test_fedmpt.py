@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from fedmpt_core.config.job import ModelConfig
-from fedmpt_core.model.fedmpt.fedmpt import NO_CONDITION, FedMPT, Head, Prediction, zero_shot, zero_shot_model
+from fedmpt_core.model.fedmpt.fedmpt import NO_CONDITION, FedMPT, Head, Prediction, zero_shot_model
 from fedmpt_core.model.fedmpt.transport import patch_importance, solve
 from fedmpt_core.training.loss import asymmetric_loss
 from tests.fakes import FakeBackbone
@@ -364,7 +364,8 @@ def test_the_head_s_constants_come_from_the_config_or_the_backbone() -> None:
 def test_zero_shot_is_the_plain_template(components: tuple[str, ...]) -> None:
     backbone, x = FakeBackbone(), patches().float()
     config = replace(CONFIG, components=components, class_tokens=7, class_init="two dogs")
-    got = zero_shot(backbone, CLASSES, x, config)
+    with torch.no_grad():
+        got = zero_shot_model(backbone, CLASSES, config)(x)
 
     def words(text: str) -> Tensor:
         return backbone.embed(backbone.tokenize(text))
