@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedmpt_core.conditions.answers import Answer
-from fedmpt_core.conditions.language_model import LanguageModel, ModelIdentity
+from fedmpt_core.conditions.language_model import LanguageModel
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
@@ -61,8 +61,9 @@ class Scripted:
         self._say, self._score = say, score
         self.asked: list[str] = []
 
-    def identity(self) -> ModelIdentity:
-        return ModelIdentity("scripted", "", "0" * 64, "1" * 64, "float32", "cpu", "none")
+    def identity(self) -> dict[str, str]:
+        names = ("name", "revision", "weights", "tokenizer", "dtype", "device", "library")
+        return dict(zip(names, ("scripted", "", "0" * 64, "1" * 64, "float32", "cpu", "none"), strict=True))
 
     def tokens(self, prompt: str) -> int:
         return len(prompt.split())

@@ -12,7 +12,6 @@ ask for. Differential privacy stays as the job has it.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from fedmpt_core.config import methods
 from fedmpt_core.config.job import JobConfig, ModelConfig
 from fedmpt_core.config.secagg import SecAggConfig, SiteSecAggConfig
 from fedmpt_core.config.site import SiteConfig
-from fedmpt_core.config.toml import ConfigError, job_from_dict, load_job, load_sites
+from fedmpt_core.config.toml import ConfigError, job_from_dict, load_job, load_sites, read_toml
 from fedmpt_core.privacy.ledger.budget import resolved
 
 ZERO_SHOT = "zero-shot"
@@ -132,10 +131,7 @@ def _grid(path: Path) -> dict[str, dict[str, list[Any]]]:
 def _table(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    values = read_toml(path)
     wrong = sorted(name for name, table in values.items() if name not in METHODS or not isinstance(table, dict))
     if wrong:
         raise ConfigError(f"{path}: [{wrong[0]}] is no method: use {', '.join(METHODS)}")

@@ -22,6 +22,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z])")
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _PHRASE = re.compile(r"[a-z]+(?:[ -][a-z]+)*")
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_BEHIND = re.compile(r":|\s[-–—]+\s|\(|–|—")  # what follows is no longer the phrase
 _QUOTES = "\"'`*_“”‘’ \t."
 _EMPTY_WORD = re.compile(
     r"and|or|the|others?|etc|none|conditions?|abstract|photos?|photographs?|pictures?|images?|sentences?|examples?|objects?"
@@ -62,7 +63,9 @@ def sentences(text: str, labels: Sequence[str], *, cut: bool) -> tuple[str, ...]
         words = _WORD.findall(piece.casefold())
         if not FEWEST_WORDS <= len(words) <= MOST_WORDS or len(set(words)) < LEAST_DISTINCT * len(words):
             continue
-        if _latin(piece) and any(mention.search(piece) for mention in named):
+        letters = [c for c in piece if c.isalpha()]
+        latin = sum(c.isascii() for c in letters) >= 0.9 * len(letters)
+        if latin and any(mention.search(piece) for mention in named):
             kept.setdefault(piece.casefold(), piece)
     return tuple(kept.values())
 
@@ -80,7 +83,7 @@ def phrases(text: str, classes: Sequence[str], *, cut: bool) -> tuple[str, ...]:
     """
     named = [_mention(label) for label in classes]
     kept: dict[str, None] = {}
-    pieces = [part for line in _lines(text) for part in re.split(r"[,;/]", _heading(line))]
+    pieces = [part for line in _lines(text) for part in re.split(r"[,;/]", _BEHIND.split(line, 1)[0])]
     for piece in pieces[: len(pieces) - cut]:
         phrase = " ".join(re.sub(r"^(?:(?:and|or|the|an?)\s+)+", "", piece.strip(_QUOTES).casefold()).split())
         usable = _PHRASE.fullmatch(phrase) and len(phrase) <= MOST_PHRASE_LENGTH
@@ -110,17 +113,7 @@ def _lines(text: str) -> Iterator[str]:
             yield bare
 
 
-def _heading(line: str) -> str:
-    """What stands before a colon, a dash or a bracket."""
-    return re.split(r":|\s[-–—]+\s|\(|–|—", line, maxsplit=1)[0]
-
-
 def _mention(label: str) -> re.Pattern[str]:
     """Finds a label as words, in the plural too, however its words are joined."""
     words = [re.escape(word) for word in re.split(r"[\W_]+", label) if word] or [re.escape(label)]
     return re.compile(r"(?<!\w)" + r"[\W_]*".join(words) + r"(?:e?s)?(?!\w)", re.IGNORECASE)
-
-
-def _latin(text: str) -> bool:
-    letters = [c for c in text if c.isalpha()]
-    return sum(c.isascii() for c in letters) >= 0.9 * len(letters)

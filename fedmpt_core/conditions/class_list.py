@@ -1,10 +1,9 @@
 """The class names that conditions are found for, and the backbone they are found with: of a job, or of a text file."""
 
-import tomllib
 from pathlib import Path
 
 from fedmpt_core.config.job import BackboneConfig, JobConfig
-from fedmpt_core.config.toml import ConfigError, build
+from fedmpt_core.config.toml import ConfigError, build, read_text, read_toml
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
@@ -19,18 +18,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
         ConfigError: missing, unreadable, classes that no job may have, or two that differ only in capitals, which a
             language model would take for one.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark first
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({type(error).__name__})") from None
     if path.suffix != ".toml":
-        return _checked(path, [line.strip() for line in text.splitlines() if line.strip()]), BackboneConfig()
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
+        return _checked(path, [line.strip() for line in read_text(path).splitlines() if line.strip()]), BackboneConfig()
+    values = read_toml(path)
     backbone = build(BackboneConfig, values.get("backbone", {}), f"{path}: [backbone]")
     return _checked(path, values.get("classes")), backbone
 

@@ -17,7 +17,6 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from math import floor, sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,16 +54,25 @@ class CountsError(ValueError):
 
 
 @checked
-class _CountsFile:
-    """`NoisyCounts` as it stands in a file."""
+class NoisyCounts:
+    """What one site released."""
 
     site: str
+    """Its name."""
     classes: tuple[str, ...]
+    """C labels."""
     counts: tuple[float, ...]
+    """P numbers, pair (0, 1), (0, 2), ..., (1, 2), ...; may be negative."""
     unit: Literal["record", "group"]
+    """What was protected."""
     max_norm: Annotated[float, Field(gt=0, le=LARGEST_NORM)]
+    """G, bound on the norm of one unit's vector."""
     noise_multiplier: Annotated[float, Field(gt=0, le=10_000)]
+    """Standard deviation of the noise over G."""
     ledger: str
+    """Name of the release in the site's ledger."""
+    sha256: str
+    """Of the file, hex; what the ledger's commit names."""
 
     def __post_init__(self) -> None:
         """Raises ValueError when a field is impossible."""
@@ -73,31 +81,6 @@ class _CountsFile:
         if len(self.counts) != pair_count(len(self.classes)):
             raise ValueError(f"counts has {len(self.counts)} numbers, {pair_count(len(self.classes))} pairs exist")
 
-
-@dataclass(frozen=True)
-class NoisyCounts:
-    """What one site released.
-
-    Attributes:
-        site: its name.
-        classes: C labels.
-        counts: (P,) float64, pair (0, 1), (0, 2), ..., (1, 2), ...; may be negative.
-        unit: what was protected, `record` or `group`.
-        max_norm: G, bound on the norm of one unit's vector.
-        noise_multiplier: standard deviation of the noise over G.
-        ledger: name of the release in the site's ledger.
-        sha256: of the file, hex; what the ledger's commit names.
-    """
-
-    site: str
-    classes: tuple[str, ...]
-    counts: np.ndarray
-    unit: str
-    max_norm: float
-    noise_multiplier: float
-    ledger: str
-    sha256: str
-
     @property
     def noise_std(self) -> float:
         """Standard deviation of the noise in each count."""
@@ -105,7 +88,7 @@ class NoisyCounts:
 
     def facts(self) -> dict[str, Any]:
         """What a list of conditions says of it: everything but the counts."""
-        return {k: v for k, v in asdict(self).items() if k not in ("counts", "classes")}
+        return {k: v for k, v in vars(self).items() if k not in ("counts", "classes")}
 
 
 class CountRelease:
@@ -296,14 +279,14 @@ def read_counts(path: Path) -> NoisyCounts:
             raise CountsError(f"{path}: is no file of `fedmpt conditions counts`")
         if content.get("schema") != SCHEMA_VERSION:
             raise CountsError(f"{path}: schema={content.get('schema')}: this release reads {SCHEMA_VERSION}")
+        if "sha256" in content:
+            raise CountsError(f"{path}: is damaged: unknown key 'sha256': no file holds its own digest")
         plain = {k: v for k, v in content.items() if k not in ("kind", "schema")}
-        values = build(_CountsFile, plain, str(path))
+        return build(NoisyCounts, plain | {"sha256": hashlib.sha256(data).hexdigest()}, str(path))
     except OSError as error:
         raise CountsError(f"{path}: cannot be read ({error.strerror})") from None
     except (ConfigError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CountsError(f"{path}: is damaged: {error}") from None
-    fields = {**vars(values), "counts": np.array(values.counts)}
-    return NoisyCounts(**fields, sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_counts(data: bytes, path: Path) -> None:

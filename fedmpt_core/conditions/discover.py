@@ -21,7 +21,7 @@ from fedmpt_core.conditions.cooccurrence import NoisyCounts, steering_weights
 from fedmpt_core.conditions.journal import Journal, packed
 from fedmpt_core.conditions.language_model import LanguageModel
 from fedmpt_core.conditions.ranking import MOST_COSINE, Candidate, rank, readable, text_features, visual_usefulness
-from fedmpt_core.conditions.sampling import LabelSet, label_sets
+from fedmpt_core.conditions.sampling import label_sets
 from fedmpt_core.conditions.scorer import PROMPT, Lexicon
 from fedmpt_core.conditions.stages import (
     DESCRIBE,
@@ -31,7 +31,7 @@ from fedmpt_core.conditions.stages import (
     Asking,
     DiscoveryConfig,
     DiscoveryError,
-    Found,
+    Proposed,
     choose,
     generate,
 )
@@ -83,7 +83,7 @@ def discover(
             f"budget={config.budget} and {len(classes)} classes give one label set, with which the scorer can compare "
             "nothing: allow a --budget of 2 or more, and give at least 3 classes"
         )
-    identity = model.identity().to_dict()
+    identity = model.identity()
     words = lexicon and {"name": lexicon.name, "digest": lexicon.digest}
     whom = {k: v for k, v in identity.items() if k != "device"}  # a broken run may go on elsewhere
     asked = [whom, list(classes), config.asked(), words, PROMPTS[config.method], sets]
@@ -95,6 +95,9 @@ def discover(
         else:
             chosen = generate(asking, classes, sets, backbone)
         records = journal.records()
+    for record in records:  # an answer of a later stage is about all labels
+        if record["stage"] in PER_SET:
+            record["labels"] = [classes[c] for c in sets[record["number"]]]
     most_cosine = MOST_COSINE[backbone.is_stand_in] if config.most_cosine is None else config.most_cosine
     ranking = _ranked(chosen, classes, config, backbone, most_cosine)
     kept = [c.condition for c in ranking if c.kept]
@@ -125,8 +128,8 @@ def discover(
             "method": config.method,
             "settings": settings,
             "prompts": PROMPTS[config.method],
-            "answers": packed([_with_labels(record, sets, classes) for record in records]),
-            "ranking": [_rounded(c) for c in ranking],
+            "answers": packed(records),
+            "ranking": [{k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(c).items()} for c in ranking],
             "counts": [c.facts() for c in counts] or None,
             "note": "Found by `fedmpt conditions discover`"
             + (" from class names and the sites' noisy counts." if counts else " from class names alone."),
@@ -151,7 +154,7 @@ def write_list(content: dict[str, Any], path: Path) -> None:
 
 
 def _ranked(
-    chosen: Found, classes: Sequence[str], config: DiscoveryConfig, backbone: Backbone, most_cosine: float
+    chosen: Proposed, classes: Sequence[str], config: DiscoveryConfig, backbone: Backbone, most_cosine: float
 ) -> tuple[Candidate, ...]:
     abstract = [k for k, c in enumerate(chosen.candidates) if not names_a_class(c, classes)]
     usable = [k for k in abstract if readable(backbone, chosen.candidates[k])]
@@ -176,14 +179,3 @@ def _ranked(
         most_cosine=most_cosine,
         visual=visual,
     )
-
-
-def _with_labels(record: dict[str, Any], sets: Sequence[LabelSet], classes: Sequence[str]) -> dict[str, Any]:
-    """An answer with the labels that it is about; those of the later stages are about all."""
-    if record["stage"] not in PER_SET:
-        return record
-    return {**record, "labels": [classes[c] for c in sets[record["number"]]]}
-
-
-def _rounded(candidate: Candidate) -> dict[str, Any]:
-    return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(candidate).items()}

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from fedmpt_core.common.files import LineFile
 from fedmpt_core.conditions.answers import Answer
-from fedmpt_core.config.provenance import check_answers
+from fedmpt_core.config.provenance import Answered, check_form
 
 SCHEMA_VERSION = 1
 MOST_PLAIN = 60_000  # characters of JSON; more are compressed
@@ -74,7 +74,7 @@ class Journal:
         self._write(*({"stage": stage, "number": n, "answer": a.text, "cut": a.cut} for n, a in new))
         self._answers |= {(stage, n): a for n, a in new}
 
-    def records(self) -> list[dict[str, object]]:
+    def records(self) -> list[dict[str, Any]]:
         """All answers, by stage and number."""
         return [
             {"stage": stage, "number": number, "answer": answer.text, "cut": answer.cut}
@@ -89,7 +89,11 @@ class Journal:
             try:
                 row = json.loads(line)
                 if number == 1:
-                    self._check(row["schema"], row["run"])
+                    if (row["schema"], row["run"]) != (SCHEMA_VERSION, self._run):
+                        raise JournalError(
+                            f"{self._path}: holds the answers of another run (model, classes, prompts or settings "
+                            "differ): repeat that run's arguments to go on with it, name another file, or remove it"
+                        )
                     continue
                 key = str(row["stage"]), int(row["number"])
                 self._answers[key] = Answer(str(row["answer"]), bool(row["cut"]))
@@ -103,13 +107,6 @@ class Journal:
         if not lines:
             self._write(header)
 
-    def _check(self, schema: object, run: object) -> None:
-        if schema != SCHEMA_VERSION or run != self._run:
-            raise JournalError(
-                f"{self._path}: holds the answers of another run (model, classes, prompts or settings differ): "
-                "repeat that run's arguments to go on with it, name another file, or remove it"
-            )
-
     def _write(self, *lines: dict[str, object]) -> None:
         try:
             self._file.append(*lines)
@@ -117,7 +114,7 @@ class Journal:
             raise JournalError(f"{self._path}: cannot be written ({error.strerror}): the run can go on later") from None
 
 
-def packed(records: Sequence[dict[str, object]]) -> dict[str, Any]:
+def packed(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Raw answers for a list: plain, compressed when they are long, or their SHA-256 alone when even that is long."""
     text = json.dumps(records, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -143,5 +140,5 @@ def unpacked(answers: dict[str, Any]) -> list[dict[str, Any]] | None:
             return None
         case form:
             raise ValueError(f"raw answers of form {form!r} are not known to this release")
-    check_answers("the list", records)
+    check_form(list[Answered], "the list: raw answers", records)
     return records

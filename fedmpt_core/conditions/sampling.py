@@ -42,7 +42,12 @@ def label_sets(classes: int, budget: int, seed: int, weights: np.ndarray | None 
     if not 1 <= budget <= MOST_SETS:
         raise ValueError(f"budget={budget} is out of range: allowed is [1, {MOST_SETS}]")
     if weights is not None:
-        _check_weights(weights, classes)
+        if weights.shape != (classes, classes) or not np.isfinite(weights).all() or (weights < 0).any():
+            raise ValueError(
+                f"weights has shape {weights.shape}: give ({classes}, {classes}) finite numbers, at least 0"
+            )
+        if (weights != weights.T).any():
+            raise ValueError("weights is not symmetric: a pair has one weight")
     rng = np.random.default_rng(seed)
     triples = min(int(TRIPLES * budget), comb(classes, 3))
     pairs = min(budget - triples, comb(classes, 2))
@@ -52,13 +57,6 @@ def label_sets(classes: int, budget: int, seed: int, weights: np.ndarray | None 
     known = set(wanted)
     chosen = wanted + [p for p in balanced if p not in known][: pairs - len(wanted)]
     return (*chosen, *_triples(classes, triples, rng, weights))
-
-
-def _check_weights(weights: np.ndarray, classes: int) -> None:
-    if weights.shape != (classes, classes) or not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(f"weights has shape {weights.shape}: give ({classes}, {classes}) finite numbers, at least 0")
-    if (weights != weights.T).any():
-        raise ValueError("weights is not symmetric: a pair has one weight")
 
 
 def _balanced_pairs(classes: int, rng: np.random.Generator) -> Iterator[LabelSet]:

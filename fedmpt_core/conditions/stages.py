@@ -101,7 +101,7 @@ class DiscoveryConfig:
 
 
 @dataclass(frozen=True)
-class Found:
+class Proposed:
     """Candidates before they are ranked: (M, K) `strength`, and `facts` on how it went."""
 
     candidates: tuple[str, ...]
@@ -146,7 +146,7 @@ class Asking:
         return self.each(stage, len(prompts), config.batch_size, ask)
 
 
-def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lexicon: Lexicon) -> Found:
+def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lexicon: Lexicon) -> Proposed:
     """The lexicon's conditions, with how firmly each label set decides them."""
     values = [value for of_one in lexicon.values.values() for value in of_one]
 
@@ -170,10 +170,10 @@ def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lex
             "follows from the labels: take another model, another lexicon, or a larger --budget"
         )
     facts = {"label_sets": len(sets), "candidates_ranked": len(lexicon.values)}
-    return Found(tuple(lexicon.values), strength, facts)
+    return Proposed(tuple(lexicon.values), strength, facts)
 
 
-def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], backbone: Backbone) -> Found:
+def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], backbone: Backbone) -> Proposed:
     """The model's own candidates, with how close each of its sentences is to them."""
     config = asking.config
     named = [[classes[c] for c in labels] for labels in sets]
@@ -212,7 +212,7 @@ def generate(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], b
         "candidates_from": "the model's merge" if enough else "votes of the portions",
         "candidates_ranked": len(usable),
     }
-    return Found(tuple(usable), strength.double().cpu().numpy(), facts)
+    return Proposed(tuple(usable), strength.double().cpu().numpy(), facts)
 
 
 def _check_sentences(

@@ -84,9 +84,15 @@ class _Plain(GenerateJsonSchema):
         return values if values.get("default", "") is not None else self.generate_inner(schema["schema"])
 
 
+@functools.cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Making one takes longer than all checks, and a site's guard reads its files for every answer."""
+    return TypeAdapter(kind)
+
+
 def json_schema(kind: type) -> dict[str, Any]:
     """JSON Schema of a configuration class: every key with its type, bounds, default and description."""
-    return TypeAdapter(kind).json_schema(schema_generator=_Plain)
+    return adapter(kind).json_schema(schema_generator=_Plain)
 
 
 def sentences(kind: type, error: ValidationError) -> list[str]:
@@ -112,7 +118,9 @@ def _sentence(schema: dict[str, Any], problem: Any) -> str:
             where = f"[{'.'.join(_steps(place))}] " if place else ""
             return f"{where}{problem['ctx']['error']}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"{given} is out of range: allowed is {_range(node)}"
+            low = f"[{node['minimum']:g}" if "minimum" in node else f"({node.get('exclusiveMinimum', -math.inf):g}"
+            high = f"{node['maximum']:g}]" if "maximum" in node else f"{node.get('exclusiveMaximum', math.inf):g})"
+            return f"{given} is out of range: allowed is {low}, {high}"
         case "too_short" | "too_long":
             most = f" to {node['maxItems']}" if "maxItems" in node else " or more"
             return f"{section}{key} has {problem['ctx']['actual_length']} entries: give {node['minItems']}{most}"
@@ -143,12 +151,6 @@ def _node(schema: dict[str, Any], place: list[Any]) -> dict[str, Any]:
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     return node
-
-
-def _range(node: dict[str, Any]) -> str:
-    low = f"[{node['minimum']:g}" if "minimum" in node else f"({node.get('exclusiveMinimum', -math.inf):g}"
-    high = f"{node['maximum']:g}]" if "maximum" in node else f"{node.get('exclusiveMaximum', math.inf):g})"
-    return f"{low}, {high}"
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.canonical import canonical_digest
-from fedmpt_core.config.provenance import check_provenance
+from fedmpt_core.config.provenance import Provenance, check_form
 
 SCHEMA_VERSION = 2
 _LEXICON = "lexicon.json"  # lies in the same folder and is no list
@@ -155,7 +155,7 @@ def _parse(origin: str, text: str) -> dict[str, Any]:
         expected = ", ".join(sorted(_PROVENANCE_OF[schema]))
         raise ValueError(f"{origin}: provenance must have exactly {expected}; use null for none")
     if schema > 1:
-        check_provenance(origin, provenance)
+        check_form(Provenance, f"{origin}: provenance", provenance)
     elif not isinstance(provenance["note"], str | None):
         raise ValueError(f"{origin}: provenance.note={provenance['note']!r}: give words, or null for none")
     return content

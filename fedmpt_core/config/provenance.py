@@ -6,10 +6,11 @@ Further keys are allowed: settings differ by method, and the digest covers them 
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+
+from fedmpt_core.config.checks import adapter
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _Provenance:
+class Provenance:
+    """What a discovered list says of itself."""
+
     model: _Model
     method: Literal["generate", "score"]
     settings: _Settings
@@ -65,19 +68,10 @@ class Answered:
     cut: bool
 
 
-def check_provenance(origin: str, provenance: dict[str, Any]) -> None:
-    """Raises ValueError, naming `origin` and the key, unless it has the form of a discovery."""
-    _check(_Provenance, f"{origin}: provenance", provenance)
-
-
-def check_answers(origin: str, answers: Any) -> None:
-    """Raises ValueError, naming `origin`, unless these are raw answers."""
-    _check(list[Answered], f"{origin}: raw answers", answers)
-
-
-def _check(kind: Any, what: str, value: Any) -> None:
+def check_form(kind: Any, what: str, value: Any) -> None:
+    """Raises ValueError, naming `what` and the key, unless the value has the form of `kind`."""
     try:
-        _adapter(kind).validate_json(json.dumps(value), strict=True)
+        adapter(kind).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))
@@ -85,8 +79,3 @@ def _check(kind: Any, what: str, value: Any) -> None:
             f"{what}{f'.{key}' if key else ''}: {first['msg'].lower()}: this is not what `fedmpt conditions discover` "
             "writes; find the list again, or take the words alone: conditions = [...] in the job"
         ) from None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)

@@ -7,13 +7,12 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from fedmpt_core.config.checks import json_schema, sentences
+from fedmpt_core.config.checks import adapter, json_schema, sentences
 from fedmpt_core.config.condition_lists import load_conditions
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import ServerConfig, SiteConfig
@@ -45,7 +44,7 @@ def load_job(path: str | Path, *, seed: int | None = None) -> JobConfig:
         ('demo', 1, 5, ('color', 'background', 'pose'))
     """
     path = Path(path)
-    values = _read(path)
+    values = read_toml(path)
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("conditions"), str):
         name = model["conditions"]
@@ -84,16 +83,19 @@ def load_site(path: str | Path, name: str) -> SiteConfig:
         ConfigError: a sentence per problem.
     """
     path = Path(path)
-    values = _read(path)
+    values = read_toml(path)
     if "sites" in values:
-        return load_sites(path)[name] if name in load_sites(path) else _no_site(path, name)
+        sites = load_sites(path)
+        if name not in sites:
+            raise ConfigError(f"{path}: no table [sites.{name}]: the file must name every simulated site")
+        return sites[name]
     return _absolute(build(SiteConfig, values, str(path)), path.parent)
 
 
 def load_server(path: str | Path) -> ServerConfig:
     """Read a server's own settings. Raises ConfigError."""
     path = Path(path)
-    server = build(ServerConfig, _read(path), str(path))
+    server = build(ServerConfig, read_toml(path), str(path))
     place = str((path.parent / Path(server.checkpoints).expanduser()).absolute()) if server.checkpoints else ""
     return dataclasses.replace(server, checkpoints=place)
 
@@ -108,7 +110,7 @@ def load_sites(path: str | Path) -> dict[str, SiteConfig]:
         ConfigError: a sentence per problem.
     """
     path = Path(path)
-    values = _read(path)
+    values = read_toml(path)
     unknown = set(values) - {"defaults", "sites"}
     if unknown:
         raise ConfigError(
@@ -148,17 +150,20 @@ def schema() -> dict[str, Any]:
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "FedMPT job"} | values
 
 
-def _no_site(path: Path, name: str) -> SiteConfig:
-    raise ConfigError(f"{path}: no table [sites.{name}]: the file must name every simulated site")
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """A text file, without the mark that some editors put first. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+        raise ConfigError(f"{path}: cannot be read as text ({error})") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError."""
+    try:
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
 
@@ -182,17 +187,11 @@ def _absolute(site: SiteConfig, folder: Path) -> SiteConfig:
     return dataclasses.replace(site, data=data, privacy=privacy, secagg=secagg, cache_dir=place(site.cache_dir))
 
 
-@cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    """Making one takes longer than all checks, and a site's guard reads its files for every answer."""
-    return TypeAdapter(kind)
-
-
 def build(kind: type[T], values: Mapping[str, Any], origin: str) -> T:
     """A configuration class from plain values, strictly. Raises ConfigError, a sentence per problem."""
     try:
         # JSON mode: strict about types, yet arrays become tuples
-        return _adapter(kind).validate_json(json.dumps(values, allow_nan=False, default=str))
+        return adapter(kind).validate_json(json.dumps(values, allow_nan=False, default=str))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {sentence}" for sentence in sentences(kind, error))) from None
     except ValueError as error:

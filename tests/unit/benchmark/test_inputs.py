@@ -58,7 +58,7 @@ def test_every_method_gets_as_many_trials_and_validation_alone_decides(inputs: B
         ("methods.toml", "[coop]\nscale = 1.0", r"\[coop\] takes the tables model, training, privacy"),
         ("methods.toml", "[coop.model]\nreg = 0.5", "method='coop' has no reg"),
         ("methods.toml", "[coop.loss]\nmargin = 0.5", r"\[coop\] takes the tables"),
-        ("methods.toml", "coop = [", "cannot be read as TOML"),
+        ("methods.toml", "coop = [", "is not TOML"),
         ("grid.toml", "[coop]\nlearning_rate = [1.0]", "'learning_rate'"),
         ("grid.toml", '[coop]\n"training.learning_rate" = 1.0', "write"),
         ("site.toml", "[sites]", "no .sites.NAME. table"),

