@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.config.job import ModelConfig
@@ -92,7 +91,7 @@ class TunedModel(nn.Module, abc.ABC):
         """
         features = self.encoded_prompts()
         # Half precision is widened first: the head is float32.
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        return nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, always in the same order."""

@@ -114,7 +114,7 @@ class FedMPTExecutor(Executor):
                 self._secure = MaskedUpdates(
                     self._config,
                     site_config(fl_ctx),
-                    site_name(fl_ctx),
+                    name=site_name(fl_ctx),
                     run_id=self._run_id,
                     kit=start_up_kit(fl_ctx),
                     layout=ParameterLayout.from_json(fields["layout"]),

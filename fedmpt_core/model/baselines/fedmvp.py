@@ -14,7 +14,6 @@ picture.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmpt_core.model.base import Prediction
@@ -50,7 +49,7 @@ class VisualPrompt(nn.Module):
         """(..., P, D) patches of any length and (T, D) texts -> (..., P, D)."""
         picture = unit_mean_square(patches.mean(-2)).unsqueeze(-2)  # (...,1,D)
         seen = self.attention(picture, texts)
-        inner = F.relu(per_record(self.down, seen).mT + self.down_bias)  # (...,1,S)
+        inner = torch.relu(per_record(self.down, seen).mT + self.down_bias)  # (...,1,S)
         prompt = per_record(self.up, inner).mT + self.up_bias  # (...,1,D)
         return unit_mean_square(patches) + self._ratio * prompt
 

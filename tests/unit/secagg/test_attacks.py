@@ -456,7 +456,7 @@ class Sites:
             name: MaskedUpdates(
                 job,
                 SiteConfig(DataConfig("scenes"), POLICY, SiteSecAggConfig(state=str(folder / name))),
-                name,
+                name=name,
                 run_id="run-1",
                 kit=None,
                 layout=LAYOUT,

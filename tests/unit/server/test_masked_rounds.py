@@ -74,7 +74,7 @@ class Site:
         self.secure = MaskedUpdates(
             job,
             site,
-            name,
+            name=name,
             run_id=run_id,
             kit=None,
             layout=LAYOUT,
