@@ -3,7 +3,8 @@
 Reported is the privacy loss distribution of dp-accounting (PLD; Doroshenko et al. 2022, arXiv 2207.04380): an upper
 bound that composes mechanisms, never epsilons. The neighbours differ by adding or removing one record, or one unit
 where the unit is larger. Opacus' PRV accountant (Gopi et al. 2021, arXiv 2106.02848) is the cross-check. It must never
-report less than was spent: what cannot be computed is an `AccountingError`, not a number.
+report less than was spent: what cannot be computed is an `AccountingError`, not a number. Sites price a job while a
+server waits, so a history that would take dp-accounting longer than a second is composed by `grid`: the same bound.
 
 dp-accounting and numpy are imported where they are used and torch only by `cross_checked`: a FLARE parent process holds
 this module, and who looks at an unused ledger needs none of them.
@@ -22,13 +23,19 @@ from fedmpt_core.common.release import named
 if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
+    from fedmpt_core.privacy.accounting.grid import Loss, Pair
+
 AGREEMENT = 0.02  # PRV adds its own error bound of 0.01 and rounds delta; honest runs are 0.010 to 0.015 apart
 LARGEST = 200.0  # chosen: beyond it nothing is protected, and both accountants need gigabytes
 SMALLEST_NOISE = 1e-3
 ROUNDING = 1e-15  # of delta, kept back for each step and 100 more: ten times the worst against the closed form
 TOLERANCE = 5e-4  # how much of epsilon the grid may cost
 MOST_POINTS = 1_000_000  # grid points of one step's distribution; a coarser grid is looser, never lower
+LIBRARY_WORK = 60_000  # grid points of all kinds, and 2,000 for each, that dp-accounting composes in under a second
+OWN_POINTS = 400_000  # of all kinds, that `grid` composes in a second; a coarser grid keeps to them
+OWN_WORK = 30_000_000  # kinds times points of its window
 PRV_MOST_POINTS = 10_000_000
+RDP_WORK = 1500  # kinds times orders; fewer orders are looser, never lower
 MOST_STEPS = 1_000_000  # sampled ones; PLD asked for 9 GB for 100 million
 ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024)  # whole orders only: the fractional ones may not converge
 
@@ -90,7 +97,8 @@ def epsilon(history: Iterable[Steps], delta: float) -> float:
         delta: in (0, 1).
 
     Returns:
-        An upper bound, at least 0, and about 0.0005 above the exact value.
+        An upper bound, at least 0, and about 0.0005 above the exact value; for hundreds of kinds of steps, or a rate
+            so small that the grid is very fine, up to 0.005 or 0.2 percent above it, whichever is more.
 
     Raises:
         ValueError: delta outside its range.
@@ -99,7 +107,7 @@ def epsilon(history: Iterable[Steps], delta: float) -> float:
             steps and 100 more, or dp-accounting fails.
 
     Guarantees: the grid rounds towards more loss, and a part of delta is kept back for floating point. More steps never
-        lower it by more than 0.0005, the freedom of the grid.
+        lower it by more than what the grid may add.
 
     Edge cases: no step at all -> 0.0; sample_rate 1 -> one Gaussian mechanism with 1/noise^2 added up, which is exact.
 
@@ -189,8 +197,11 @@ def privacy_profile(history: Iterable[Steps], epsilons: Sequence[float]) -> list
     kinds = _merged(history)
     if not kinds:
         return [0.0] * len(epsilons)
-    loss = _loss(kinds, 100 * _rounding(kinds), False)
-    return [min(1.0, float(loss.get_delta_for_epsilon(float(e))) + _rounding(kinds)) for e in epsilons]
+    losses = _losses(kinds, 100 * _rounding(kinds), False)
+    return [
+        min(1.0, max(float(loss.get_delta_for_epsilon(float(e))) for loss in losses) + _rounding(kinds))
+        for e in epsilons
+    ]
 
 
 def is_real(value: float) -> bool:
@@ -239,7 +250,7 @@ def _epsilon(kinds: tuple[Kind, ...], delta: float, replace: bool) -> float:
         raise AccountingError(
             f"delta={delta:g} is below {100 * kept:.2g}, the least that floating point allows after {_in_words(kinds)}"
         )
-    value = float(_loss(kinds, delta, replace).get_epsilon_for_delta(delta - kept))
+    value = max(float(loss.get_epsilon_for_delta(delta - kept)) for loss in _losses(kinds, delta, replace))
     if not math.isfinite(value):
         raise AccountingError(f"{named('dp-accounting')} finds no epsilon for {_in_words(kinds)} at delta={delta:g}")
     return value
@@ -250,28 +261,63 @@ def _rounding(kinds: tuple[Kind, ...]) -> float:
     return ROUNDING * (100 + sum(count for _, _, count in kinds))
 
 
-def _loss(kinds: tuple[Kind, ...], delta: float, replace: bool) -> "PrivacyLossDistribution":
-    """The composed privacy loss, on a grid as fine as `TOLERANCE` asks for."""
-    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
-    from dp_accounting.privacy_accountant import NeighboringRelation
-
-    interval = _interval(kinds, delta)
-    neighbours = NeighboringRelation.REPLACE_ONE if replace else NeighboringRelation.ADD_OR_REMOVE_ONE
-
-    def composed(q: float, noise: float, count: int) -> "PrivacyLossDistribution":
-        one = from_gaussian_mechanism(
-            noise, value_discretization_interval=interval, sampling_prob=q, neighboring_relation=neighbours
-        )
-        return one.self_compose(count)
-
+def _losses(kinds: tuple[Kind, ...], delta: float, replace: bool) -> "Sequence[PrivacyLossDistribution | Loss]":
+    """The composed privacy loss, one for each direction or one for both, on a grid as fine as time allows."""
+    grid = grid_of(kinds, delta, replace)
     try:
-        return reduce(lambda total, some: total.compose(some), (composed(*kind) for kind in kinds))
+        return [_by_library(kinds, grid, replace)] if grid.library else _by_grid(kinds, grid, replace)
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise AccountingError(f"{named('dp-accounting')} fails on {_in_words(kinds)}: {error}") from error
 
 
-def _interval(kinds: tuple[Kind, ...], delta: float) -> float:
-    """Grid of the privacy loss for an error of about `TOLERANCE`.
+def _by_library(kinds: tuple[Kind, ...], grid: "Grid", replace: bool) -> "PrivacyLossDistribution":
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+    from dp_accounting.privacy_accountant import NeighboringRelation
+
+    neighbours = NeighboringRelation.REPLACE_ONE if replace else NeighboringRelation.ADD_OR_REMOVE_ONE
+
+    def composed(q: float, noise: float, count: int) -> "PrivacyLossDistribution":
+        one = from_gaussian_mechanism(
+            noise, value_discretization_interval=grid.interval, sampling_prob=q, neighboring_relation=neighbours
+        )
+        return one.self_compose(count)
+
+    return reduce(lambda total, some: total.compose(some), (composed(*kind) for kind in kinds))
+
+
+def _by_grid(kinds: tuple[Kind, ...], grid: "Grid", replace: bool) -> "list[Loss]":
+    from fedmpt_core.privacy.accounting.grid import composed, one_step
+
+    return [
+        composed([(one_step(q, noise, pair, grid.interval), count) for q, noise, count in kinds], grid.spread)
+        for pair in _pairs(replace)
+    ]
+
+
+def _pairs(replace: bool) -> "tuple[Pair, ...]":
+    return ("replace",) if replace else ("remove", "add")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a history's privacy loss is worked out, and so how long it takes.
+
+    Attributes:
+        interval: between grid points.
+        points: of all kinds of steps, one direction.
+        spread: standard deviation of the composed loss, roughly.
+        library: whether dp-accounting composes it; else `grid` does.
+    """
+
+    interval: float
+    points: int
+    spread: float
+    library: bool
+
+
+def grid_of(kinds: tuple[Kind, ...], delta: float, replace: bool = False) -> Grid:
+    """The grid of (sample rate, noise multiplier, count) without repeats: fine enough for `TOLERANCE` where that takes
+    a second or less, else as fine as that. Raises AccountingError where no grid serves.
 
     A grid of width h adds h^2/6 to the variance of a step's loss. A sum of T steps that spreads by s has epsilon near
     mean + z s, so epsilon grows by z T h^2 / (12 s) (within 10 % of what was measured).
@@ -290,19 +336,28 @@ def _interval(kinds: tuple[Kind, ...], delta: float) -> float:
         raise AccountingError(
             f"{_in_words(kinds)} have an expected loss of {mean:.3g}, {LARGEST:g} is the most: add noise"
         )
-    fine = math.sqrt(12 * max(spread, 1e-6) * TOLERANCE / (z * sum(counts)))
-    return max(min(fine, max(1e-3, max(reaches) / 1e5)), max(reaches) / MOST_POINTS)
+    spread = max(spread, 1e-6)
+    fine = math.sqrt(12 * spread * TOLERANCE / (z * sum(counts)))
+    interval = max(min(fine, max(1e-3, max(reaches) / 1e5)), max(reaches) / MOST_POINTS)
+    from fedmpt_core.privacy.accounting.grid import points
+
+    total = sum(points(q, noise, pair, interval) for q, noise, _ in kinds for pair in _pairs(replace)[:1])
+    if total + 2000 * len(kinds) <= LIBRARY_WORK:
+        return Grid(interval, total, spread, True)
+    window = (2 * (z + 8) * spread + max(reaches)) / interval
+    coarser = max(1.0, total / OWN_POINTS, len(kinds) * window / OWN_WORK)
+    return Grid(interval * coarser, math.ceil(total / coarser), spread, False)
 
 
 @lru_cache(maxsize=256)
 def _moments(q: float, noise: float) -> tuple[float, float, float]:
     """Mean and variance of a step's privacy loss when the record is there, and the largest loss that matters.
 
-    By the trapezoid rule over ten standard deviations of the noise.
+    By the trapezoid rule, which is exact for normal densities, over ten standard deviations of the noise.
     """
     import numpy as np
 
-    x = np.linspace(-10 * noise, 1 + 10 * noise, 20_001)
+    x = np.linspace(-10 * noise, 1 + 10 * noise, 2001)
     with np.errstate(under="ignore", over="ignore"):
         density = (1 - q) * np.exp(-((x / noise) ** 2) / 2) + q * np.exp(-(((x - 1) / noise) ** 2) / 2)
     density /= density.sum()
@@ -342,7 +397,7 @@ def _rdp(kinds: tuple[Kind, ...], delta: float) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(ORDERS)
+    accountant = RdpAccountant(ORDERS[:: math.ceil(len(ORDERS) * len(kinds) / RDP_WORK)])
     for q, noise, count in kinds:
         accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(noise)), count)
     return float(accountant.get_epsilon(delta))

@@ -223,18 +223,23 @@ class Ledger:
             round: from 1.
             attempt: from 0.
             details: what the accountant needs; reals become decimal strings (`repr`), so that hashes are stable.
-            admit: called with the genesis and all reservations so far while nobody else can add one; raises to refuse.
-                It must not use the ledger itself.
+            admit: called with the genesis and all reservations so far, while the ledger is free for others: pricing
+                takes time. It raises to refuse. Where somebody else was charged meanwhile it is called again.
 
         Raises:
             LedgerError: damage, a lock held for too long, a clock behind the last entry, or a disk that refuses.
             Exception: whatever `admit` raised; nothing was written then.
         """
         plain = plain_details(details, "details")
-        with self._writing() as file:
-            admit((self._chain.entries[0], *self._chain.reserves.values()))
-            fields = {"kind": "reserve", "job": job, "round": round, "attempt": attempt, "details": plain}
-            return self._append(file, fields)
+        fields = {"kind": "reserve", "job": job, "round": round, "attempt": attempt, "details": plain}
+        admitted = 0
+        while True:
+            with self._writing() as file:
+                charged = (self._chain.entries[0], *self._chain.reserves.values())
+                if len(charged) == admitted:
+                    return self._append(file, fields)
+            admit(charged)
+            admitted = len(charged)
 
     def commit(self, reservation: Entry, *, release: str) -> Entry:
         """Records which bytes a reserved round released.

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -22,8 +23,11 @@ from fedmpt_core.privacy.accounting.epsilon import (
     Steps,
     cross_checked,
     epsilon,
+    grid_of,
     privacy_profile,
+    replace_one,
 )
+from fedmpt_core.privacy.accounting.grid import Pair, composed, one_step
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -150,6 +154,73 @@ def test_two_accountants_agree_on_random_histories(count: int, seed: int) -> Non
     assert all(abs(e.pld - e.prv) <= AGREEMENT for e in found)
     assert all(e.rdp >= e.pld - 1e-3 and e.replace_one >= e.pld - 1e-3 for e in found)
     assert min(e.pld for e in found) < 0.1 and max(e.pld for e in found) > 10
+
+
+def by_grid(history: list[Steps], delta: float, interval: float, pairs: tuple[Pair, ...]) -> float:
+    spread = max(1e-3, math.sqrt(sum(s.count * (s.sample_rate / s.noise_multiplier) ** 2 for s in history)))
+    losses = [
+        composed([(one_step(s.sample_rate, s.noise_multiplier, pair, interval), s.count) for s in history], spread)
+        for pair in pairs
+    ]
+    assert all(abs(loss.get_delta_for_epsilon(loss.get_epsilon_for_delta(delta)) / delta - 1) < 1e-9 for loss in losses)
+    return max(loss.get_epsilon_for_delta(delta) for loss in losses)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-6])
+@pytest.mark.parametrize(
+    "history",
+    [
+        [Steps(0.032, 1.0, 320)],
+        [Steps(0.1, 0.5, 1000)],
+        [Steps(0.5, 5.0, 200)],
+        [Steps(256 / 60000, 1.1, 14040)],
+        [Steps(0.1, 0.15, 1)],
+        [Steps(1.0, 0.4, 3)],
+        [Steps(1.0, 20.0, 4), Steps(0.05, 1.3, 60), Steps(0.01, 0.9, 100)],
+    ],
+)
+def test_the_fast_accountant_is_the_library_to_the_last_digits(history: list[Steps], delta: float) -> None:
+    parts = [
+        from_gaussian_mechanism(s.noise_multiplier, sampling_prob=s.sample_rate, value_discretization_interval=2e-3)
+        for s in history
+    ]
+    whole = reduce(lambda a, b: a.compose(b), (p.self_compose(s.count) for p, s in zip(parts, history, strict=True)))
+    slow = whole.get_epsilon_for_delta(delta)
+    assert by_grid(history, delta, 2e-3, ("remove", "add")) == pytest.approx(slow, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "noise", "count"), [(0.032, 1.0, 320), (0.1, 0.5, 1000), (0.5, 5.0, 200)])
+def test_the_fast_accountant_replaces_a_record_as_the_library_does(rate: float, noise: float, count: int) -> None:
+    history = [Steps(rate, noise, count)]
+    assert by_grid(history, 1e-5, 1e-3, ("replace",)) == pytest.approx(replace_one(history, 1e-5), abs=1e-3)
+
+
+@pytest.mark.parametrize("interval", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("mu", [0.3, 2.0])
+def test_the_fast_accountant_is_never_below_the_closed_form(mu: float, interval: float) -> None:
+    history = [Steps(ALMOST_ALL, math.sqrt(50) / mu, 20), Steps(1.0, math.sqrt(50) / mu, 30)]
+    assert gaussian_epsilon(mu, 1e-6) <= by_grid(history, 1e-6, interval, ("remove", "add"))
+
+
+def kinds(count: int) -> list[Steps]:
+    rng = np.random.default_rng(count)
+    return [
+        Steps(float(rng.uniform(0.005, 0.1)), float(rng.uniform(0.8, 3)), int(rng.integers(5, 100)))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("history", [kinds(200), kinds(1000), [Steps(1e-6, 0.5, 100_000)], [Steps(1e-5, 0.4, 10**6)]])
+def test_no_history_takes_more_work_than_a_second_or_two(history: list[Steps]) -> None:
+    grid = grid_of(tuple((s.sample_rate, s.noise_multiplier, s.count) for s in history), 1e-5)
+    assert grid.points <= (60_000 if grid.library else 400_001)
+
+
+def test_a_long_ledger_costs_what_a_fine_grid_says_and_never_less() -> None:
+    for history, finer in ((kinds(200), 1e-3), ([Steps(1e-6, 0.5, 100_000)], 1.5e-5)):
+        fast = epsilon(history, 1e-5)
+        fine = by_grid(history, 1e-5, finer, ("remove", "add"))
+        assert fine - 1e-6 <= fast <= fine + max(0.005, 0.002 * fine)
 
 
 def test_order_and_splitting_do_not_matter() -> None:
