@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedmpt_core.config.checks import Name, Once, checked
+from fedmpt_core.config.checks import Name, Once, checked, pattern
 
 
 @checked
@@ -21,6 +21,13 @@ class FederationConfig:
     weighting: Literal["equal", "records"] = "equal"
     """`equal`, or `records`: by the number of units that each site declares in its policy, or, without differential
     privacy, by its true number of records."""
+    max_movement: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Most that a round may move the global parameters, as the root mean square over all of them. The server shortens a
+    mean that would move them further, and a site refuses parameters that did. Where the optimizer, or clipping and
+    noise, allow less, that holds. Ordinary jobs stay below a tenth."""
+    min_units: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1
+    """Fewest units that a site may declare. The noise of differential privacy moves the parameters of a small site far;
+    the larger this number, the closer the bound on how far."""
     join_timeout: Annotated[int, Field(ge=1, le=604_800)] = 3600
     """Seconds for a site to start, check its data and compute missing patch features."""
     round_timeout: Annotated[int, Field(ge=1, le=604_800)] = 3600
@@ -45,3 +52,6 @@ class ResumeConfig:
     """Its name, which becomes part of a path: FLARE's job id, or `run_id` of a simulation's result."""
     round: Annotated[int, Field(ge=1, le=100_000)]
     """Its last complete round, of which the server keeps a checkpoint."""
+    state: Annotated[str, pattern("^([0-9a-f]{64})?$", "give a SHA-256 in hex, or nothing")] = ""
+    """SHA-256 of that checkpoint's parameters, so that sites take no others; the server says it. Empty: sites take what
+    so many rounds can have made of the initial ones."""

@@ -5,9 +5,10 @@ This process must never die: FLARE ends the job for every site when one job proc
 aggregation live here, so that a dead trainer costs the site its update and not its place.
 """
 
-import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
@@ -21,10 +22,12 @@ from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.site.masked_updates import MaskedUpdates
+from fedmpt_core.federation.site.states import StateRefused, States
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
+from fedmpt_flare.site.request import Request, RequestError
 from fedmpt_flare.site.trainer import Trainer, TrainerError
 from fedmpt_flare.workspace import run_folder, run_id, site_config, site_name, start_up_kit
 
@@ -40,79 +43,101 @@ class FedMPTExecutor(Executor):
     """
 
     _always_serialize_args = ("job", "release")
+    trainer: Callable[[Path], Trainer] = Trainer
+    """Makes the process that trains, from the place of its log; a test puts one here that does not."""
 
     def __init__(self, job: dict[str, Any], release: str = RELEASE) -> None:
         """Keeps the arguments and does nothing else: a job may build any class that the site allows."""
         super().__init__()
         self.job, self.release = job, release
         self._config: JobConfig | None = None
+        self._joined = False  # whether the newest join was agreed to
         self._trainer: Trainer | None = None
         self._prepared: tuple[dict[str, Any], bytes] | None = None
         self._secure: MaskedUpdates | None = None
+        self._states: States | None = None
         self._said: dict[str, Any] = {}  # fields of the update that the site may mask again
         self._run_id = ""
-        self._last: dict[str, tuple[object, bytes, Shareable]] = {}
+        self._last: dict[str, tuple[tuple[int | None, int | None], bytes, Shareable]] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Starts the trainer with the run and stops it with the run."""
         if event_type == EventType.START_RUN:
             self._run_id = run_id(fl_ctx)  # the same when the trainer is started again: its rounds are one job's
-            self._trainer = Trainer(run_folder(fl_ctx) / TRAINER_LOG)
+            self._trainer = type(self).trainer(run_folder(fl_ctx) / TRAINER_LOG)
             self._trainer.start()
         elif event_type == EventType.END_RUN and self._trainer:
             self._trainer.stop()
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Answer one task; never raises."""
-        answers: dict[str, Callable[[Shareable, FLContext, Signal], Shareable]] = {
-            tasks.JOIN: self._join,
-            tasks.ADVERTISE: lambda task, *_: self._protocol(self._masks().advertise, task),
-            tasks.CONFIRM: lambda task, *_: self._protocol(self._masks().confirm, task),
-            tasks.TRAIN: self._train,
-            tasks.CONSISTENCY: lambda task, *_: self._protocol(self._masks().consistency, task),
-            tasks.UNMASK: self._unmask,
-            tasks.VALIDATE: self._validate,
-            tasks.LEDGER: self._ledger,
-        }
-        if task_name not in answers:
-            return tasks.refusal(tasks.SITE_REFUSED, f"task '{task_name}' is not one of {', '.join(tasks.TASKS)}")
-        # FLARE sends a task again when it did not see the answer: same answer, no second training
-        step, content = _step_of(shareable), _content_of(shareable, fl_ctx)
-        last = self._last.get(task_name)
-        if last and last[:2] == (step, content):
-            return last[2]
-        if last and last[0] == step and task_name == tasks.TRAIN:
-            return tasks.refusal(tasks.SITE_REFUSED, "the same round and attempt came with other content")
+        """Answer one task; never raises, whatever came."""
         try:
-            reply = answers[task_name](shareable, fl_ctx, abort_signal)
-        except SecAggError as error:
-            return self._left(task_name, error, fl_ctx)
-        except (ConfigError, TrainerError, LayoutError) as error:
-            return self._failed(task_name, error, fl_ctx, abort_signal)
+            return self._answer(Request.read(task_name, shareable, fl_ctx, site_name(fl_ctx)), fl_ctx, abort_signal)
+        except RequestError as error:
+            with suppress(Exception):
+                self._note("a task", error, fl_ctx)
+            return tasks.refusal(tasks.SITE_REFUSED, str(error))
         except Exception as error:
             # The type only: texts of unforeseen errors can carry paths or values, and error logs travel to the
             # server.
-            self.log_error(fl_ctx, f"{task_name} failed: {type(error).__name__}", fire_event=False)
-            return tasks.refusal(
-                tasks.SITE_FAILED, f"{task_name} failed with {type(error).__name__}; see the site's log"
-            )
-        self._last[task_name] = step, content, reply
+            with suppress(Exception):
+                self.log_error(fl_ctx, f"a task failed: {type(error).__name__}", fire_event=False)
+            return tasks.refusal(tasks.SITE_FAILED, "the task failed at the site; its log says why")
+
+    def _answer(self, asked: Request, fl_ctx: FLContext, abort: Signal) -> Shareable:
+        # FLARE sends a task again when it did not see the answer: same answer, no second training
+        content = asked.content()
+        last = self._last.get(asked.task)
+        if last and last[:2] == (asked.step, content):
+            return last[2]
+        if last and last[0] == asked.step and asked.task == tasks.TRAIN:
+            raise RequestError("the same round and attempt came with other content")
+        try:
+            if asked.task == tasks.JOIN:
+                reply = self._join(asked, fl_ctx, abort)
+            else:
+                reply = self._serve(asked, self._agreed(), fl_ctx, abort)
+        except SecAggError as error:
+            return self._left(asked.task, error, fl_ctx)
+        except StateRefused as error:
+            raise RequestError(str(error)) from None
+        except (ConfigError, TrainerError, LayoutError) as error:
+            return self._failed(asked.task, error, fl_ctx, abort)
+        self._last[asked.task] = asked.step, content, reply
         return reply
 
-    def _join(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
-        self._config = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
+    def _serve(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:
+        asked.check(job)
+        steps: dict[str, Callable[[MaskedUpdates, bytes], bytes]] = {
+            tasks.ADVERTISE: MaskedUpdates.advertise,
+            tasks.CONFIRM: MaskedUpdates.confirm,
+            tasks.CONSISTENCY: MaskedUpdates.consistency,
+            tasks.UNMASK: MaskedUpdates.unmask,
+        }
+        if step := steps.get(asked.task):
+            return tasks.message(protocol=step(self._masks(), asked.protocol or b""))
+        answers = {tasks.TRAIN: self._train, tasks.VALIDATE: self._validate, tasks.LEDGER: self._ledger}
+        return answers[asked.task](asked, job, fl_ctx, abort)
+
+    def _join(self, asked: Request, fl_ctx: FLContext, abort: Signal) -> Shareable:
+        self._joined = False  # until every check has passed
+        self._last.clear()
         if self.release != RELEASE:
             raise ConfigError(f"the job was exported with fedmpt {self.release}, this site runs {RELEASE}")
-        asked, own = shareable.get_header(tasks.JOB_DIGEST), self._config.digest()
-        if asked != own:
+        job = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
+        if asked.job_digest != job.digest():
             raise ConfigError(
-                f"the server's job digest {asked} is not this site's {own}: both must run the same release"
+                f"the server's job digest {asked.job_digest!r:.70} is not this site's {job.digest()}: both must run "
+                "the same release"
             )
+        if asked.protocol is not None:
+            raise RequestError(f"{tasks.JOIN} came with a message of the protocol, which it does not have")
+        self._config = job
         fields, initial = self._ready(fl_ctx, abort)
-        if self._config.secagg.masked and self._secure is None:
+        if job.secagg.masked and self._secure is None:
             try:
                 self._secure = MaskedUpdates(
-                    self._config,
+                    job,
                     site_config(fl_ctx),
                     name=site_name(fl_ctx),
                     run_id=self._run_id,
@@ -123,61 +148,61 @@ class FedMPTExecutor(Executor):
                 )
             except SecAggError as error:
                 raise ConfigError(str(error)) from None  # may name files of the site, so it stays in its log
+        layout = ParameterLayout.from_json(fields["layout"])
+        self._states = self._secure.states if self._secure else self._states or States(job, layout, initial)
+        self._joined = True
         return tasks.message(fields=fields, vector=initial)
 
-    def _train(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
-        number, state = int(shareable.get_header(tasks.ROUND) or 0), shareable[tasks.VECTOR]
-        masked = None
-        if self._secure:
-            masked = self._secure.begin(shareable[tasks.PROTOCOL], number, state)
-        if masked:
-            return tasks.message(fields=self._said, protocol=masked)
+    def _agreed(self) -> JobConfig:
+        if not self._joined or self._config is None:
+            raise RequestError("this site has not joined the job: nothing is done before a join that it agreed to")
+        return self._config
+
+    def _train(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:
+        number, state = asked.round or 0, asked.vector or b""
+        if job.secagg.masked:
+            masked = self._masks().begin(asked.protocol or b"", number, state)
+            if masked:
+                return tasks.message(fields=self._said, protocol=masked)
+        else:
+            self._known().before(number, state)
         self._ready(fl_ctx, abort)
-        fields, update = self._ask(
-            "train",
-            state,
-            abort,
-            round=number,
-            attempt=shareable.get_header(tasks.ATTEMPT),
-            known_head=shareable[tasks.FIELDS].get(tasks.HEADS, {}).get(site_name(fl_ctx)),
-        )
+        fields, update = self._ask("train", state, abort, round=number, attempt=asked.attempt, known_head=asked.head)
         self.log_info(fl_ctx, f"round {number}: {fields['steps']} steps done")
         self._said = {tasks.PRIVACY: fields[tasks.PRIVACY]}
-        if self._secure:
-            masked = self._secure.mask(update, fields[tasks.WEIGHT], fields["metrics"])
+        if job.secagg.masked:
+            masked = self._masks().mask(update, fields[tasks.WEIGHT], fields["metrics"])
             return tasks.message(fields=self._said, protocol=masked)
         return tasks.message(fields=self._said | {tasks.WEIGHT: fields[tasks.WEIGHT]}, vector=update)
 
-    def _unmask(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
-        return tasks.message(protocol=self._masks().unmask(_for_this_site(fl_ctx)))
-
-    def _validate(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
+    def _validate(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:
+        state, fields = asked.vector or b"", {"zero_shot": asked.round == 0}
+        self._known().after(asked.round or 0, state)
         self._ready(fl_ctx, abort)
-        before_training = shareable.get_header(tasks.ROUND) == 0
-        fields = {"zero_shot": before_training}
         try:
-            answer, _ = self._ask("validate", shareable[tasks.VECTOR], abort, **fields)
+            answer, _ = self._ask("validate", state, abort, **fields)
         except TrainerError as error:
             if not error.died:
                 raise
             self._ready(fl_ctx, abort)  # costs no privacy, so a new trainer may do it again
-            answer, _ = self._ask("validate", shareable[tasks.VECTOR], abort, **fields)
+            answer, _ = self._ask("validate", state, abort, **fields)
         return tasks.message(fields=answer)
 
-    def _ledger(self, shareable: Shareable, fl_ctx: FLContext, abort: Signal) -> Shareable:
+    def _ledger(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:
         policy, kit = site_config(fl_ctx).privacy, start_up_kit(fl_ctx)
         if policy is None or not policy.share_ledger:
-            return tasks.refusal(tasks.SITE_REFUSED, "this site keeps its ledger to itself (privacy.share_ledger)")
+            raise RequestError("this site keeps its ledger to itself (privacy.share_ledger)")
         return tasks.ledger_message(*ledger_copy(policy, kit))
 
     def _masks(self) -> MaskedUpdates:
         if self._secure is None:
-            raise SecAggError(Abort.CTX_MISMATCH, "this site has not joined the job, or the job has no masks")
+            raise SecAggError(Abort.POLICY, "the job has masks, and this site's keys are not set up: nothing is sent")
         return self._secure
 
-    @staticmethod
-    def _protocol(step: Callable[[bytes], bytes], shareable: Shareable) -> Shareable:
-        return tasks.message(protocol=step(shareable[tasks.PROTOCOL]))
+    def _known(self) -> States:
+        if self._states is None:
+            raise StateRefused("this site knows no parameters of the run, so it takes none")
+        return self._states
 
     def _ready(self, fl_ctx: FLContext, abort: Signal) -> tuple[dict[str, Any], bytes]:
         """A trainer with data and model, started again when the last one died."""
@@ -250,20 +275,3 @@ class FedMPTExecutor(Executor):
         except OSError as full:
             place = f"{TRAINER_LOG} cannot be written ({full.strerror}): `fedmpt site check` says where room is missing"
         self.log_error(fl_ctx, f"{task} refused or failed; {place}", fire_event=False)
-
-
-def _step_of(shareable: Shareable) -> object:
-    return shareable.get_header(tasks.ROUND), shareable.get_header(tasks.ATTEMPT)
-
-
-def _content_of(shareable: Shareable, fl_ctx: FLContext) -> bytes:
-    """Digest of all that a task asks for."""
-    digest = hashlib.sha256(repr(sorted(shareable.get(tasks.FIELDS, {}).items())).encode())
-    for part in (shareable.get(tasks.VECTOR, b""), shareable.get(tasks.PROTOCOL, b""), _for_this_site(fl_ctx)):
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.digest()
-
-
-def _for_this_site(fl_ctx: FLContext) -> bytes:
-    peer = fl_ctx.get_peer_context()
-    return peer.get_prop(tasks.FOR_YOU, b"") if peer else b""

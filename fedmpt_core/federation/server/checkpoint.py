@@ -7,6 +7,7 @@ own. Sites keep their own ledgers; keys of secure aggregation are made anew.
 
 import json
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,21 @@ class Checkpoint:
 
     def resuming(self) -> ResumeConfig:
         """What a job says to continue this run."""
-        return ResumeConfig(self.run_id, self.round)
+        return ResumeConfig(self.run_id, self.round, self.digest())
+
+    def digest(self) -> str:
+        """SHA-256 hex of the parameters in wire bytes."""
+        return sha256(self.layout.encode(self.state)).hexdigest()
 
     def check(self, job: JobConfig) -> None:
         """Raises CheckpointError unless `job` may continue this run from this round."""
         if job.resume is None or job.resume.round != self.round:
             raise CheckpointError(
                 f"the checkpoint of run '{self.run_id}' is of round {self.round}: set resume.round = {self.round}"
+            )
+        if job.resume.state not in ("", self.digest()):
+            raise CheckpointError(
+                f"the checkpoint of run '{self.run_id}' holds other parameters: set resume.state = '{self.digest()}'"
             )
         mine, theirs = self.job.to_dict(), job.to_dict()
         differ = [name for name in SAME if mine[name] != theirs[name]]

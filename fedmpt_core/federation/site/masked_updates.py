@@ -15,6 +15,7 @@ import numpy as np
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.federation.site.latch_file import latch_path, read_latch, write_latch
+from fedmpt_core.federation.site.states import StateRefused, States
 from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.client import SecAggClient
@@ -22,8 +23,6 @@ from fedmpt_core.secagg.context import model_digest
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity
 from fedmpt_core.secagg.start_up_kit import load_identity, load_root, load_roster
-
-FLOAT32_SLACK = 1.000001  # the global parameters are float32
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,11 @@ class _Pending:
 
 
 class MaskedUpdates:
-    """One site in one masked job. Lives in the process that talks to the server, not in the one that trains."""
+    """One site in one masked job. Lives in the process that talks to the server, not in the one that trains.
+
+    Attributes:
+        states: which global parameters it takes.
+    """
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class MaskedUpdates:
             lambda latch: write_latch(path, latch),
             clock=clock,
         )
-        self._seen = (1, layout.decode(initial))  # the parameters that training round 1 starts from
+        self.states = States(job, layout, initial)
         self._asked: tuple[int, int, bytes] = (0, 0, b"")
         self._pending: _Pending | None = None
 
@@ -109,16 +112,15 @@ class MaskedUpdates:
             SecAggError: the protocol or the site's bound on parameters refuses the round.
             LayoutError: the parameters are not of the job's layout, or not finite.
         """
-        state = self._layout.decode(block)
-        digest = model_digest(self._layout.split(state))
+        digest = model_digest(self._layout.split(self._layout.decode(block)))
         masked = self._client.begin(request, digest)
         if masked is not None:
             return masked
         try:
-            self._check_bounds(round_number, state)
-        except SecAggError:
+            self.states.before(round_number, block)
+        except StateRefused as refused:
             self._client.leave()
-            raise
+            raise SecAggError(Abort.POLICY, str(refused)) from None
         self._asked = self._client.round, round_number, digest
         held = self._pending
         if held and (held.number, held.round, held.model) == self._asked:
@@ -160,23 +162,3 @@ class MaskedUpdates:
     def abort(self, error: SecAggError) -> bytes:
         """What the server is told of a refusal; may be empty."""
         return self._client.abort(error)
-
-    def _check_bounds(self, round_number: int, state: np.ndarray) -> None:
-        """Parameters move by the mean of updates that are each within the value range, so no further can they be.
-
-        Keeps a server from sending parameters made to leak (dead units, saturated gates).
-        """
-        first, last = self._job.first_round, self._job.training.rounds
-        if not first <= round_number <= last:
-            raise SecAggError(Abort.POLICY, f"training round {round_number} is not one of {first} to {last}")
-        known_round, known = self._seen
-        if round_number < known_round:
-            raise SecAggError(Abort.CTX_MISMATCH, f"training round {round_number} came after round {known_round}")
-        allowed = (round_number - known_round) * self._job.secagg.value_range * FLOAT32_SLACK
-        moved = float(np.abs(state.astype(np.float64) - known).max(initial=0.0))
-        if moved > allowed:
-            raise SecAggError(
-                Abort.POLICY,
-                f"the global parameters moved by {moved:.3g} since round {known_round}, at most {allowed:.3g} can be",
-            )
-        self._seen = round_number, state

@@ -45,7 +45,8 @@ def test_the_template_shows_every_key() -> None:
     top = {name for name in JobConfig.__dataclass_fields__ if name in shown}
     assert top == set(JobConfig.__dataclass_fields__)
     job = JobConfig("x", ("a", "b"), resume=ResumeConfig("x", 1))
-    examples = {"kind", "architecture", "weights", "conditions", "batch_size", "tracking", "metrics", "job", "round"}
+    examples = {"kind", "architecture", "weights", "conditions", "batch_size", "tracking", "metrics"}
+    examples |= {"job", "round", "state"}
     for section, values in shown.items():
         owner = getattr(job, section)
         if not isinstance(values, dict):

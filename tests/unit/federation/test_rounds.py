@@ -382,7 +382,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(checkpoints:
     assert [row["round"] for row in rounds.record.rounds] == [0, 1, 2, 3, 4]
     assert np.array_equal(rounds.state, checkpoints[-1].state)
     assert sites.trained[0].heads["a"]["seq"] == 20
-    assert rounds.record.resumed == {"job": "run-1", "round": 2}
+    assert rounds.record.resumed == {"job": "run-1", "round": 2, "state": second.digest()}
     assert [(c.run_id, c.round) for c in kept.checkpoints] == [("run-2", 3), ("run-2", 4)]
 
 
@@ -391,13 +391,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoints: list[Checkpoint]
     agreed = replace(job(rounds=4, privacy=PRIVATE), resume=first.resuming())
     for wrong, sentence in (
         (replace(agreed, resume=ResumeConfig("run-1", 2)), "is of round 1: set resume.round = 1"),
+        (replace(agreed, resume=ResumeConfig("run-1", 1, "0" * 64)), f"set resume.state = '{first.digest()}'"),
         (replace(agreed, seed=9), "was of another job: seed differ"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
             Rounds(wrong, "run-2").resume(first)
     with pytest.raises(CheckpointError, match="the job continues run 'run-1'"):
         next(begun(agreed).run(Sites()))
-    rounds = Rounds(agreed, "run-2")
+    rounds = Rounds(replace(agreed, resume=ResumeConfig("run-1", 1)), "run-2")
     rounds.resume(replace(first, layout=OTHER_LAYOUT))
     rounds.join({site: joined() for site in "abc"})
     with pytest.raises(RuntimeError, match="another layout than the sites"):

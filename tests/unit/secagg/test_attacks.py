@@ -520,7 +520,7 @@ def test_a05_a_bound_holds_from_round_to_round_and_not_backwards(
     found = Sites(tmp_path, monkeypatch)
     begin = found.sites["site-000"].begin
     assert begin(found.open(moved(2.0)), 2, LAYOUT.encode(moved(2.0))) is None
-    refused(Abort.CTX_MISMATCH, "round 1 came after round 2", begin, found.open(START, 2), 1, LAYOUT.encode(START))
+    refused(Abort.POLICY, "round 0 came after those of round 1", begin, found.open(START, 2), 1, LAYOUT.encode(START))
     refused(Abort.POLICY, "at most 0", begin, found.open(moved(1.0), 3), 2, LAYOUT.encode(moved(1.0)))
     assert begin(found.open(moved(0.0), 4), 3, LAYOUT.encode(moved(0.0))) is None
 

@@ -183,7 +183,7 @@ def job(rounds: int = 1, sites: int = 3, failures: int = 2, **changes: Any) -> J
         training=TrainingConfig(rounds=rounds),
         privacy=UNPROTECTED,
         secagg=dataclasses.replace(REHEARSED, rounding="deterministic"),
-        federation=FederationConfig(min_sites=sites, max_failed_rounds=failures),
+        federation=FederationConfig(min_sites=sites, max_failed_rounds=failures, max_movement=16.0),
         **changes,
     )
 
@@ -320,7 +320,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_fresh_keys(tmp_path: Path) -> No
     rows = second.run()
     assert [r["round"] for r in rows] == [0, 1, 2, 3, 4]
     assert second.state.tolist() == [13, 14, 15]
-    assert second.record["resumed"] == {"job": "run-1", "round": 2}
+    assert second.record["resumed"] == {"job": "run-1", "round": 2, "state": ""}
     assert load_checkpoint(tmp_path / CHECKPOINTS, "run-2").round == 4
 
 

@@ -1,41 +1,232 @@
-"""The site's half of a job where its own disk fails it: an answer all the same, and a sentence in the site's log."""
+"""The site's half of a job: what the job says decides, and an answer always comes."""
 
 import errno
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
-from fedmpt_core.config.job import JobConfig
+from fedmpt_core.config.job import JobConfig, TrainingConfig
 from fedmpt_flare import tasks
-from fedmpt_flare.site.executor import TRAINER_LOG, FedMPTExecutor
+from fedmpt_flare.site.executor import TRAINER_LOG
+from fedmpt_flare.site.request import MOST
+from tests.running_site import INITIAL, LAYOUT, RunningSite, reason, train_task
+from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
+
+MASKED = JobConfig(
+    "agreed", ("cat", "dog"), training=TrainingConfig(rounds=4, local_steps=1), privacy=UNPROTECTED, secagg=REHEARSED
+)
+PLAIN = replace(MASKED, secagg=UNMASKED)
+MESSAGE = b"FLARE-SA/1 RND1"
 
 
 @pytest.fixture
-def fl_ctx(tmp_path: Path) -> Any:
-    """A job's context at a site whose job folder is `tmp_path`."""
-    workspace = SimpleNamespace(get_run_dir=lambda job_id: str(tmp_path))
-    return SimpleNamespace(
-        get_engine=lambda: SimpleNamespace(get_workspace=lambda: workspace),
-        get_job_id=lambda: "job",
-        get_peer_context=lambda: None,
-        get_prop=lambda *_, **__: None,
-        get_identity_name=lambda *_: "site-1",
-    )
+def masked(tmp_path: Path) -> RunningSite:
+    return RunningSite(tmp_path / "masked", MASKED)
 
 
-def refused(fl_ctx: Any) -> Any:
-    """The answer to a server that has another job in mind."""
-    task = tasks.message(headers={tasks.JOB_DIGEST: "another"})
-    executor = FedMPTExecutor(JobConfig("agreed", ("cat", "dog")).to_dict())
-    return executor.execute(tasks.JOIN, task, fl_ctx, SimpleNamespace(triggered=False))  # type: ignore[arg-type]
+@pytest.fixture
+def plain(tmp_path: Path) -> RunningSite:
+    return RunningSite(tmp_path / "plain", PLAIN)
+
+
+def wrong_digest(site: RunningSite) -> Shareable:
+    return site.join("another")
+
+
+def damaged_record(site: RunningSite) -> Shareable:
+    folder = Path(site.settings.secagg.state)
+    folder.mkdir()
+    (folder / "job.json").write_text("{")
+    return site.join()
+
+
+def unreadable_record(site: RunningSite) -> Shareable:
+    (Path(site.settings.secagg.state) / "job.json").mkdir(parents=True)
+    return site.join()
+
+
+def missing_roster(site: RunningSite) -> Shareable:
+    (site.root / "startup" / "client.key").write_text("")
+    return site.join()
+
+
+def other_release(site: RunningSite) -> Shareable:
+    site.executor.release = "0.0"
+    return site.join()
+
+
+def refused_by_policy(site: RunningSite) -> Shareable:
+    from fedmpt_flare.site.trainer import TrainerError
+
+    site.trainer.refusals["prepare"] = TrainerError("no", expected=True)
+    return site.join()
+
+
+@pytest.mark.parametrize(
+    "join", [wrong_digest, damaged_record, unreadable_record, missing_roster, other_release, refused_by_policy]
+)
+@pytest.mark.parametrize("task", [t for t in tasks.TASKS if t != tasks.JOIN])
+def test_after_a_refused_join_nothing_is_done(masked: RunningSite, join: Any, task: str) -> None:
+    assert join(masked).get_return_code() in (tasks.SITE_REFUSED, tasks.SITE_FAILED)
+    for protocol in (None, MESSAGE):
+        answer = masked.ask(task, train_task(protocol=protocol), private=MESSAGE)
+        assert "has not joined" in reason(answer)
+    assert not masked.trained
+
+
+def test_a_second_join_that_is_refused_ends_what_the_first_began(plain: RunningSite) -> None:
+    assert plain.join().get_return_code() == ReturnCode.OK
+    assert plain.train().get_return_code() == ReturnCode.OK
+    wrong_digest(plain)
+    assert "has not joined" in reason(plain.train())
+    assert plain.join().get_return_code() == ReturnCode.OK
+    assert plain.train().get_return_code() == ReturnCode.OK
+
+
+def test_a_masked_job_never_gives_a_plain_update(masked: RunningSite) -> None:
+    assert masked.join().get_return_code() == ReturnCode.OK
+    for protocol in (None, "", b"", MESSAGE, b"x" * 200):
+        reason(masked.ask(tasks.TRAIN, train_task(protocol=protocol)))
+    assert not masked.trained
+
+
+@pytest.mark.parametrize("task", [tasks.JOIN, tasks.TRAIN, tasks.VALIDATE, tasks.LEDGER, tasks.ADVERTISE, tasks.UNMASK])
+def test_a_job_without_masks_takes_no_message_of_them(plain: RunningSite, task: str) -> None:
+    plain.join()
+    data = train_task(protocol=MESSAGE)
+    data.set_header(tasks.JOB_DIGEST, PLAIN.digest())
+    assert "message of" in reason(plain.ask(task, data, private=MESSAGE))
+    assert not plain.trained
+
+
+@pytest.mark.parametrize("task", [tasks.ADVERTISE, tasks.CONFIRM, tasks.CONSISTENCY, tasks.UNMASK])
+def test_a_job_without_masks_has_no_task_of_them(plain: RunningSite, task: str) -> None:
+    plain.join()
+    assert "no masks" in reason(plain.ask(task, tasks.message()))
+
+
+@pytest.mark.parametrize("job", [PLAIN, MASKED])
+@pytest.mark.parametrize("number", [0, -1, 5, 2**31, 2**200, 1.0, "1", None, True, [1], np.int64(1)])
+def test_a_round_that_the_job_does_not_have_is_not_trained(tmp_path: Path, job: JobConfig, number: Any) -> None:
+    site = RunningSite(tmp_path / "site", job)
+    site.join()
+    assert "round" in reason(site.train(number, protocol=MESSAGE if job.secagg.masked else None))
+    assert not site.trained
+
+
+@pytest.mark.parametrize("attempt", [-1, 3, 2**31, None, 0.0, True])
+def test_an_attempt_that_the_job_does_not_have_is_not_trained(plain: RunningSite, attempt: Any) -> None:
+    plain.join()
+    assert "attempt" in reason(plain.train(attempt=attempt))
+    assert not plain.trained
+
+
+@pytest.mark.parametrize(
+    "vector", [b"", LAYOUT.encode(INITIAL)[:-1], LAYOUT.encode(INITIAL)[:-4] + b"\x00\x00\xc0\x7f"]
+)
+@pytest.mark.parametrize("task", [tasks.TRAIN, tasks.VALIDATE])
+def test_parameters_that_are_none_reach_no_trainer(plain: RunningSite, vector: bytes, task: str) -> None:
+    plain.join()
+    reason(plain.ask(task, train_task(vector=vector)))
+    assert [order for order, _ in plain.trainer.orders] == ["prepare"]
+
+
+def test_the_same_task_gets_the_same_answer_and_other_content_none(plain: RunningSite) -> None:
+    plain.join()
+    assert plain.train() is plain.train()
+    data = train_task()
+    data[tasks.FIELDS][tasks.HEADS] = {"site-1": {"seq": 0, "hash": "0" * 64, "sig": ""}}
+    assert "other content" in reason(plain.ask(tasks.TRAIN, data))
+    assert plain.trained == 1
+
+
+class Hostile:
+    """Raises at every touch."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("touched")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("touched")
+
+    def __hash__(self) -> int:
+        raise RuntimeError("touched")
+
+    def __len__(self) -> int:
+        raise RuntimeError("touched")
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, 1, MOST, 2**400, np.int64(1), np.zeros(3), np.float32(1), object(), 1j, ...])
+    | st.builds(Hostile)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=50)
+    | st.sampled_from([LAYOUT.encode(INITIAL), MESSAGE, MASKED.digest(), PLAIN.digest(), bytearray(b"x")])
+)
+VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3))
+PARTS = st.dictionaries(st.sampled_from([tasks.VECTOR, tasks.PROTOCOL, tasks.FIELDS]), VALUES)
+HEADERS = st.dictionaries(st.sampled_from([tasks.ROUND, tasks.ATTEMPT, tasks.JOB_DIGEST, ReservedHeaderKey.RC]), VALUES)
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> list[RunningSite]:
+    sites = [RunningSite(tmp_path_factory.mktemp("fuzzed") / str(i), job) for i, job in enumerate((PLAIN, MASKED))]
+    for site in sites:
+        assert site.join().get_return_code() == ReturnCode.OK
+    return sites
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(tasks.TASKS) | VALUES,
+    PARTS,
+    HEADERS | VALUES,
+    VALUES,
+    st.sampled_from([{}, {tasks.HEADS: {}}]) | VALUES,
+)
+def test_whatever_comes_an_answer_goes(
+    joined: list[RunningSite], task: Any, parts: dict[str, Any], headers: Any, private: Any, fields: Any
+) -> None:
+    for site in joined:
+        data = Shareable()
+        data.update({tasks.FIELDS: fields, **parts})
+        data[ReservedHeaderKey.HEADERS] = headers
+        answer = site.ask(task, data, private)
+        assert isinstance(answer, Shareable)
+        assert answer.get_return_code() in (ReturnCode.OK, tasks.SITE_REFUSED, tasks.SITE_FAILED)
+    assert not joined[1].trained
+
+
+@pytest.mark.parametrize("head", [1, "x", {}, {"seq": 0}, {"seq": -1, "hash": "0" * 64, "sig": ""}, Hostile(), [0]])
+def test_a_ledger_head_that_is_none_is_refused(plain: RunningSite, head: Any) -> None:
+    plain.join()
+    data = train_task()
+    data[tasks.FIELDS][tasks.HEADS] = {"site-1": head}
+    assert "head" in reason(plain.ask(tasks.TRAIN, data))
+    assert not plain.trained
+
+
+def test_a_context_that_fails_is_answered_too(plain: RunningSite) -> None:
+    plain.join()
+    assert plain.executor.execute(tasks.TRAIN, train_task(), None, None).get_return_code() == tasks.SITE_FAILED  # type: ignore[arg-type]
+    assert plain.executor.execute(tasks.TRAIN, None, None, None).get_return_code() == tasks.SITE_FAILED  # type: ignore[arg-type]
 
 
 def test_a_full_disk_is_named_in_the_log_and_the_answer_given(
-    fl_ctx: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    plain: RunningSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = Path.open
 
@@ -46,17 +237,15 @@ def test_a_full_disk_is_named_in_the_log_and_the_answer_given(
 
     monkeypatch.setattr(Path, "open", full)
     with caplog.at_level(logging.ERROR):
-        answer = refused(fl_ctx)
+        answer = plain.join("another")
     assert answer.get_return_code() == tasks.SITE_REFUSED
     assert "trainer.log cannot be written (No space left on device): `fedmpt site check` says" in caplog.text
 
 
-def test_with_room_the_reason_stays_in_the_trainer_s_log(
-    fl_ctx: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_with_room_the_reason_stays_in_the_trainer_s_log(plain: RunningSite, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
-        answer = refused(fl_ctx)
+        answer = plain.join("another")
     assert answer.get_return_code() == tasks.SITE_REFUSED
     assert "the reason is in this site's trainer.log" in caplog.text
-    assert "job digest another" not in caplog.text + answer.get_header(tasks.REASON)
-    assert "job digest another" in (tmp_path / TRAINER_LOG).read_text()
+    assert "job digest 'another'" not in caplog.text + reason(answer)
+    assert "job digest 'another'" in plain.log

@@ -1,0 +1,117 @@
+"""How far one round of training can move the global parameters, from public numbers of the job alone. numpy only.
+
+Example: the demo moves its 36,870 parameters by 18 a round, `federation.max_movement` = 1 allows sqrt(36870) = 192.
+
+The server shortens a mean that is longer (`shortened`), so an honest run never passes the bound; a site refuses
+parameters that moved further (`site.states`). So a server cannot send parameters made to leak, and a site that lies
+cannot drag the others along.
+
+The bound is the least of these, all on the L2 norm over d parameters:
+
+* What the job declares: max_movement * sqrt(d). Under masks also value_range * sqrt(d), where every number is cut off.
+* Adam, where the number of steps T is public: it divides a mean of gradients by the root of a mean of their squares.
+  With the weights a_i = (1-b1) b1^(t-i) / (1-b1^t) and b_i likewise of b2, Cauchy-Schwarz gives in step t for every
+  parameter |sum a_i g_i| / sqrt(sum b_i g_i^2) <= K_t = sqrt(sum a_i^2 / b_i), whatever the gradients. A round moves
+  by at most rate * sqrt(d) * sum_t K_t.
+* SGD under differential privacy, where all that is released is clipped and noised as it stands (engine `exact`, or no
+  contexts trained; else the noise goes through the text tower, whose slope is no public number). A gradient counts in
+  all later steps: with momentum m, one that is k steps from the round's end moves by rate * c_k, c_k = 1 + ... +
+  m^(k-1). With C the clip bound, s the noise multiplier, q the sampling rate and U the least declared units:
+    signal  rate * sum(c_k) * C * B / (q U)       B units in a batch, at most: true units are taken to be at most twice
+                                                  the declared, and a binomial passes its mean by Bernstein's bound
+    noise   rate * sqrt(sum c_k^2) * s' / (q U) * (sqrt(d) + sqrt(2 L)),  s' = s C sqrt(groups) and its rounding
+            the weighted sum of independent normals is one; the norm of d of them is Lipschitz, so it passes its mean,
+            at most sqrt(d), by sqrt(2 L) with a probability of at most exp(-L) (Boucheron et al. 2013, theorem 5.6)
+    decay   rate * weight_decay * sum(c_k) * (largest norm on the way), which is at most the first norm and the movement
+  exp(-L) is `FAILURE` shared out among all sites, rounds and steps of a job, so in a whole job a mean is shortened by
+  chance with a probability of at most 2e-9.
+
+The mean of updates within a ball is within it, whatever the weights.
+"""
+
+from functools import lru_cache
+from math import cos, inf, log, pi, sqrt
+
+import numpy as np
+
+from fedmpt_core.config.job import JobConfig
+from fedmpt_core.model.vector import ParameterLayout
+
+FAILURE = 1e-9
+MOST_SITES = 1000
+TRUE_OVER_DECLARED = 2.0  # declared units are the true ones, rounded
+
+
+def largest_movement(job: JobConfig, layout: ParameterLayout, round_number: int, norm: float) -> float:
+    """Most that a round moves the global parameters.
+
+    Args:
+        job: the agreed job.
+        layout: of the d trained parameters.
+        round_number: from 1; sets the learning rate of the schedule.
+        norm: L2 norm of the parameters before the round.
+
+    Returns:
+        L2 norm, above 0, finite.
+    """
+    declared = job.federation.max_movement
+    if job.secagg.masked:
+        declared = min(declared, job.secagg.value_range)
+    contexts = any(name.startswith("contexts.") for name in layout.names)
+    return min(declared * sqrt(layout.size), _by_optimizer(job, layout.size, round_number, norm, contexts))
+
+
+def shortened(
+    update: np.ndarray, job: JobConfig, layout: ParameterLayout, round_number: int, state: np.ndarray
+) -> np.ndarray:
+    """A round's mean update, (d,) float64, brought back to the bound where it is beyond; `state` is (d,) before it."""
+    largest = largest_movement(job, layout, round_number, float(np.linalg.norm(state.astype(np.float64))))
+    length = float(np.linalg.norm(update))
+    return update if length <= largest else update * (largest / length)
+
+
+def _by_optimizer(job: JobConfig, size: int, round_number: int, norm: float, contexts: bool) -> float:
+    training, privacy = job.training, job.privacy
+    steps = job.steps_per_round if privacy.private else training.local_steps
+    if steps is None:
+        return inf  # they follow from the sites' records, which are nobody's business
+    rate = training.learning_rate * max(1.0, *training.group_rates.values(), 1.0)
+    if training.schedule == "cosine":
+        rate *= 0.5 * (1 + cos(pi * (round_number - 1) / training.rounds))
+    if training.optimizer == "adam":
+        return rate * sqrt(size) * _adam_steps(training.momentum, steps)
+    released = privacy.engine == "exact" or not contexts
+    if not privacy.private or not released or privacy.noise_multiplier is None:
+        return inf
+    plain, squared = _momentum_sums(training.momentum, steps)
+    decay = rate * training.weight_decay * plain
+    if decay >= 1:
+        return inf
+    expected = privacy.sample_rate * job.federation.min_units
+    bounds = [*privacy.group_norms.values()] or [privacy.max_grad_norm]
+    attempts = training.rounds + job.federation.max_failed_rounds
+    tail = log(MOST_SITES * attempts * steps / FAILURE)
+    mean = TRUE_OVER_DECLARED * expected
+    batch = min(mean / privacy.sample_rate, mean + tail / 3 + sqrt(tail**2 / 9 + 2 * mean * tail))
+    signal = plain * sqrt(sum(bound**2 for bound in bounds)) * batch / expected
+    grid = max(bounds) * 2.0**-20 * sqrt(size)  # rounding to it, of sum and noise, and what pays for it
+    std = privacy.noise_multiplier * sqrt(len(bounds)) * (max(bounds) + grid)
+    noise = (sqrt(squared) * std * (sqrt(size) + sqrt(2 * tail)) + plain * grid) / expected
+    return (rate * (signal + noise) + decay * norm) / (1 - decay)
+
+
+def _momentum_sums(momentum: float, steps: int) -> tuple[float, float]:
+    """Sums of c_k and of c_k^2 over k = 1..steps, c_k = (1 - m^k) / (1 - m)."""
+    rest = 1 - momentum
+    once, twice = (momentum**n * (1 - momentum ** (n * steps)) / (1 - momentum**n) for n in (1, 2))
+    return (steps - once) / rest, (steps - 2 * once + twice) / rest**2
+
+
+@lru_cache(maxsize=16)
+def _adam_steps(beta1: float, steps: int, beta2: float = 0.999) -> float:
+    """Sum of K_t over t = 1..steps."""
+    t = np.arange(1, steps + 1, dtype=np.float64)
+    ratio = beta1**2 / beta2
+    with np.errstate(over="ignore"):
+        series = t if ratio == 1 else (ratio**t - 1) / (ratio - 1)
+        return float(((1 - beta1) / (1 - beta1**t) * np.sqrt((1 - beta2**t) / (1 - beta2) * series)).sum())
