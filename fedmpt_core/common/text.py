@@ -4,10 +4,27 @@ Marking up is escaped where it is known what marks up. This is about what escapi
 that turn the reading direction, invisible characters, towers of accents, and names without an end.
 """
 
+import re
 import unicodedata
 from typing import Any
 
 MOST_TEXT = 600  # characters that are shown; chosen
+# what Unicode shows as nothing beside control and format characters (Default_Ignorable_Code_Point, Unicode 15)
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+
+
+def likeness(name: str) -> str:
+    """The form in which names are compared that people write and take for one.
+
+    Example: "Ärztin 7", in capitals, with a combining accent, a no-break space or a zero-width mark, is one name.
+
+    Returns:
+        NFC and case-folded (Unicode 15, chapter 3.13), without control, format and other invisible characters; blanks
+        are single, and none is at the ends. Possibly empty.
+    """
+    seen = "".join(c for c in _BLANK.sub("", name) if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", seen).casefold())
+    return " ".join(folded.split())
 
 
 def shown(text: Any, most: int = MOST_TEXT) -> str:

@@ -23,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedmpt_core.common.text import likeness
 from fedmpt_core.data.manifest_rows import CONTROL, SPLITS, ManifestRow, Problems, nearest
 from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture, Picture
 
@@ -136,7 +137,7 @@ def _check_rows(
         if row.split not in SPLITS:
             hint = nearest(row.split, SPLITS) or f": use {', '.join(SPLITS)}"
             problems.add(row.origin, f"split {row.split!r} is not known{hint}")
-        if grouped and not row.group:
+        if grouped and not likeness(row.group):
             problems.add(row.origin, "has no group while others have one: give every record one, or remove the column")
         if "" in row.labels:
             problems.add(row.origin, "has an empty label: remove the separator that is too many")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.text import likeness
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 """Raster formats that are opened. Others, above all those that run an interpreter (EPS), are refused."""
@@ -183,7 +184,8 @@ class Dataset:
         classes: C labels, in the order of every score vector.
         pictures: R of them.
         targets: (R, C) uint8: 1 where the record has the label, 0 where it has not, `UNKNOWN` where nobody says.
-        groups: (R,) what records belong together (a patient), or None.
+        groups: (R,) what records belong together (a patient), or None; in the form in which they are compared
+            (`likeness`).
         skipped: pictures left out because they could not be decoded; 0 unless skipping was asked for.
     """
 
@@ -211,7 +213,7 @@ class Dataset:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "pictures", tuple(self.pictures))
         object.__setattr__(self, "targets", targets.astype(np.uint8))
-        object.__setattr__(self, "groups", None if self.groups is None else tuple(self.groups))
+        object.__setattr__(self, "groups", None if self.groups is None else tuple(map(likeness, self.groups)))
 
     def __len__(self) -> int:
         """Number of records R."""

@@ -22,7 +22,7 @@ from fedmpt_core.model.base import TRAINED
 from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.registry import build_model, scoring_model
 from fedmpt_core.privacy.accounting.epsilon import Epsilons, cross_checked
-from fedmpt_core.privacy.charged_training import units_of
+from fedmpt_core.privacy.charged_training import require_apart, units_of
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, Projection, planned_steps, project
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_core.privacy.mechanism.machinery import REAL, clip_groups
@@ -81,6 +81,9 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
             splits = {s: load_split(job, site.data, s, unseen=unseen, verify=verify) for s in ("train", "val", "test")}
             if splits["train"] is not None:
                 units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"]))
+            if verify and job.privacy.private and site.data.source != "scenes":  # composed anew, each one other
+                known = {s: (d, [p.digest() for p in d.pictures]) for s, d in splits.items() if d is not None}
+                require_apart(*known.pop("train"), known)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         counts = {s: len(d) if d else 0 for s, d in splits.items()}

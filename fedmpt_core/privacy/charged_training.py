@@ -5,7 +5,7 @@ first.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from fedmpt_core.privacy.mechanism.self_test import require_self_test
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
 FINGERPRINT_KEY = "fingerprint.key"
+PAIRS = 5  # pictures in two splits that a refusal names
 
 
 class ChargedTraining:
@@ -184,3 +185,28 @@ def units_of(train: Dataset, unit: str, judged: Sequence[Dataset | None]) -> np.
                 "records must all be in one split, as figures on val and test are not private"
             )
     return units.astype(np.int64)
+
+
+def require_apart(train: Dataset, digests: Sequence[str], judged: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
+    """That no picture is both trained on and judged: figures on val and test leave the site exactly as they are.
+
+    Args:
+        train: R training records.
+        digests: SHA-256 of their pictures' bytes.
+        judged: records and digests of `val` and `test`, where the site has them.
+
+    Raises:
+        ValueError: a picture's bytes are in both; names the first pairs of files. For the site's own eyes.
+    """
+    trained = dict(zip(digests, train.pictures, strict=True))
+    pairs = [
+        f"{trained[digest].name} (train) is {picture.name} ({split})"
+        for split, (dataset, others) in judged.items()
+        for digest, picture in zip(others, dataset.pictures, strict=True)
+        if digest in trained
+    ]
+    if pairs:
+        raise ValueError(
+            f"{len(pairs)} pictures are in training and, byte for byte, in val or test, whose figures are not private: "
+            f"{'; '.join(pairs[:PAIRS])}{' ...' if len(pairs) > PAIRS else ''}; take them out of one split"
+        )

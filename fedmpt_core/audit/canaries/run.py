@@ -39,7 +39,7 @@ from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
-from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
+from fedmpt_core.privacy.charged_training import ChargedTraining, require_apart, units_of
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused
 from fedmpt_core.privacy.ledger.site_ledger import ledger_path, with_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
@@ -280,10 +280,13 @@ def _with_ledger(site: SiteConfig, name: str, folder: Path) -> SiteConfig:
 
 
 def _records(job: JobConfig, site: SiteConfig) -> tuple[Dataset, np.ndarray]:
-    train, *judged = (load_split(job, site.data, split) for split in ("train", "val", "test"))
-    if train is None:
+    splits = {split: load_split(job, site.data, split) for split in ("train", "val", "test")}
+    known = {split: (d, [p.digest() for p in d.pictures]) for split, d in splits.items() if d is not None}
+    if "train" not in known:
         raise ValueError("the site has no training pictures")
-    return train, units_of(train, job.privacy.unit, judged)
+    train, digests = known.pop("train")
+    require_apart(train, digests, known)
+    return train, units_of(train, job.privacy.unit, [judged for judged, _ in known.values()])
 
 
 def _units_to_mislabel(units: int, keystream: Keystream) -> np.ndarray:

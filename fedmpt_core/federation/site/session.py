@@ -32,7 +32,7 @@ from fedmpt_core.model.device import DeviceFull, device_name, pick_device
 from fedmpt_core.model.features.cache import FeatureCache, PatchFeatures
 from fedmpt_core.model.fedmpt.fedmpt import zero_shot_model
 from fedmpt_core.model.registry import build_model, scoring_model
-from fedmpt_core.privacy.charged_training import ChargedTraining, units_of
+from fedmpt_core.privacy.charged_training import ChargedTraining, require_apart, units_of
 from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.training.evaluation import Split, evaluate
 from fedmpt_core.training.local import TrainingRecords, local_update
@@ -151,6 +151,9 @@ class SiteSession:
         train, val, test = found.values()
         units = None if train is None else units_of(train, self.job.privacy.unit, (val, test))
         features = {s: self._features(d, s, on_progress) for s, d in found.items() if d is not None}
+        if train is not None and self.job.privacy.private:
+            known = {s: (d, features[s].digests()) for s, d in (("val", val), ("test", test)) if d is not None}
+            require_apart(train, features["train"].digests(), known)
         return SiteRecords(
             None if train is None or units is None else TrainingRecords(features["train"], train.targets, units),
             None if val is None else Split(features["val"], val.targets),

@@ -9,10 +9,10 @@ what may lie outside its window (Chernoff's bound) counts as an unbounded loss.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
+from scipy.fft import next_fast_len
 from scipy.special import ndtr
 
 Pair: TypeAlias = Literal["remove", "add", "replace"]
@@ -110,12 +110,12 @@ def composed(steps: Sequence[tuple[Loss, int]], spread: float) -> Loss:
     """
     interval = steps[0][0].interval
     low, high = _window(steps, spread)
-    size = next_fast_len(high - low + 1, real=True)
+    size: int = cast(Any, next_fast_len)(high - low + 1, real=True)
     powers: dict[int, np.ndarray] = {}  # the product of the kinds whose count has this bit
     shift = low
     for loss, count in steps:
         folded = np.pad(loss.probabilities, (0, -len(loss.probabilities) % size)).reshape(-1, size).sum(0)
-        transform = rfft(folded)
+        transform = np.fft.rfft(folded)
         shift -= loss.first * count
         for bit in range(count.bit_length()):
             if count >> bit & 1:
@@ -123,7 +123,7 @@ def composed(steps: Sequence[tuple[Loss, int]], spread: float) -> Loss:
     product: Any = 1.0
     for bit in range(max(powers), -1, -1):
         product = product * product * powers.get(bit, 1.0)
-    probabilities = np.maximum(np.roll(irfft(product, size), -(shift % size)), 0.0)
+    probabilities = np.maximum(np.roll(np.fft.irfft(product, size), -(shift % size)), 0.0)
     unbounded = sum(count * loss.unbounded for loss, count in steps) + OUTSIDE
     return Loss(interval, low, probabilities, unbounded)
 

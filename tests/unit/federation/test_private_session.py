@@ -251,6 +251,43 @@ def test_patients_are_the_unit_when_job_and_site_say_so(site: SiteConfig, tmp_pa
         preflight.check_data(by_group, {"a": judging})
 
 
+def relisted(site: SiteConfig, folder: Path, rows: list[ManifestRow]) -> SiteConfig:
+    write_manifest(rows, folder / "manifest.csv")
+    return dataclasses.replace(site, data=dataclasses.replace(site.data, evaluate=True))
+
+
+@pytest.mark.parametrize("unit", ["record", "group"])
+def test_a_picture_that_is_trained_on_is_not_judged_under_another_name(
+    site: SiteConfig, tmp_path: Path, unit: str
+) -> None:
+    (tmp_path / "copy of 3.png").write_bytes((tmp_path / "3.png").read_bytes())
+    rows = [ManifestRow(f"{i}.png", ("cat",), "train" if i < 9 else "val", f"p{i}") for i in range(12)]
+    judging = relisted(site, tmp_path, [*rows, ManifestRow("copy of 3.png", ("cat",), "test", "someone else")])
+    if unit == "group":
+        judging = changed(judging, unit=unit, ledger=str(tmp_path / "grouped"))
+        assert judging.privacy
+        create_ledger(judging.privacy, "a", None)
+    job = dataclasses.replace(JOB, privacy=dataclasses.replace(JOB.privacy, unit=unit))
+    says = r"1 pictures are in training and.*/3\.png \(train\) is .*/copy of 3\.png \(test\); take them out"
+    with pytest.raises(ValueError, match=says):
+        opened(job, judging, "a").prepare()
+    with pytest.raises(ValueError, match=says):
+        preflight.check_data(job, {"a": judging})
+    assert [e.kind for e in ledger(judging)] == ["genesis"]
+    opened(job, relisted(judging, tmp_path, rows), "a").prepare()
+
+
+@pytest.mark.parametrize(
+    "spelt", ["PATIENT-1", "patient-1\u200b", "pat\u00adient-1", "\u2060 patient-1", "Patient-1\u2800"]
+)
+def test_a_patient_is_one_however_the_name_is_written(site: SiteConfig, tmp_path: Path, spelt: str) -> None:
+    rows = [ManifestRow(f"{i}.png", ("cat",), "train", f"patient-{i}") for i in range(9)]
+    judging = changed(relisted(site, tmp_path, [*rows, ManifestRow("9.png", ("cat",), "test", spelt)]), unit="group")
+    job = dataclasses.replace(JOB, privacy=dataclasses.replace(JOB.privacy, unit="group"))
+    with pytest.raises(ValueError, match="1 groups are in training and in val or test, the first is 'patient-1'"):
+        preflight.check_data(job, {"a": judging})
+
+
 def test_the_plan_is_shown_for_every_site(site: SiteConfig) -> None:
     plan = preflight.check_privacy(JOB, {"a": site, "b": site}, preflight.check_model(JOB, FakeBackbone()))
     assert plan
