@@ -12,6 +12,7 @@ from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.common.text import shown
 from fedmpt_core.report.content import Claim, Fact, Profile, Status
 from fedmpt_core.report.plain import count, moment, name, names, one_in, small, up
+from fedmpt_core.report.words import WORDS
 
 MOST_REASONS = 6  # of the audit's findings that are repeated at the top; the others are counted
 
@@ -51,7 +52,9 @@ def _verdict(run: Run, audit: Audit) -> tuple[Status, str, tuple[str, ...]]:
         level: [f"{name(f.where)}: {shown(f.text)}" for f in findings if f.severity == level]
         for level in ("fail", "warning")
     }
-    more = _cut(lines["fail"] or lines["warning"])
+    more = lines["fail"] or lines["warning"]
+    if len(more) > MOST_REASONS:
+        more = [*more[:MOST_REASONS], f"and {len(more) - MOST_REASONS} more, under Findings of the audit"]
     kind = _kind(run)
     if bare:
         text = "No privacy claim is made: this run trained without differential privacy."
@@ -68,12 +71,6 @@ def _verdict(run: Run, audit: Audit) -> tuple[Status, str, tuple[str, ...]]:
         warnings = count(len(lines["warning"]), "warning")
         return "judge", f"The claim stands as far as it was checked; {warnings} for a person to judge.", (*kind, *more)
     return "stands", "The claim stands: the audit found nothing against it.", kind
-
-
-def _cut(lines: Sequence[str]) -> list[str]:
-    if len(lines) <= MOST_REASONS:
-        return list(lines)
-    return [*lines[:MOST_REASONS], f"and {len(lines) - MOST_REASONS} more, under Findings of the audit"]
 
 
 def _kind(run: Run) -> tuple[str, ...]:
@@ -155,15 +152,5 @@ def _not_covered(run: Run) -> tuple[str, ...]:
     figures = f"given by {names(telling or ['a site'])} in this run" if gave else "none are in this run's record"
     return (
         f"Exact figures of test and validation pictures ({figures}): no noise is on them.",
-        "That a site takes part, its device and program versions, and how long a round takes: larger batches take "
-        "longer.",
-        "The list of labels and of conditions, which all sites agreed on in the open.",
-        "Records, or people, that two sites both hold: their losses add up, and no site can see it.",
-        "What the model tells of people in general, learned from others: it holds whether or not a person took part.",
-        "What the owner of the model does with it, right or wrong.",
-        "A site that lies about its own data or changes this program: the ledger binds honest sites and lets others "
-        "check.",
-        "Choices made by looking at results, such as settings tried on test figures, unless a job was charged for "
-        "them.",
-        "Whoever has access to a site's machines: pictures, cached features and keys are the site's to guard.",
+        *WORDS["not_covered"],
     )

@@ -8,26 +8,10 @@ from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.common.text import shown
 from fedmpt_core.report.content import Claim, ModelCardSection, Report, Utility
 from fedmpt_core.report.plain import count, markdown, moment, name, names, number, signed
+from fedmpt_core.report.words import WORDS
 
 MOST_LABELS = 60
 TITLE = "# Model card: "
-NOT_FOR = ModelCardSection(
-    "Not for",
-    ("The model must not be used",),
-    (
-        "to decide anything about a person without somebody who looks at the picture,",
-        "on pictures of another kind, device or population than was tested, without testing it there first,",
-        "for labels that it was not trained on, or for those that it does badly on (see Figures),",
-        "to find out whether somebody's picture was used, or who is in one.",
-    ),
-)
-LIMITS = ModelCardSection(
-    "Limits",
-    (
-        "Differential privacy bounds what single records can teach the model, so rare labels and rare looks suffer "
-        "most. A site could have trained on wrong labels unseen.",
-    ),
-)
 
 
 def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSection, ...]:
@@ -60,7 +44,7 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSecti
                 f"The labels are {labels}{f' and {rest} more' if rest > 0 else ''}.",
             ),
         ),
-        NOT_FOR,
+        ModelCardSection("Not for", ("The model must not be used",), tuple(WORDS["not_for"])),
         ModelCardSection(
             "Training data",
             (
@@ -75,7 +59,7 @@ def model_card(run: Run, claim: Claim, utility: Utility) -> tuple[ModelCardSecti
             (claim.headline, *(f"{fact.name}: {fact.value}" for fact in claim.facts), "Not covered:"),
             claim.not_covered,
         ),
-        LIMITS,
+        ModelCardSection("Limits", tuple(WORDS["card_limits"])),
     )
 
 

@@ -6,71 +6,24 @@ from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Profile, Utility
 from fedmpt_core.report.plain import count, names, number, signed, up
+from fedmpt_core.report.words import WORDS
 
 
 def notes_of(run: Run, audit: Audit, profiles: Sequence[Profile], utility: Utility) -> dict[str, tuple[str, ...]]:
     """Paragraphs by section."""
     private = run.job.privacy.private
-    doubt = () if audit.passed else DOUBT
-    return {
-        "budgets": (*doubt, *_budgets(audit)) if private else NOT_PRIVATE,
+    doubt = () if audit.passed else WORDS["doubt"]
+    notes = {
+        "budgets": (*doubt, *_budgets(audit)) if private else WORDS["not_private"],
         "profile": (*doubt, *_profile(profiles, audit)),
-        "sampling": SAMPLING if private else ("Batches were shuffled, and nothing rests on how they were drawn.",),
-        "adjacency": _adjacency(profiles, run) if private else NOT_PRIVATE,
+        "sampling": WORDS["sampling" if private else "shuffled"],
+        "adjacency": _adjacency(profiles, run) if private else WORDS["not_private"],
         "aggregation": _aggregation(run, audit),
-        "limits": LIMITS,
         "utility": _utility(utility),
         "labels": _labels(utility),
-        "gate": GATE,
-        "tuning": TUNING,
-        "canaries": CANARIES,
+        **{section: WORDS[section] for section in ("limits", "gate", "tuning", "canaries")},
     }
-
-
-NOT_PRIVATE = ("This run had no differential privacy, so nothing was charged to any budget.",)
-
-DOUBT = ("The audit failed: these numbers are what the run's files give, and not ones to rely on.",)
-
-SAMPLING = (
-    "Poisson sampling: in every step each unit takes part by a coin of its own, with the sampling rate, drawn from the "
-    "site's secret keystream. A batch may be empty and is a step, noised and charged, all the same. Nothing is "
-    "shuffled, no batch is dropped, and the sum is divided by the declared number of units times the rate, never by "
-    "the size of the batch that was drawn. This is what the accountants assume.",
-    "Every step of every round counts, as if each one had been published.",
-)
-
-LIMITS = (
-    "Noise and sampling come from AES-256 in counter mode, under a key that each training process draws from the "
-    "operating system and forgets. No seed of the job reaches them. What remains: who controls a site's machine "
-    "controls its randomness.",
-    "Clipped sums and noise are rounded to one integer grid, and every number that leaves lies on it, so the low bits "
-    "of floating point tell nothing (Mironov 2012). What remains is the last bit of the logarithm and the cosine that "
-    "make the noise: an effect on epsilon that was bounded by argument, not measured: about 0.01 in the worst case, "
-    "for 0.2 million numbers and 300 steps.",
-    "Not covered are side channels: a larger batch takes longer, so round times tell roughly how many units were "
-    "drawn. The declared number of units, never the true one, is in every formula that leaves the site.",
-    "Access control, disks, backups and the pictures themselves are the site's own to protect.",
-)
-
-GATE = (
-    "A condition is a word such as background or pose under which labels occur together. The model looks at a picture "
-    "once for every condition, and the gate says how much each look counts. Were one condition to carry everything, "
-    "accidental label pairs of one site could spread through it; equal weights mean that the gate prefers none. "
-    "Weights are means over test pictures.",
-)
-
-TUNING = (
-    "Trying settings on private data and keeping the best one leaks as well. This report covers what the ledgers were "
-    "charged for: a trial that ran as a job on the same data set is in the budget. Settings that were chosen by "
-    "looking at exact test figures, at other data, or before the ledger began are not covered, and no program can know "
-    "of them.",
-    "Thresholds were chosen on validation pictures, figures are of test pictures; both are outside the claim.",
-)
-
-CANARIES = (
-    "An audit with planted records (canaries) is a run of its own and not part of this one. What it gives is a lower "
-    "bound: evidence that an implementation is wrong, never a certificate that it is right.",
-)
+    return {section: tuple(texts) for section, texts in notes.items()}
 
 
 def _budgets(audit: Audit) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ def manifest_of(run: Run) -> tuple[Fact, ...]:
     manifest, job = run.manifest, run.job
     signed = "signed by the server" if manifest.signature else "not signed"
     versions = manifest.server.get("versions")
+    stand_in = "a stand-in, not CLIP: its figures say nothing of CLIP" if run.record.get("is_stand_in") else ""
     facts = [
         Fact("Run", name(manifest.run_id)),
         Fact("Job", job.name),
@@ -90,7 +91,7 @@ def manifest_of(run: Run) -> tuple[Fact, ...]:
             "" if manifest.identities != "insecure" else "made up, as in a simulation",
         ),
         Fact("Aggregation", name(manifest.aggregation), "what the server saw of updates: sums, or each one"),
-        Fact("Backbone", name(run.record.get("backbone") or "–"), _stand_in(run)),
+        Fact("Backbone", name(run.record.get("backbone") or "–"), stand_in),
         Fact("Labels", count(len(job.classes), "label")),
         Fact("Conditions", names(job.model.conditions)),
         Fact("Server's packages", _versions(versions)),
@@ -172,10 +173,6 @@ def _versions(packages: Any) -> str:
     if not isinstance(packages, dict):
         return "–"
     return ", ".join(f"{name(package)} {name(number)}" for package, number in list(packages.items())[:20])
-
-
-def _stand_in(run: Run) -> str:
-    return "a stand-in, not CLIP: its figures say nothing of CLIP" if run.record.get("is_stand_in") else ""
 
 
 def _whole(value: Any) -> int:
