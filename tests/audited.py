@@ -3,25 +3,26 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedmpt_core.audit.run_evidence import KnownKeys
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.common.files import file_digest
-from fedmpt_core.common.release import PROGRAM
+from fedmpt_core.common.release import PROGRAM, RELEASE
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.config.toml import job_from_dict
 from fedmpt_core.federation.run.manifest import RunManifest, read_manifest, round_facts
-from fedmpt_core.federation.run.record import MANIFEST, RunRecord
+from fedmpt_core.federation.run.record import MANIFEST, RunRecord, save_model
 from fedmpt_core.federation.site.policy_card import PolicyCard
-from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.privacy.ledger.budget import Budget, resolved
 from fedmpt_core.privacy.ledger.chain import SIGNED_PREFIX
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_copy, open_ledger
@@ -42,7 +43,9 @@ JOB = resolved(
         federation=FederationConfig(max_failed_rounds=1, evaluate_every=0),
     )
 )
-JOINED = {"device": "cpu", "versions": {"fedmpt": "1"}, "evaluates": False, "backbone_digest": "aa"}
+JOINED = {"device": "cpu", "versions": {"fedmpt": RELEASE}, "evaluates": False, "backbone_digest": "aa"}
+LAYOUT = ParameterLayout(("contexts.class", "head.bias"), ((2, 8), (2,)))
+UNITS = 1000
 
 
 def provision(root: Path, sites: Sequence[str] = SITES) -> Path:
@@ -69,37 +72,49 @@ class Federation:
         self.root, self.kits = root, kits
         self.sites = {}
         for site in sites:
-            policy = SitePrivacyConfig("images", 1000, cap, 1e-5, ledger=str(root / "ledgers" / site))
+            policy = SitePrivacyConfig("images", UNITS, cap, 1e-5, ledger=str(root / "ledgers" / site))
             self.sites[site] = SiteConfig(DataConfig("scenes"), privacy=policy)
             create_ledger(policy, site, self.kit(site))
 
     def kit(self, who: str) -> Path:
         return self.kits / who / "startup"
 
-    def run(self, run_id: str, job: JobConfig = JOB) -> Path:
-        """A completed run; round 2 was tried twice."""
+    def run(
+        self,
+        run_id: str,
+        job: JobConfig = JOB,
+        *,
+        rounds: int | None = None,
+        dropouts: Mapping[int, Sequence[str]] | None = None,
+    ) -> Path:
+        """A run of the job, completed unless it has fewer rounds; round 2 was tried twice.
+
+        Args:
+            run_id: its name.
+            job: what it trains; one that continues a run begins with that run's rounds.
+            rounds: at which it ends; None is all.
+            dropouts: by round, who was asked and is in no sum; it has released an update all the same.
+        """
         folder = self.root / run_id
         (folder / "privacy").mkdir(parents=True)
         record = RunRecord.start(job, run_id).joined(
-            {site: {"backbone": "b", "is_stand_in": False, **JOINED} for site in self.sites}
+            {site: {"backbone": "b", "is_stand_in": True, **JOINED} for site in self.sites}
         )
-        record = record.with_round(0, 0.1, {}, {})
-        budgets = {site: self._budget(site, job, run_id) for site in self.sites}
-        details = {"unit": "record", "engine": job.privacy.engine, "config": job.digest()}
-        details |= {"aggregation": "masked", "identities": "start-up kits"}
-        details |= {"max_grad_norm": job.privacy.max_grad_norm, "code": PROGRAM}
-        noise, charged = job.privacy.noise_multiplier or 0.0, 0
-        for number in range(1, job.training.rounds + 1):
-            privacy = {}
-            charged += job.steps_per_round * (2 if number == 2 else 1)
-            spent = epsilon([Steps(job.privacy.sample_rate, noise, charged)], job.privacy.delta)
+        if job.resume:
+            record = replace(record, rounds=tuple(self._record(job.resume.job)["rounds"][: job.first_round]))
+        else:
+            record = record.with_round(0, 0.1, {}, {})
+        budgets = {site: self.budget(site, job, run_id) for site in self.sites}
+        ended = job.training.rounds if rounds is None else rounds
+        for number in range(job.first_round, ended + 1):
+            gone, privacy = (dropouts or {}).get(number, ()), {}
             for site, budget in budgets.items():
                 for attempt in range(2 if number == 2 else 1):
-                    key = hashlib.sha256(f"{run_id} {site}".encode()).hexdigest()
-                    reserved = budget.reserve(number, attempt, {**details, "rng_key_id": key})
+                    reserved = budget.reserve(number, attempt, details(job, f"{run_id} {site}"))
                 budget.commit(reserved, hashlib.sha256(f"{run_id} {site} {number}".encode()).hexdigest())
                 head = budget.head().to_dict()
-                privacy[site] = {"epsilon": spent, "delta": job.privacy.delta, "head": head}
+                privacy[site] = {"epsilon": budget.spent(), "delta": job.privacy.delta, "head": head}
+            there = [site for site in self.sites if site not in gone]
             facts = {
                 "cohort": list(self.sites),
                 "threshold": Floors(3, 1).threshold(len(self.sites)),
@@ -107,10 +122,13 @@ class Federation:
                 "epoch": 1,
             }
             facts |= {"attempt": int(number == 2), "corrected": [], "transcript": f"{run_id}-{number}"}
-            record = record.with_round(number, 0.1, dict.fromkeys(self.sites, 10), {}, privacy, facts)
-        record = record.ended_as("completed")
+            privacy = {site: privacy[site] for site in there}
+            record = record.with_round(
+                number, 0.1, dict.fromkeys(there, 10), {}, privacy, facts if job.secagg.masked else {}
+            )
+        record = record.ended_as("completed" if ended == job.training.rounds else "failed: the server lost its power")
         (folder / "result.json").write_text(json.dumps(asdict(record)))
-        (folder / "model.safetensors").write_bytes(b"model")
+        (folder / "model.safetensors").write_bytes(save_model(LAYOUT, np.zeros(LAYOUT.size, np.float32)))
         copies = {}
         for site in self.sites:
             ledger, certificate = ledger_copy(self.policy(site), self.kit(site))
@@ -134,23 +152,65 @@ class Federation:
         assert policy
         return policy
 
-    def _budget(self, site: str, job: JobConfig, run_id: str) -> Budget:
+    def budget(self, site: str, job: JobConfig, run_id: str) -> Budget:
         return Budget(job, self.sites[site], open_ledger(self.policy(site), site, self.kit(site)), run_id)
+
+    def hand_over(self, folder: Path) -> None:
+        """The sites' ledgers as they are now, in a run's folder, and the server's signature over them."""
+        for site in self.sites:
+            ledger, _ = ledger_copy(self.policy(site), self.kit(site))
+            (folder / "privacy" / f"{site}.ledger.jsonl").write_bytes(ledger)
+        self.resign(folder)
+
+    def _record(self, run_id: str) -> dict[str, Any]:
+        return json.loads((self.root / run_id / "result.json").read_text())
+
+
+def details(job: JobConfig, process: str) -> dict[str, Any]:
+    """What a site's trainer adds to the mechanism in a reservation; worked out by hand."""
+    released = 2 * 2 * 8 + 2  # text features of two conditions and two classes, and the bias
+    bound, noise = job.privacy.max_grad_norm, job.privacy.noise_multiplier or 0.0
+    return {
+        "trained": list(LAYOUT.names),
+        "released": released,
+        "noise_std": [noise * bound * (1 + 2.0**-20 * released**0.5)],
+        "expected_batch_size": job.privacy.sample_rate * UNITS,
+        "grid_bits": 20,
+        "rng": "AES-256-CTR",
+        "rng_key_id": hashlib.sha256(process.encode()).hexdigest(),
+        "aggregation": "masked" if job.secagg.masked else "unmasked",
+        "identities": "start-up kits",
+        "config": job.digest(),
+        "code": PROGRAM,
+        "records": "ab" * 32,
+    }
+
+
+SHARED = ("run_id", "config_digest", "outcome", "started", "ended", "aggregation", "identities", "resumed")
 
 
 def resign(folder: Path, kit: Path, **changes: Any) -> None:
-    """A server that lies signs what was changed."""
+    """A server that lies signs what was changed; its manifest says of sites, rounds and files what the record says."""
     old = read_manifest(folder)
     record = json.loads((folder / "result.json").read_text())
-    digests = {name: file_digest(folder / name) for name in old.files if (folder / name).exists()}
-    new = replace(
-        old,
-        files=digests,
-        rounds=[round_facts(row) for row in record["rounds"]],
-        config_digest=record["config_digest"],
-        signature="",
-        **changes,
-    )
+    heads = {site: spent["head"] for row in record["rounds"] for site, spent in row["privacy"].items() if spent != 1}
+    none: dict[str, Any] = {"ledger": {"kept": "the site gave none"}}
+    sites = {
+        site: {**old.sites.get(site, none), **facts, "head": heads.get(site)} for site, facts in record["sites"].items()
+    }
+    for site in sites.values():
+        if not (folder / site["ledger"].get("file", "")).is_file():
+            site["ledger"] = none["ledger"]
+    copies = {name for site in sites.values() for key, name in site["ledger"].items() if key != "kept"}
+    files = {name for name in old.files if name in copies or not name.startswith("privacy")}
+    stated = {
+        "sites": sites,
+        "files": {name: file_digest(folder / name) for name in sorted(files) if (folder / name).exists()},
+        "rounds": [round_facts(row) for row in record["rounds"]],
+        **{name: record[name] for name in SHARED},
+        "signature": "",
+    }
+    new = replace(old, **{**stated, **changes})
     sign, _, _ = load_signer(kit / "server.key", kit / "server.crt")
     (folder / MANIFEST).write_text(replace(new, signature=sign(new.signed_text())).to_json())
 

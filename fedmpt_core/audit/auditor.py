@@ -6,13 +6,18 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from fedmpt_core.audit.disclosure import Disclosure, Sums, check_aggregation, disclosures, sums_of
+from fedmpt_core.audit.cards import by_dataset
+from fedmpt_core.audit.disclosure import Disclosure, Sums, disclosures, sums_of
+from fedmpt_core.audit.fields import check_fields, servers_word
 from fedmpt_core.audit.finding import Finding, in_order, worst
+from fedmpt_core.audit.ledger_copy import time_of
 from fedmpt_core.audit.mechanism import check_mechanism
+from fedmpt_core.audit.membership import check_membership
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_ledgers import check_ledgers, reused_keys
 from fedmpt_core.audit.site_ledger import OwnLedger
 from fedmpt_core.audit.spending import Spending, further_accountants
+from fedmpt_core.audit.statements import check_statements
 from fedmpt_core.common.canonical import json_value
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.chain import Entry
@@ -31,6 +36,7 @@ class Audit:
         spending: by site.
         sums: what the server saw of the sites' updates.
         releases: by site, what left it.
+        servers_word: what rests on the server's word alone, in words.
     """
 
     folder: str
@@ -40,6 +46,7 @@ class Audit:
     spending: dict[str, Spending]
     sums: Sums
     releases: dict[str, list[Disclosure]]
+    servers_word: list[str]
 
     @property
     def passed(self) -> bool:
@@ -62,14 +69,26 @@ def audit_run(
         policy_cards: of sites, for their caps.
         self_test: also test the mechanism of this installation.
     """
-    caps = {card.site: card.privacy.epsilon for card in policy_cards}
-    spending = check_ledgers(run, further_accountants(independent=independent), caps)
-    check_aggregation(run)
+    cards, differing = by_dataset(policy_cards)
+    run.findings += differing
+    spending = check_ledgers(run, further_accountants(independent=independent), cards)
+    check_fields(run)
+    check_statements(run)
+    check_membership(run)
     left = disclosures(run)
     if self_test:
         run.findings += check_mechanism(run)
     sums = sums_of(run, spending)
-    return Audit(str(run.folder), run.manifest.run_id, run.job.name, in_order(run.findings), spending, sums, left)
+    return Audit(
+        str(run.folder),
+        run.manifest.run_id,
+        run.job.name,
+        in_order(run.findings),
+        spending,
+        sums,
+        left,
+        servers_word(run),
+    )
 
 
 def compare(runs: Sequence[Run], ledgers: Sequence[OwnLedger] = ()) -> list[Finding]:
@@ -94,8 +113,46 @@ def compare(runs: Sequence[Run], ledgers: Sequence[OwnLedger] = ()) -> list[Find
                 remedy = "the ledger was rewritten between them: ask the site"
                 findings.append(Finding("ledger-forked", "fail", site, text, remedy))
         longest[f"{site} ({dataset})"] = ledgers_of_site[-1][1]
-    if len({run.manifest.root for run in runs}) > 1:
-        text = "the runs are of federations with different root certificates"
+    if runs:
+        findings += [finding for own in ledgers for finding in _own_against_runs(own, runs)]
+    findings += [finding for run in runs for earlier in runs for finding in _continued(run, earlier)]
+    if len({run.manifest.root for run in runs} | {own.root for own in ledgers if own.root}) > 1:
+        text = "the runs and exports are of federations with different root certificates"
         remedy = "audit the runs of one federation together"
         findings.append(Finding("another-federation", "fail", "runs", text, remedy))
     return in_order(findings + reused_keys(longest))
+
+
+def _own_against_runs(own: OwnLedger, runs: Sequence[Run]) -> list[Finding]:
+    """A ledger that its site hands over reaches at least as far as the copies that it gave away before."""
+    if not own.entries:
+        return []
+    first, findings, known = own.entries[0], [], False
+    for run in runs:
+        copy = run.ledgers.get(first.site, ())
+        if not copy or copy[0].dataset != first.dataset:
+            continue
+        known = True
+        if len(copy) > len(own.entries) and (not own.export or time_of(own.export.made) > time_of(copy[-1].time)):
+            text = (
+                f"{own.place} ends at entry {len(own.entries) - 1}, the run {run.manifest.run_id} has {len(copy) - 1}"
+            )
+            remedy = "its end was cut, or an old copy restored: ask the site for its ledger"
+            findings.append(Finding("ledger-cut", "fail", first.site, text, remedy))
+    if not known:
+        text = f"no run has a copy of its ledger of '{first.dataset}' in {own.place}: nothing was compared"
+        findings.append(Finding("ledger-of-no-run", "warning", first.site, text, "give the runs that it took part in"))
+    return findings
+
+
+def _continued(run: Run, earlier: Run) -> list[Finding]:
+    """The rounds of the run that another one continues are the same in both records."""
+    resume = run.job.resume
+    if not resume or earlier.manifest.run_id != resume.job:
+        return []
+    ours, theirs = ([row for row in one.record["rounds"] if row["round"] <= resume.round] for one in (run, earlier))
+    if ours == theirs:
+        return []
+    differ = [str(a["round"]) for a, b in zip(ours, theirs, strict=False) if a != b]
+    text = f"it continues {resume.job}, and of its rounds {', '.join(differ[:10]) or 'some'} differ from that run's own"
+    return [Finding("record-changed", "fail", run.manifest.run_id, text, "one of the two records was edited")]

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
+from fedmpt_core.audit.membership import cohort_of
 from fedmpt_core.audit.run_evidence import Run
-from fedmpt_core.audit.run_ledgers import own_jobs
 from fedmpt_core.audit.spending import Spending
-from fedmpt_core.federation.run.manifest import round_facts
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_core.secagg.errors import SecAggError
 
@@ -56,14 +54,13 @@ class Sums:
 
 
 def sums_of(run: Run, spending: Mapping[str, Spending]) -> Sums:
-    """The facts of a run that `check_aggregation` has looked at."""
-    sizes, secagg = [len(row["sites"]) for row in run.rounds], run.job.secagg
-    jobs = own_jobs(run)
-    tried = sum(e.kind == "reserve" and e.job in jobs for entries in run.ledgers.values() for e in entries)
+    """The facts of a run that `check_membership` has looked at."""
+    sizes, secagg = [len(set(row["sites"])) for row in run.rounds], run.job.secagg
+    tried = sum(e.kind == "reserve" and e.job in run.jobs for entries in run.ledgers.values() for e in entries)
     opened = sum(site in run.ledgers for row in run.rounds for site in row["sites"])
     threshold = 0
     if secagg.masked and sizes:
-        cohorts = [len(row["secagg"].get("cohort", ())) for row in run.rounds]
+        cohorts = [len(set(cohort_of(row))) for row in run.rounds]
         with suppress(SecAggError):  # a cohort below the floors is a finding of its own
             threshold = floors_of(run.job).threshold(max(cohorts))
     return Sums(
@@ -79,40 +76,11 @@ def sums_of(run: Run, spending: Mapping[str, Spending]) -> Sums:
     )
 
 
-def check_aggregation(run: Run) -> None:
-    """Compare every sum with the rules that the sites keep; adds findings to the run."""
-    _check_numbers(run)
-    if run.manifest.identities == "insecure":
-        text = "identities were made up, as in a simulation: nobody is who they say"
-        run.say("insecure-identities", "run", text, "", "note")
-    if not run.job.secagg.masked:
-        text = "the server saw every site's update; differential privacy alone protects the records in them"
-        run.say("unmasked", "run", text, "decide whether the sites' epsilons suffice without masks", "warning")
-        return
-    floors, transcripts = floors_of(run.job), set[str]()
-    for row in run.rounds:
-        where, facts = f"round {row['round']}", row["secagg"]
-        try:
-            cohort, survivors = list(facts["cohort"]), set(row["sites"])
-            threshold = floors.threshold(len(cohort))
-            transcript = str(facts["transcript"])
-        except (KeyError, TypeError, SecAggError) as error:
-            run.say("aggregation-rules", where, f"its sum is not described: {error}", "the record was changed")
-            continue
-        if facts.get("threshold") != threshold or len(survivors) < threshold or not survivors <= set(cohort):
-            sizes = f"{len(survivors)} of {len(cohort)} sites, threshold {facts.get('threshold')}"
-            text = f"{sizes}: the rules ask for {threshold}"
-            run.say("aggregation-rules", where, text, "the record was changed, or the sites did not keep their rules")
-        if transcript in transcripts:
-            run.say("round-twice", where, "its transcript is that of another round", "a round was copied in the record")
-        transcripts.add(transcript)
-
-
 def disclosures(run: Run) -> dict[str, list[Disclosure]]:
     """By site, everything that left it in this run; adds findings for what nothing protects."""
     by_site = {}
     private, masked = run.job.privacy.private, run.job.secagg.masked
-    for site, joined in sorted((run.record["sites"] or {}).items()):
+    for site, joined in sorted(run.sites.items()):
         noise = f"differential privacy per {run.job.privacy.unit}" if private else "nothing"
         mask = "seen by the server in sums only" if masked else "seen by the server"
         took_part = sum(site in row["sites"] for row in run.rounds)
@@ -135,18 +103,3 @@ def disclosures(run: Run) -> dict[str, list[Disclosure]]:
             run.say("updates-unprotected", site, text, "treat the updates and the model as the data itself")
         by_site[site] = listed
     return by_site
-
-
-def _check_numbers(run: Run) -> None:
-    """Rounds are 1, 2, 3, ... once each, as many as the job has when it completed."""
-    numbers: list[Any] = [row["round"] for row in run.rounds]
-    if numbers != list(range(1, len(numbers) + 1)):
-        run.say("round-twice", "run", f"its rounds are {numbers}", "a round was copied or removed in the record")
-    elif run.record["outcome"] == "completed" and len(numbers) != run.job.training.rounds:
-        text = f"it completed with {len(numbers)} of {run.job.training.rounds} rounds"
-        run.say("round-missing", "run", text, "a round was removed from the record")
-    if run.manifest.rounds != [round_facts(row) for row in run.record["rounds"]]:
-        text = "the record and the manifest differ in who was in the sums"
-        run.say("record-changed", "run", text, "one of the two was edited: download the run again")
-    if run.record["outcome"] != "completed":
-        run.say("not-completed", "run", f"the run ended as {str(run.record['outcome'])[:200]!r}", "", "note")

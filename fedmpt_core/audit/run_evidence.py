@@ -47,6 +47,7 @@ class Run:
         record: `result.json` in plain values.
         job: the agreed job in it.
         manifest: the server's signed statement.
+        keys: what the auditor knows.
         ledgers: by site, the entries of its ledger's copy; only of chains that hold.
         findings: what went wrong while reading.
     """
@@ -55,13 +56,30 @@ class Run:
     record: dict[str, Any]
     job: JobConfig
     manifest: RunManifest
+    keys: KnownKeys = field(default_factory=KnownKeys)
     ledgers: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def sites(self) -> dict[str, dict[str, Any]]:
+        """By site that took part, what it said when it joined."""
+        return self.record["sites"] or {}
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
         """The record's rounds, round 0 (the model before training) left out."""
         return [row for row in self.record["rounds"] if row.get("round") != 0]
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """Names of the run, and of the run that it continues, in ledgers."""
+        resume = self.job.resume
+        return (self.manifest.run_id, resume.job) if resume else (self.manifest.run_id,)
+
+    def job_of(self, number: int) -> str:
+        """The name in ledgers of the run that did a round: this one, or the one that it continues."""
+        resume = self.job.resume
+        return resume.job if resume and number <= resume.round else self.manifest.run_id
 
     def say(self, code: str, where: str, text: str, remedy: str, severity: Any = "fail") -> None:
         """Add a finding."""
@@ -89,34 +107,43 @@ def load_run(folder: Path, keys: KnownKeys, reader: LedgerReader | None = None) 
         _check_shape(record, manifest)
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
-    run = Run(place, record, job, manifest)
+    run = Run(place, record, job, manifest, keys)
     _check_files(run, keys)
-    for site in sorted(record["sites"] or {}):
+    for site in sorted(run.sites):
         _read_ledger(run, site, keys, reader)
     return run
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
 class _Head(TypedDict):
-    seq: Annotated[int, Field(ge=0)]
+    seq: Count
     hash: str
     sig: str
 
 
 class _Charged(TypedDict):
-    epsilon: float
-    delta: float
+    epsilon: Finite
+    delta: Finite
     head: _Head
 
 
 class _Sum(TypedDict, total=False):
     cohort: list[str]
-    threshold: int
+    threshold: Count
+    attempt: Count
+    epoch: Count
     transcript: str
+    corrected: list[str]
+    metrics: dict[str, float]
 
 
 class _Round(TypedDict):
-    round: int
+    round: Count
     sites: list[str]
+    bytes_sent: dict[str, Count]
     privacy: dict[str, _Charged]
     secagg: _Sum
 
@@ -126,11 +153,17 @@ class _Resumed(TypedDict):
     round: int
 
 
+class _Joined(TypedDict):
+    versions: dict[str, str]
+    evaluates: bool
+    backbone_digest: str
+
+
 class _Record(TypedDict):
     """The parts of `result.json` that the audit reads, of the kinds that it relies on."""
 
     outcome: str
-    sites: dict[str, dict[str, Any]] | None
+    sites: dict[str, _Joined] | None
     rounds: list[_Round]
     resumed: _Resumed | None
 
@@ -140,7 +173,12 @@ class _Site(TypedDict, total=False):
     ledger: dict[str, str]
 
 
-_RECORD, _SITES = TypeAdapter(_Record), TypeAdapter(dict[str, _Site])
+class _Server(TypedDict):
+    versions: dict[str, str]
+    certificate: str
+
+
+_RECORD, _SITES, _SERVER = TypeAdapter(_Record), TypeAdapter(dict[str, _Site]), TypeAdapter(_Server)
 
 
 def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
@@ -148,7 +186,9 @@ def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
     try:
         _RECORD.validate_python(record, strict=True)
         _SITES.validate_python(manifest.sites, strict=True)
-        time_of(manifest.ended)
+        _SERVER.validate_python(manifest.server, strict=True)
+        for moment in (manifest.started, manifest.ended):
+            time_of(moment)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None

@@ -5,13 +5,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from math import isclose
 
+from fedmpt_core.audit.cards import Cards, check_cards, check_genesis
 from fedmpt_core.audit.finding import Finding
+from fedmpt_core.audit.reservations import check_alike, check_reservations, declared_units
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.audit.run_rounds import check_rounds
 from fedmpt_core.audit.spending import Accountant, Spending, merged, recompute, spent
+from fedmpt_core.audit.statements import layout_of
+from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.accounting.epsilon import Steps
 from fedmpt_core.privacy.ledger.budget import charges
-from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, plain_details
-from fedmpt_core.privacy.mechanism.mechanism import Mechanism
+from fedmpt_core.privacy.ledger.chain import Entry, LedgerError
 
 SAME_EPSILON = 1e-6  # the same accountant on the same entries
 MOST_ROUNDS = 64  # of a site whose epsilon is worked out; chosen, as many points as a chart shows
@@ -21,7 +25,7 @@ GRID = 1e-3  # what more steps may lower epsilon by, twice the freedom of its ac
 def check_ledgers(
     run: Run,
     accountants: Mapping[str, Accountant],
-    caps: Mapping[str, float] | None = None,
+    cards: Cards | None = None,
     most_rounds: int = MOST_ROUNDS,
 ) -> dict[str, Spending]:
     """Compare every ledger with the record; adds findings to the run.
@@ -29,7 +33,7 @@ def check_ledgers(
     Args:
         run: as loaded.
         accountants: further ones to ask, by name.
-        caps: by site, the cap in its policy.
+        cards: policy cards of sites, for their caps.
         most_rounds: of a site, for which epsilon is worked out; the rounds between them are held to these.
 
     Returns:
@@ -38,25 +42,26 @@ def check_ledgers(
     spending: dict[str, Spending] = {}
     if not run.job.privacy.private:
         return spending
+    if run.job.privacy.noise_multiplier is None:
+        text = "the job names no noise multiplier, and no site trains without one"
+        run.say("mechanism-differs", "run", text, "the job was changed in the record")
+        return spending
+    cards, layout = cards or {}, layout_of(run)
+    check_cards(run, cards)
     for site, entries in run.ledgers.items():
         try:
             by_round = _by_round(run, entries, most_rounds)
-            spending[site] = _spending(run, site, entries, accountants, (caps or {}).get(site), by_round)
+            spending[site] = _spending(run, site, entries, accountants, cards.get((site, entries[0].dataset)), by_round)
         except LedgerError as error:
             run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
             continue
         _check_heads(run, site, entries)
-        _check_mechanism(run, site, entries)
-        _check_rounds(run, site, entries)
+        check_reservations(run, site, entries, layout, cards.get((site, entries[0].dataset)))
         _check_epsilons(run, site, by_round)
+    check_rounds(run, sorted(spending))
+    check_alike(run, sorted(spending))
     run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in spending})
     return spending
-
-
-def own_jobs(run: Run) -> tuple[str, ...]:
-    """Names of the run, and of the run that it continues, in ledgers."""
-    resumed = run.record.get("resumed")
-    return (run.manifest.run_id, str(resumed["job"])) if resumed else (run.manifest.run_id,)
 
 
 def reused_keys(ledgers: Mapping[str, Sequence[Entry]]) -> list[Finding]:
@@ -77,10 +82,11 @@ def reused_keys(ledgers: Mapping[str, Sequence[Entry]]) -> list[Finding]:
 
 def _check_heads(run: Run, site: str, entries: Sequence[Entry]) -> None:
     """Every head that the server has seen must be an entry still: else the ledger was cut, restored or forked."""
-    seen = [(row["round"], row["privacy"][site]["head"]) for row in run.rounds if site in row["privacy"]]
+    rows = [row for row in run.rounds if site in row["privacy"]]
+    seen = [(f"round {row['round']}", row["privacy"][site]["head"], row) for row in rows]
     last = run.manifest.sites.get(site, {}).get("head")
-    seen += [("the manifest", last)] if last else []
-    for when, head in seen:
+    seen += [("the manifest", last, None)] if last else []
+    for when, head, row in seen:
         if head["seq"] >= len(entries):
             text = f"its ledger ends at entry {len(entries) - 1}, the server saw entry {head['seq']} ({when})"
             run.say("ledger-cut", site, text, "its end was cut, or an old copy restored: ask the site for its ledger")
@@ -90,56 +96,12 @@ def _check_heads(run: Run, site: str, entries: Sequence[Entry]) -> None:
             text = f"entry {head['seq']} of its ledger is not the one that the server saw ({when})"
             run.say("ledger-forked", site, text, "the ledger was rewritten: ask the site for its ledger and compare")
             return
-
-
-def _check_mechanism(run: Run, site: str, entries: Sequence[Entry]) -> None:
-    mechanism, genesis = Mechanism.of(run.job), entries[0]
-    agreed = {
-        **mechanism.describe(),
-        "aggregation": run.manifest.aggregation,
-        "identities": run.manifest.identities,
-    }
-    for entry in entries:
-        if entry.kind != "reserve" or entry.job != run.manifest.run_id:
-            continue
-        for name, value in agreed.items():
-            charged = entry.details.get(name)
-            if charged != plain_details(value, name):
-                text = f"round {entry.round} was charged with {name}={str(charged)[:80]}, the job says {value}"
-                run.say("mechanism-differs", site, text, "the job or the entry was changed after the run")
-                return
-        if entry.details.get("config") != run.manifest.config_digest:
-            digest = run.manifest.config_digest[:16]
-            text = f"round {entry.round} was charged for another job than {digest}, the manifest's"
-            run.say("config-changed", site, text, "compare the job with the one that the sites approved")
+        newest = next((e for e in entries[head["seq"] :: -1] if e.job in run.jobs), None)
+        number = row["round"] if row else 0
+        if row and newest and (newest.kind, newest.job, newest.round) != ("commit", run.job_of(number), number):
+            text = f"{when} states entry {head['seq']}, where its ledger is at a {newest.kind} of round {newest.round}"
+            run.say("head-of-another-round", site, text, "rounds were moved or copied in the record")
             return
-    if genesis.unit != mechanism.unit:
-        text = f"its ledger protects each {genesis.unit}, the job each {mechanism.unit}"
-        run.say("mechanism-differs", site, text, "the two numbers cannot be compared: the claim does not hold")
-
-
-def _check_rounds(run: Run, site: str, entries: Sequence[Entry]) -> None:
-    """Each round that the site is in must have been charged and released, and nothing charged twice unseen."""
-    jobs = own_jobs(run)
-    released = {e.round for e in entries if e.kind == "commit" and e.job in jobs}
-    for row in run.rounds:
-        if site in row["sites"] and row["round"] not in released:
-            text = f"it is in the sum of round {row['round']}, and its ledger releases nothing in that round"
-            run.say("round-missing", site, text, "an entry was removed, or the site was added to the round")
-            break
-    tried = Counter((e.job, e.round, e.attempt) for e in entries if e.kind == "reserve" and e.job in jobs)
-    again = sorted({number for (_, number, _), count in tried.items() if count > 1})
-    if again:
-        text = f"rounds {_few(again)} are charged again under the same attempt: their trainer was restarted"
-        run.say("round-charged-again", site, text, "", "note")
-    rounds = Counter(e.round for e in entries if e.kind == "reserve" and e.job in jobs)
-    retried = sorted(number for number, count in rounds.items() if count > 1)
-    if retried:
-        run.say("retries-charged", site, f"further attempts were charged in rounds {_few(retried)}", "", "note")
-    strange = sorted(number for number in rounds if not 1 <= number <= run.job.training.rounds)
-    if strange:
-        text = f"it was charged for rounds {_few(strange)} of a job of {run.job.training.rounds}"
-        run.say("round-beyond-the-job", site, text, "the server asked for more than was agreed")
 
 
 def _spending(
@@ -147,10 +109,13 @@ def _spending(
     site: str,
     entries: Sequence[Entry],
     accountants: Mapping[str, Accountant],
-    cap: float | None,
+    card: PolicyCard | None,
     by_round: dict[int, float],
 ) -> Spending:
-    jobs, delta, genesis = own_jobs(run), run.job.privacy.delta, entries[0]
+    jobs, delta, genesis = run.jobs, run.job.privacy.delta, entries[0]
+    cap = card.privacy.epsilon if card else None
+    units = next((declared_units(e.details) for e in reversed(entries) if e.kind == "reserve"), None)
+    run.findings += check_genesis(genesis, units, card, delta)
     every = charges(entries)
     own = [c.steps for c in every if c.job in jobs]
     by_accountant, findings = recompute(own, delta, site, accountants)
@@ -193,7 +158,7 @@ def _check_epsilons(run: Run, site: str, by_round: Mapping[int, float]) -> None:
         else:
             place = bisect(known, number)
             if not 0 < place < len(known):
-                continue  # no release of that round: `_check_rounds` says so
+                continue  # no release of that round: `check_rounds` says so
             low, here = by_round[known[place - 1]], by_round[known[place]]
             fine = low - GRID <= stated["epsilon"] <= here + GRID
         if not fine:
@@ -204,7 +169,7 @@ def _check_epsilons(run: Run, site: str, by_round: Mapping[int, float]) -> None:
 
 def _by_round(run: Run, entries: Sequence[Entry], most: int) -> dict[int, float]:
     """Epsilon of the job at each release: what was charged until the commit, open reservations included."""
-    jobs, delta = own_jobs(run), run.job.privacy.delta
+    jobs, delta = run.jobs, run.job.privacy.delta
     numbers = sorted({e.round for e in entries if e.kind == "commit" and e.job in jobs})
     stride = -(-len(numbers) // most) or 1
     wanted = {*numbers[::stride], *numbers[-1:]}
@@ -219,8 +184,3 @@ def _by_round(run: Run, entries: Sequence[Entry], most: int) -> dict[int, float]
         if entry.kind == "commit" and entry.round in wanted:
             epsilons[entry.round] = spent([Steps(*kind, count) for kind, count in sums.items()], delta, "")[0]
     return epsilons
-
-
-def _few(numbers: Sequence[int]) -> str:
-    """Numbers for a sentence, cut to ten."""
-    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")

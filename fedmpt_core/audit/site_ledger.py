@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.audit.cards import check_genesis
 from fedmpt_core.audit.finding import Finding, in_order, worst
 from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
+from fedmpt_core.audit.reservations import declared_units
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun
 from fedmpt_core.audit.run_ledgers import SAME_EPSILON, reused_keys
 from fedmpt_core.audit.spending import Accountant, recompute
 from fedmpt_core.common.canonical import json_value
 from fedmpt_core.common.signing import DocumentError, SigningError, verifier
+from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, Verifier
-from fedmpt_core.privacy.ledger.export import EXPORT, LedgerExport, check_export, read_export
+from fedmpt_core.privacy.ledger.export import EXPORT, STATEMENT, LedgerExport, check_export, read_export
 from fedmpt_core.privacy.ledger.ledger import Entries
 from fedmpt_core.privacy.ledger.statement import Statement, statement
 from fedmpt_core.secagg.errors import SecAggError
@@ -33,12 +36,14 @@ class OwnLedger:
         place: the file or folder.
         entries: verified; empty when the chain does not hold.
         export: what the site stated with it; None for a bare file.
+        root: the federation's root certificate (PEM) that came with it, or "".
         findings: what went wrong while reading.
     """
 
     place: Path
     entries: tuple[Entry, ...] = ()
     export: LedgerExport | None = None
+    root: str = ""
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -106,23 +111,29 @@ def load_ledger(place: Path, keys: KnownKeys, reader: LedgerReader, certificate:
         ledger.findings.append(Finding("ledger-damaged", "fail", str(export.site), str(error), ASK))
         return ledger
     _read(ledger, place / export.ledger, verify, reader)
+    if ledger.entries:
+        ledger.findings += _stated(ledger.entries, export, place)
     return ledger
 
 
-def audit_ledger(ledger: OwnLedger, accountants: Mapping[str, Accountant], cap: float | None = None) -> LedgerAudit:
+def audit_ledger(
+    ledger: OwnLedger, accountants: Mapping[str, Accountant], card: PolicyCard | None = None
+) -> LedgerAudit:
     """Audit one ledger.
 
     Args:
         ledger: as loaded.
         accountants: further ones to ask, by name.
-        cap: of the site's policy card; else what the export states.
+        card: the site's policy for this data set; without one the cap is what the export states.
     """
     findings, entries = list(ledger.findings), ledger.entries
     account, by_accountant = None, {}
     if entries:
         site = entries[0].site
-        if cap is None and ledger.export:
-            cap = ledger.export.cap
+        export = ledger.export
+        cap = card.privacy.epsilon if card else export.cap if export else None
+        units = next((declared_units(e.details) for e in reversed(entries) if e.kind == "reserve"), None)
+        findings += check_genesis(entries[0], export.units if export else units, card, None)
         try:
             account = statement(Entries(entries), cap)
             steps = [c.steps for c in charges(entries)]
@@ -154,6 +165,23 @@ def _read(ledger: OwnLedger, path: Path, verify: Verifier | None, reader: Ledger
         ledger.findings.append(Finding("ledger-not-verified", "warning", site, text, remedy))
 
 
+def _stated(entries: Sequence[Entry], export: LedgerExport, folder: Path) -> list[Finding]:
+    """What the site stated of its ledger against the ledger."""
+    first = entries[0]
+    stated: dict[str, Any] = {n: getattr(export, n) for n in ("site", "dataset", "unit", "delta")}
+    real: dict[str, Any] = {"site": first.site, "dataset": first.dataset, "unit": first.unit}
+    real |= {"delta": float(first.delta), "entries": len(entries), "head": entries[-1].hash}
+    try:
+        account = json.loads((folder / STATEMENT).read_text(encoding="utf-8"))
+        stated |= {name: account[name] for name in ("entries", "head")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return [Finding("export-differs", "fail", first.site, f"{STATEMENT} is missing or damaged", ASK)]
+    differ = [name for name, value in stated.items() if value != real[name]]
+    texts = [f"{n}={str(stated[n])[:40]}, its ledger has {str(real[n])[:40]}" for n in differ]
+    text = f"its export states {'; '.join(texts)}"
+    return [Finding("export-differs", "fail", first.site, text, ASK)] if differ else []
+
+
 def _pinned(verify: Any, keys: KnownKeys, certificate: Path) -> Any:
     if keys.roster and verify.key_spki not in {m.fingerprint.hex() for m in keys.roster.members.values()}:
         raise SigningError(f"{certificate} is of a key that is not in the roster")
@@ -162,6 +190,7 @@ def _pinned(verify: Any, keys: KnownKeys, certificate: Path) -> Any:
 
 def _of_export(export: LedgerExport, folder: Path, keys: KnownKeys, ledger: OwnLedger) -> Verifier:
     root = (folder / export.root).read_bytes()
+    ledger.root = root.decode()
     if keys.roster is not None and root_sha256(root) != keys.roster.root:
         raise SigningError("the export is of a federation with another root certificate than the roster's")
     if keys.roster is None:

@@ -39,8 +39,7 @@ from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, Projection
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.mechanism import COUNTS, Mechanism
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS
+from fedmpt_core.privacy.mechanism.mechanism import COUNTS, GRID_BITS, Mechanism
 
 SCHEMA_VERSION = 1
 PURPOSE = "co-occurrence"

@@ -23,8 +23,8 @@ from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
-from fedmpt_core.privacy.mechanism.mechanism import Mechanism
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS, PrivateOptimizer
+from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.self_test import require_self_test
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords

@@ -34,6 +34,7 @@ def audit(
     Exit code 0: nothing fails. 1: something does. 2: there is nothing that could be audited.
     """
     from fedmpt_core.audit.auditor import audit_run, compare
+    from fedmpt_core.audit.cards import by_dataset
     from fedmpt_core.audit.ledger_copy import LedgerReader
     from fedmpt_core.audit.run_evidence import KnownKeys, load_run
     from fedmpt_core.audit.site_ledger import audit_ledger, is_ledger, load_ledger
@@ -43,16 +44,16 @@ def audit(
 
     keys, reader = KnownKeys(load_roster(roster) if roster else None), LedgerReader()
     policy_cards = [PolicyCard.load(path) for path in policies or []]
-    caps = {(card.site, card.privacy.dataset): card.privacy.epsilon for card in policy_cards}
+    cards, differing = by_dataset(policy_cards)
     own = [load_ledger(place, keys, reader, certificate) for place in places if is_ledger(place)]
     runs = [load_run(place, keys, reader) for place in places if not is_ledger(place)]
     audits = [audit_run(run, independent=independent, policy_cards=policy_cards, self_test=self_test) for run in runs]
     asked = further_accountants(independent=independent)
     ledgers = [
-        audit_ledger(one, asked, caps.get((one.entries[0].site, one.entries[0].dataset)) if one.entries else None)
+        audit_ledger(one, asked, cards.get((one.entries[0].site, one.entries[0].dataset)) if one.entries else None)
         for one in own
     ]
-    between = compare(runs, own)
+    between = [*compare(runs, own), *(() if runs else differing)]
     passed = all(a.passed for a in (*audits, *ledgers)) and not any(f.severity == "fail" for f in between)
     if as_json:
         report = {
@@ -106,6 +107,7 @@ def _show_run(one: "Audit") -> None:
         table.add_section()
     print_table(table)
     show_findings("Findings", one.findings)
+    typer.echo(f"The server's word alone: {'; '.join(one.servers_word)}.")
 
 
 def _sums(sums: "Sums") -> str:

@@ -29,8 +29,8 @@ from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
-from fedmpt_core.privacy.mechanism.mechanism import Mechanism
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS, ClipGroup, PrivateOptimizer
+from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.noise import ClipGroup, PrivateOptimizer
 from fedmpt_core.training.local import TrainingRecords
 
 CANARIES = 1000  # gradient canaries; fewer where fewer numbers are released

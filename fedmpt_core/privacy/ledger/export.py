@@ -18,7 +18,7 @@ from fedmpt_core.privacy.ledger.ledger import Entries, read_ledger
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.privacy.ledger.statement import statement
 
-EXPORT = "export.json"
+EXPORT, STATEMENT = "export.json", "statement.json"
 EXPORT_SCHEMA = 1
 
 
@@ -83,7 +83,7 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
     names = list(files)
     entries = read_ledger(out / names[0], verifier(kit / "client.crt") if kit else None)
     account = json.dumps(statement(Entries(entries), policy.epsilon).to_dict(), indent=2, allow_nan=False) + "\n"
-    (out / "statement.json").write_text(account, encoding="utf-8")
+    (out / STATEMENT).write_text(account, encoding="utf-8")
     export = LedgerExport(
         site=name,
         dataset=policy.dataset,
@@ -96,7 +96,7 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
         ledger=names[0],
         certificate=names[1] if kit else "",
         root=names[2] if kit else "",
-        files={file: file_digest(out / file) for file in sorted([*names, "statement.json"])},
+        files={file: file_digest(out / file) for file in sorted([*names, STATEMENT])},
     )
     if kit:
         sign, _, _ = load_signer(kit / "client.key", kit / "client.crt")

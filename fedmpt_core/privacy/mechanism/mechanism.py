@@ -17,6 +17,7 @@ from fedmpt_core.privacy.accounting.epsilon import Steps
 Name: TypeAlias = Literal["poisson-subsampled-gaussian", "gaussian co-occurrence counts"]
 DP_SGD: Name = "poisson-subsampled-gaussian"
 COUNTS: Name = "gaussian co-occurrence counts"
+GRID_BITS = 20  # released numbers lie on a grid of 2^-20 of the clip bound
 
 
 @dataclass(frozen=True)

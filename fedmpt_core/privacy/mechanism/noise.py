@@ -27,8 +27,8 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedmpt_core.privacy.mechanism.keystream import Keystream
+from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS
 
-GRID_BITS = 20
 PURPOSE = "noise"
 
 

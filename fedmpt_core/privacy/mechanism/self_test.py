@@ -27,8 +27,7 @@ from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
-from fedmpt_core.privacy.mechanism.mechanism import Mechanism
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS
+from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
 from fedmpt_core.training.loss import asymmetric_loss
 
 FALSE_ALARM = 1e-3  # of one statistical check, before its repetition; chosen

@@ -17,7 +17,10 @@ from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
 from fedmpt_core.audit.spending import further_accountants
 from fedmpt_core.common.canonical import canonical
+from fedmpt_core.config.secagg import SiteSecAggConfig
+from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.federation.run.record import MANIFEST
+from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.ledger.chain import FIRST
 from tests.audited import SITES, Federation
 
@@ -171,7 +174,8 @@ def test_ten_thousand_entries_are_audited(tmp_path: Path) -> None:
     path = tmp_path / "images.ledger.jsonl"
     path.write_bytes(sealed("hospital-a", entries))
     accountants = further_accountants(independent=True)
-    audit = audit_ledger(load_ledger(path, KnownKeys(), LedgerReader()), accountants, cap=1.0)
+    card = PolicyCard("hospital-a", SitePrivacyConfig("images", 1000, 1.0, 1e-5), SiteSecAggConfig())
+    audit = audit_ledger(load_ledger(path, KnownKeys(), LedgerReader()), accountants, card)
     assert audit.statement
     assert sum(job.steps for job in audit.statement.jobs) == 100_000
     assert [f.code for f in audit.findings if f.severity == "fail"] == ["epsilon-above-the-cap"]

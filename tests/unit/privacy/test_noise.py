@@ -9,7 +9,8 @@ from scipy import stats
 from torch import nn
 
 from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.noise import GRID_BITS, ClipGroup, PrivateOptimizer
+from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS
+from fedmpt_core.privacy.mechanism.noise import ClipGroup, PrivateOptimizer
 
 SIGMA = 1.5
 

@@ -1,0 +1,191 @@
+"""Who is in each sum: within the round's cohort, within the run's sites, within the roster, and by the sites' rules."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.federation.server.participation import participants
+from fedmpt_core.federation.terms import floors_of
+from fedmpt_core.secagg.errors import SecAggError
+
+CHANGED = "the record was changed"
+RULES = "the record was changed, or the sites did not keep their rules"
+
+
+@dataclass(frozen=True)
+class MaskedSum:
+    """What the record says of the masks of one round; nothing else of the audit knows these names.
+
+    Attributes:
+        cohort: the sites that were asked, the sum's among them.
+        threshold: fewest that had to answer; `attempt` of the round, from 0.
+        epoch: of the keys, from 1; `transcript` of all that was said.
+        corrected: sites whose shares were wrong and were put right.
+        metrics: names of the figures of training in the sum.
+    """
+
+    cohort: tuple[str, ...]
+    threshold: int
+    attempt: int
+    epoch: int
+    transcript: str
+    corrected: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "MaskedSum":
+        """Of a round of the record, whose fields have been checked for their kinds. Raises KeyError."""
+        facts = row["secagg"]
+        return MaskedSum(
+            tuple(facts["cohort"]),
+            facts["threshold"],
+            facts["attempt"],
+            facts["epoch"],
+            facts["transcript"],
+            tuple(facts["corrected"]),
+            tuple(facts.get("metrics", ())),
+        )
+
+
+def cohort_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Who was asked in a masked round; nobody where the record does not say."""
+    return tuple(row["secagg"].get("cohort", ()))
+
+
+def check_membership(run: Run) -> None:
+    """Compare who was in each sum with the rules that the sites keep; adds findings to the run."""
+    _check_numbers(run)
+    _check_names(run)
+    if run.manifest.identities == "insecure":
+        text = "identities were made up, as in a simulation: nobody is who they say"
+        run.say("insecure-identities", "run", text, "", "note")
+    if not run.job.secagg.masked:
+        text = "the server saw every site's update; differential privacy alone protects the records in them"
+        run.say("unmasked", "run", text, "decide whether the sites' epsilons suffice without masks", "warning")
+    for row in run.record["rounds"]:
+        _check_row(run, row)
+    if run.job.secagg.masked:
+        _check_masks(run)
+
+
+def _check_numbers(run: Run) -> None:
+    """Rounds are 0, 1, 2, 3, ... once each, as many as the job has when it completed."""
+    numbers: list[Any] = [row["round"] for row in run.record["rounds"]]
+    if numbers != list(range(len(numbers))):
+        text = f"its rounds are {str(numbers)[:200]}"
+        run.say("round-twice", "run", text, "a round was copied, moved or removed in the record")
+    elif run.record["outcome"] == "completed" and len(run.rounds) != run.job.training.rounds:
+        text = f"it completed with {len(run.rounds)} of {run.job.training.rounds} rounds"
+        run.say("round-missing", "run", text, "a round was removed from the record")
+    if run.record["outcome"] != "completed":
+        run.say("not-completed", "run", f"the run ended as {str(run.record['outcome'])[:200]!r}", "", "note")
+
+
+def _check_names(run: Run) -> None:
+    """No name passes for another, and every one is in the roster."""
+    everybody = {*run.sites}.union(*(row["sites"] for row in run.record["rounds"]), *map(cohort_of, run.rounds))
+    alike: dict[str, list[str]] = defaultdict(list)
+    for site in sorted(everybody):
+        alike[_bare(site)].append(site)
+        if run.keys.roster and site not in run.keys.roster.members:
+            run.say("not-in-the-roster", site, "it takes part in the run and is not in the roster", "ask who it is")
+    for names in alike.values():
+        if len(names) > 1:
+            text = f"{len(names)} sites have names that look alike: {', '.join(map(ascii, names))}"
+            run.say("names-alike", names[0], text, "one site may be counted twice: ask who they are")
+
+
+def _bare(name: str) -> str:
+    """A name without what people do not see: case, forms of a letter, and invisible characters."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in folded if unicodedata.category(c) not in ("Cf", "Cc", "Zs", "Mn"))
+
+
+def _check_row(run: Run, row: Mapping[str, Any]) -> None:
+    where, sites = f"round {row['round']}", row["sites"]
+    for what, names in (("its sum", sites), ("its cohort", cohort_of(row))):
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            run.say("member-twice", where, f"{what} has {', '.join(twice)[:200]} more than once", CHANGED)
+        if strangers := sorted({*names} - {*run.sites}):
+            text = f"{what} has {', '.join(strangers)[:200]}, no site of the run"
+            run.say("member-unknown", where, text, _remedy(run, row["round"]))
+    if row["round"] == 0 and (sites or row["secagg"]):
+        text = "it is the model before any training, and the record has a sum of updates"
+        run.say("round-zero", where, text, CHANGED)
+    private = run.job.privacy.private
+    for what, names in (("bytes_sent", row["bytes_sent"]), ("privacy", row["privacy"])):
+        expected = {*sites} if what == "bytes_sent" or private else set()
+        if differ := sorted(expected ^ {*names}):
+            text = f"its {what} and the sites in its sum differ in {', '.join(differ)[:200]}"
+            run.say("record-changed", where, text, "a site was added to the round or removed from it")
+    for site, stated in row["privacy"].items():
+        if stated["delta"] != run.job.privacy.delta:
+            text = f"{site} states its epsilon at delta {stated['delta']:g}, the job's is {run.job.privacy.delta:g}"
+            run.say("delta-differs", where, text, "epsilon at another delta says nothing of the claim")
+    _check_asked(run, row)
+
+
+def _check_asked(run: Run, row: Mapping[str, Any]) -> None:
+    """Enough sites, and only such as the job's public draw asks in one of the attempts that it allows."""
+    number, sites, job = row["round"], {*row["sites"]}, run.job
+    if number == 0 or run.job_of(number) != run.manifest.run_id:
+        return
+    where = f"round {number}"
+    if not job.secagg.masked and (row["secagg"] or len(sites) < job.federation.min_sites):
+        text = f"{len(sites)} sites, at least {job.federation.min_sites} by the job, without masks"
+        run.say("aggregation-rules", where, text, RULES)
+    attempts = range(job.federation.max_failed_rounds + 1)
+    if job.federation.participation < 1 and not any(
+        sites <= set(participants(run.sites, job, number, attempt)) for attempt in attempts
+    ):
+        text = f"no attempt of the job asks {', '.join(sorted(sites))[:200]} together"
+        run.say("aggregation-rules", where, text, "the server asked others than the job says, or " + CHANGED)
+
+
+def _check_masks(run: Run) -> None:
+    transcripts, epochs = set[str](), defaultdict[str, int](int)
+    for row in run.rounds:
+        where = f"round {row['round']}"
+        try:
+            masks = MaskedSum.of(row)
+        except KeyError as error:
+            run.say("aggregation-rules", where, f"its sum is not described: it lacks {error}", CHANGED)
+            continue
+        for text in _broken_rules(run, row["sites"], masks):
+            run.say("aggregation-rules", where, text, RULES)
+        if masks.transcript in transcripts:
+            run.say("round-twice", where, "its transcript is that of another round", "a round was copied in the record")
+        transcripts.add(masks.transcript)
+        name = run.job_of(row["round"])
+        if masks.epoch < max(1, epochs[name]):
+            text = f"its keys are of epoch {masks.epoch}, those before it of {epochs[name]}"
+            run.say("aggregation-rules", where, text, "rounds were moved in the record")
+        epochs[name] = masks.epoch
+
+
+def _broken_rules(run: Run, sites: Sequence[str], masks: MaskedSum) -> Iterable[str]:
+    survivors, cohort, job = {*sites}, {*masks.cohort}, run.job
+    try:
+        threshold = floors_of(job).threshold(len(cohort))
+    except SecAggError as error:
+        yield f"its sum is not described: {error}"
+        return
+    if masks.threshold != threshold or len(survivors) < threshold or not survivors <= cohort:
+        sizes = f"{len(survivors)} of {len(cohort)} sites, threshold {masks.threshold}"
+        outside = "".join(f", {site} is not among those asked" for site in sorted(survivors - cohort))
+        yield f"{sizes}: the rules ask for {threshold}{outside[:200]}"
+    if masks.attempt > job.federation.max_failed_rounds:
+        yield f"attempt {masks.attempt}, the job allows {job.federation.max_failed_rounds} to fail"
+    if not {*masks.corrected} <= cohort or len({*masks.corrected}) != len(masks.corrected):
+        yield f"shares of {', '.join(sorted(masks.corrected))[:200]} were put right, which were not asked"
+    if {*masks.metrics} != {*job.secagg.metrics}:
+        yield f"it sums the figures {', '.join(sorted(masks.metrics))[:200] or 'of none'}, the job asks for others"
+
+
+def _remedy(run: Run, number: int) -> str:
+    if run.job_of(number) == run.manifest.run_id:
+        return "a site was removed from the run, or added to the round"
+    return f"it may be of the run '{run.job_of(number)}' that this one continues: audit that one beside it"
