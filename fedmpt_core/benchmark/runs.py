@@ -98,7 +98,7 @@ def run(case: Case, shared: SharedRecords) -> dict[str, Any]:
 
 def _costs(job: JobConfig, model: TunedModel, rounds: Sequence[Round], sizes: Sequence[int]) -> dict[str, Any]:
     steps = sum(r.steps for r in rounds)
-    spent = [said["epsilon"] for r in rounds for said in r.row["privacy"].values()]
+    spent = [budget["epsilon"] for r in rounds for budget in r.row["privacy"].values()]
     if job.privacy.private:
         pictures = job.privacy.sample_rate * float(np.mean(sizes))
     else:

@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
+from fedmpt_core.common.files import whole_file
 from fedmpt_core.data.pictures import FilePicture
 from fedmpt_core.federation.run.record import load_model, load_record
 from fedmpt_core.model.backbone.base import Backbone
@@ -126,7 +127,9 @@ class Predictor:
             ValueError: as `figure`.
         """
         target = folder / f"{Path(answer.picture).stem}.explained.png"
-        self.figure(answer, top=top).savefig(target, dpi=110, metadata={"Software": None})
+        figure = self.figure(answer, top=top)
+        with whole_file(target, mode=None) as file:
+            figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
         return replace(answer, explanation=str(target))
 
     def figure(self, answer: PictureLabels, *, top: int) -> Figure:

@@ -74,7 +74,7 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
     Raises:
         ValueError: a site's data cannot be used, with the site's name.
     """
-    found = {}
+    counted = {}
     for name, site in sites.items():
         try:
             unseen = job.unseen_classes
@@ -90,13 +90,13 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
         pictures = tuple(p for d in splits.values() if d for p in d.pictures)
         train = splits["train"]
         positives = (train.targets == 1).sum(0) if train else np.zeros(len(job.classes), int)
-        found[name] = SiteCounts(counts["train"], counts["val"], counts["test"], positives, pictures)
-    if job.federation.evaluate_every and not any(d.test for d in found.values()):
+        counted[name] = SiteCounts(counts["train"], counts["val"], counts["test"], positives, pictures)
+    if job.federation.evaluate_every and not any(d.test for d in counted.values()):
         raise ValueError(
             "no site holds test pictures: give one site a test split and evaluate = true, or the run could not be "
             "judged; federation.evaluate_every = 0 asks for no judgement"
         )
-    return found
+    return counted
 
 
 def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:

@@ -79,21 +79,20 @@ def audit(
 def _show_run(one: "Audit") -> None:
     from rich.table import Table
 
-    from fedmpt_flare.cli.screen import harmless, print_table, show_findings
+    from fedmpt_flare.cli.screen import harmless, print_table, show_findings, show_table
 
     typer.echo(f"Run {shown(one.run_id)} of job {shown(one.job)}")
     if one.spending:
         names = list(next(iter(one.spending.values())).accountants)
         short = [name.split(" (")[0] for name in names]
-        table = Table("site", "data set", *short, "all jobs", "cap", "delta", "unit", title="Epsilon of this run")
-        table.caption = "; ".join(names)
+        rows = []
         for site, spent in one.spending.items():
             cap = "–" if spent.cap is None else f"{spent.cap:g}"
             numbers = [f"{spent.accountants[n]:.3f}" if n in spent.accountants else "–" for n in names]
             jobs = f"{spent.total:.3f} ({spent.jobs} job{'s' * (spent.jobs != 1)})"
-            row = (site, spent.dataset, *numbers, jobs, cap, f"{spent.delta:g}", spent.unit)
-            table.add_row(*(harmless(cell) for cell in row))
-        print_table(table)
+            rows.append((shown(site), shown(spent.dataset), *numbers, jobs, cap, f"{spent.delta:g}", spent.unit))
+        columns = ("site", "data set", *short, "all jobs", "cap", "delta", "unit")
+        show_table("Epsilon of this run", columns, rows, "; ".join(names))
     typer.echo(_sums(one.sums))
     alike: dict[tuple[Disclosure, ...], list[str]] = {}
     for site, left in one.releases.items():
@@ -122,17 +121,13 @@ def _sums(sums: "Sums") -> str:
 
 
 def _show_ledger(one: "LedgerAudit") -> None:
-    from rich.table import Table
-
-    from fedmpt_flare.cli.screen import print_table, show_findings
+    from fedmpt_flare.cli.screen import show_findings, show_table
 
     account = one.statement
     if account is None:
         typer.echo(f"Ledger {shown(one.place)}")
     else:
         typer.echo(f"Ledger {shown(one.place)}: {shown(account.site)}, data set '{shown(account.dataset)}'")
-        table = Table("accountant", "epsilon of all jobs", title=f"At delta {account.delta:g}, per {account.unit}")
-        for name, value in one.accountants.items():
-            table.add_row(name, f"{value:.3f}")
-        print_table(table)
+        rows = [(name, f"{value:.3f}") for name, value in one.accountants.items()]
+        show_table(f"At delta {account.delta:g}, per {account.unit}", ("accountant", "epsilon of all jobs"), rows)
     show_findings("Findings", one.findings)

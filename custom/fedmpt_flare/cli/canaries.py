@@ -77,14 +77,10 @@ def _site(path: Path, name: str | None) -> "tuple[str, SiteConfig]":
 
 
 def _show(report: "CanaryReport", target: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from fedmpt_flare.cli.screen import print_table, show_findings
+    from fedmpt_flare.cli.screen import show_findings, show_table
 
     attacks = [("gradient canaries", report.gradients), ("picture canaries", report.pictures)]
     made = [(kind, attack) for kind, attack in attacks if attack]
-    table = Table("", *(kind for kind, _ in made), title="Attacks")
     rows = [
         ("planted", [f"{a.canaries}, {a.trained_on} trained on" for _, a in made]),
         ("epsilon >=, by one run", [f"{a.one_run:.2f}" for _, a in made]),
@@ -96,9 +92,7 @@ def _show(report: "CanaryReport", target: Path) -> None:
         rates = [a.sensitivity[number] for _, a in made]
         name = f"found at {100 * first.false_positive_rate:g} % false alarms"
         rows.append((name, [f"{s.rate:.3f} {_span(s.confidence)}, {s.false_positives} false" for s in rates]))
-    for name, cells in rows:
-        table.add_row(name, *map(escape, cells))
-    print_table(table)
+    show_table("Attacks", ("", *(kind for kind, _ in made)), [(name, *cells) for name, cells in rows])
     typer.echo("Intervals at 95 %; the three bounds on epsilon hold together at 95 %.")
     if report.pictures is None:
         typer.echo("No picture canaries: the site has fewer than 40 units.")

@@ -27,15 +27,13 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([vars(one) for one in lists]))
         return
-    from rich.table import Table
+    from fedmpt_flare.cli.screen import show_table
 
-    from fedmpt_flare.cli.screen import print_table
-
-    table = Table("name", "conditions", "for", "digest")
+    rows = []
     for one in lists:
         whom = f"{len(one.classes)} classes" if one.classes else "any classes"
-        table.add_row(one.name, ", ".join(one.conditions), whom, one.digest[:12])
-    print_table(table)
+        rows.append((one.name, ", ".join(one.conditions), whom, one.digest[:12]))
+    show_table("", ("name", "conditions", "for", "digest"), rows)
 
 
 @conditions.command()
@@ -67,16 +65,14 @@ def show(
         f"Model {model['name']} {_FORMATS[provenance['method']]}; weights {model['weights'][:16]}, {model['library']}"
     )
     typer.echo(f"{settings['label_sets']} label sets, seed {settings['seed']}; text features of {settings['backbone']}")
-    from rich.table import Table
+    from fedmpt_flare.cli.screen import show_table
 
-    from fedmpt_flare.cli.screen import print_table
-
-    table = Table("", "condition", "coverage", "visual", "closest kept", "cosine")
+    rows = []
     for row in provenance["ranking"]:
         visual = "–" if row["visual"] is None else f"{row['visual']:.2e}"
         kept, nearest = "kept" if row["kept"] else "", row["closest"]
-        table.add_row(kept, row["condition"], f"{row['coverage']:.2f}", visual, nearest, f"{row['cosine']:.2f}")
-    print_table(table)
+        rows.append((kept, row["condition"], f"{row['coverage']:.2f}", visual, nearest, f"{row['cosine']:.2f}"))
+    show_table("", ("", "condition", "coverage", "visual", "closest kept", "cosine"), rows)
     if answers and raw is None:
         typer.echo(f"The raw answers were too long for the list; their SHA-256 is {provenance['answers']['sha256']}.")
     for line in raw or ():

@@ -137,21 +137,19 @@ def _policy(site_file: Path, name: str, kit: Path | None, unsigned: bool) -> "Si
 
 
 def _show(account: "Statement") -> None:
-    from rich.table import Table
-
-    from fedmpt_flare.cli.screen import harmless, print_table
+    from fedmpt_core.common.text import shown
+    from fedmpt_flare.cli.screen import show_table
 
     cap = f" of {account.cap:g}, {account.left:.3f} left" if account.cap is not None else ""
     state = f"; closed, goes on as '{account.successor}'" if account.successor else ""
     title = f"{account.dataset}: epsilon {account.total:.3f}{cap} (delta {account.delta:g}, per {account.unit}){state}"
-    table = Table("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone", title=harmless(title))
-    table.title_justify = "left"
+    rows = []
     for job in account.jobs:
         mechanism = "; ".join(f"{count} steps, rate {q:g}, noise {noise:g}" for q, noise, count in job.mechanisms)
         counts = (str(n) if job.first else "–" for n in (job.rounds, job.attempts, job.released))
         first = job.first[:16].replace("T", " ") or "carried"
-        table.add_row(harmless(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}")
-    print_table(table)
+        rows.append((shown(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}"))
+    show_table(shown(title), ("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone"), rows)
     if account.open:
         typer.echo(f"{account.open} attempts were charged and released nothing; they count all the same.")
     if account.torn:

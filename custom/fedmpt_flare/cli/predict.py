@@ -40,19 +40,18 @@ def predict(
 
 
 def _show(answers: Sequence[Any], top: int, predictor: Any) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    from fedmpt_flare.cli.screen import print_table
+    from fedmpt_flare.cli.screen import show_table
 
     if predictor.is_stand_in:
         typer.echo(f"Backbone: {predictor.backbone_name}: a stand-in")
     for answer in answers:
-        table = Table("label", "probability", title=escape(answer.picture), title_justify="left")
+        rows = []
         for label, probability in answer.ranked(top):
             style = "bold" if probability >= predictor.threshold else "dim"
-            table.add_row(escape(label), f"{probability:.3f}", style=style)
-        print_table(table)
+            rows.append((Text(label, style), Text(f"{probability:.3f}", style)))
+        show_table(answer.picture, ("label", "probability"), rows)
         gates = ", ".join(f"{c} {w:.2f}" for c, w in zip(predictor.conditions, answer.gate, strict=True))
         typer.echo(f"  gate: {gates}")
         if answer.explanation:

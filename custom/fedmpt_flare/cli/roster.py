@@ -4,7 +4,6 @@ Nothing here travels over the federation's own network: cards go by mail, digest
 """
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +28,7 @@ def show(
 ) -> None:
     """Show the fingerprint of a site's key. Run at the site."""
     from fedmpt_core.secagg.start_up_kit import key_card_of, write_key_card
+    from fedmpt_flare.cli.screen import show_table
 
     card = key_card_of(kit)
     if out:
@@ -36,7 +36,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(card.to_dict()))
         return
-    _print(
+    show_table(
         f"Card of {card.name}",
         ("what", "value"),
         [
@@ -94,23 +94,13 @@ def _plain(roster: "Roster") -> dict[str, object]:
 
 
 def _show(roster: "Roster") -> None:
+    from fedmpt_flare.cli.screen import show_table
+
     members = enumerate(roster.members.items())
     rows = [(str(i), name, member.org, _aloud(member.fingerprint)) for i, (name, member) in members]
-    _print("Roster", ("id", "site", "organisation", "key"), rows)
+    show_table("Roster", ("id", "site", "organisation", "key"), rows)
     typer.echo(f"Root certificate  {_aloud(roster.root, ' ')}")
     typer.echo(f"Digest            {_aloud(roster.digest(), ' ')}")
-
-
-def _print(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from fedmpt_flare.cli.screen import print_table
-
-    table = Table(*columns, title=escape(title), title_justify="left")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    print_table(table)
 
 
 def _aloud(digest: bytes, between: str = "\n") -> str:

@@ -20,6 +20,9 @@ _PHASES = {
     tasks.LEDGER: "sites hand over their ledgers",
 }
 _PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {epsilon:>9}  {gate:>6}  {mib:>6}  {seconds:>7}"
+_HEADS = ("round", "sites", "mAP", "CF1", "OF1", "epsilon")
+HEADING = _PLAIN.format(**{name: name for name in (*_HEADS, "seconds")}, gate="gateH", mib="MiB")
+"""Column heads of the plain lines."""
 
 
 class RoundsTable:
@@ -30,15 +33,6 @@ class RoundsTable:
         self._rounds, self._rows = rounds, list[dict[str, str]]()
         self._status, self._notes, self._answered, self._asked = "starting", list[str](), 0, 0
         self._where = ""
-
-    def heading(self) -> str:
-        """Column heads of the plain lines."""
-        names = ("round", "sites", "mAP", "CF1", "OF1", "epsilon", "gateH", "MiB", "seconds")
-        return _PLAIN.format(
-            **dict(
-                zip(("round", "sites", "mAP", "CF1", "OF1", "epsilon", "gate", "mib", "seconds"), names, strict=True)
-            )
-        )
 
     def take(self, event: Mapping[str, Any]) -> str | None:
         """Note an event; returns a line when there is something to say in a log."""
@@ -66,7 +60,7 @@ class RoundsTable:
 
     def draw(self) -> RenderableType:
         """The table and a line on what goes on."""
-        table = Table("round", "sites", "mAP", "CF1", "OF1", "epsilon", "gate entropy", "MiB sent", "seconds")
+        table = Table(*_HEADS, "gate entropy", "MiB sent", "seconds")
         for row in self._rows:
             table.add_row(*row.values())
         waiting = (

@@ -14,20 +14,17 @@ from rich.text import Text
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.run import record as run
 from fedmpt_core.federation.terms import floors_of
-from fedmpt_flare.cli.screen import print_table
+from fedmpt_flare.cli.screen import show_table
 
 
 def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> None:
     """`fedmpt check` for people."""
     console = Console(highlight=False)
-    table = Table("section", "key", "value", title=f"Job {job.name}", title_justify="left")
+    rows = []
     for section, values in job.to_dict().items():
-        if isinstance(values, dict):
-            for key, value in values.items():
-                table.add_row(section, key, escape(_short(value)))
-        else:
-            table.add_row("", section, escape(_short(values)))
-    print_table(table)
+        inner = values.items() if isinstance(values, dict) else ()
+        rows += [(section, key, _short(value)) for key, value in inner] or [("", section, _short(values))]
+    show_table(f"Job {job.name}", ("section", "key", "value"), rows)
     _show_size(console, size, job)
     _show_privacy(console, job, plan)
     if data:
@@ -61,11 +58,11 @@ class RunView:
     @contextlib.contextmanager
     def rounds(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """The table of rounds, redrawn with every event; a plain line per round where there is no terminal."""
-        from fedmpt_flare.cli.rounds_table import RoundsTable  # brings FLARE, which a check does without
+        from fedmpt_flare.cli.rounds_table import HEADING, RoundsTable  # brings FLARE, which a check does without
 
         table = RoundsTable(self._job.training.rounds)
         if not self._console.is_terminal:
-            self._console.print(table.heading())
+            self._console.print(HEADING)
 
             def follow_plain(event: Mapping[str, Any]) -> None:
                 line = table.take(event)

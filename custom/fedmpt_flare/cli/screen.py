@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +38,14 @@ def print_table(table: Table) -> None:
     for column in table.columns:
         column.overflow = "fold"
     Console(highlight=False).print(table)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> None:
+    """A table of plain cells, in which no text marks anything up."""
+    table = Table(*map(escape, columns), title=escape(title), title_justify="left", caption=escape(caption) or None)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else escape(cell) for cell in row))
+    print_table(table)
 
 
 def show_findings(title: str, findings: Sequence[Any]) -> None:

@@ -50,6 +50,7 @@ def simulate(
         raise WrongUse(f"--out {out}: a continued run goes on in its own folder, {resume}: leave --out away")
     if folder.exists() and not folder.is_dir():
         raise WrongUse(f"--out {folder}: is not a folder")
+    from fedmpt_core.common.files import write_whole
     from fedmpt_core.federation import preflight
     from fedmpt_core.federation.run.curves import draw_curves
     from fedmpt_core.federation.run.record import CURVES, TIMING, load_record
@@ -80,7 +81,7 @@ def simulate(
         fail(str(error))
         raise typer.Exit(1) from None
     seconds = {"preparing": round(prepared - began, 1), **run.seconds}
-    (folder / TIMING).write_text(json.dumps(seconds) + "\n")
+    write_whole(folder / TIMING, json.dumps(seconds).encode() + b"\n", mode=None)
     record = load_record(folder)
     if any("mAP" in row for row in record["rounds"]):  # a job may ask for no figures
         draw_curves(record, folder / CURVES)

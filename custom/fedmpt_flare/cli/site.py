@@ -1,17 +1,13 @@
 """`fedmpt site`: for those who operate a site. Everything is read at the site, nothing is sent."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedmpt_flare.cli.options import AsJson
-
-if TYPE_CHECKING:
-    from fedmpt_flare.site.check import CheckResult
 
 site = typer.Typer(help="A site's own settings: what is wrong with them, what others may know.", no_args_is_help=True)
 
@@ -27,7 +23,10 @@ def check(kit: Folder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(r) for r in results]))
     else:
-        _show(kit, results)
+        from fedmpt_flare.cli.screen import show_table
+
+        rows = [("ok" if r.fine else "NO", r.what, r.text) for r in results]
+        show_table(f"Site {kit}", ("", "what", "found"), rows)
     wrong = sum(not r.fine for r in results)
     if wrong:
         if not as_json:
@@ -43,6 +42,7 @@ def policy(
     out: Annotated[Path, typer.Option("--out", metavar="CARD.json", help="Card to write.")] = Path("policy.json"),
 ) -> None:
     """Write a card of the site's limits and of what is charged, for those who write jobs. It names no file."""
+    from fedmpt_core.common.files import write_whole
     from fedmpt_core.config.toml import load_site
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
@@ -53,20 +53,8 @@ def policy(
     settings = load_site(kit / "local" / SITE_FILE, name)
     entries = read_site_ledger(settings.privacy, kit / "startup") if settings.privacy else ()
     card = PolicyCard.of(name, settings, entries)
-    out.write_text(card.to_json(), encoding="utf-8")
+    write_whole(out, card.to_json().encode(), mode=0o644)
     typer.echo(
         f"Wrote {out}: epsilon {card.spent:.3f} of {card.privacy.epsilon:g} is spent on '{card.privacy.dataset}'."
     )
     typer.echo("Give it to the lead: `fedmpt export --policy` refuses jobs that this site would refuse.")
-
-
-def _show(kit: Path, results: "Sequence[CheckResult]") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from fedmpt_flare.cli.screen import print_table
-
-    table = Table("", "what", "found", title=escape(f"Site {kit}"), title_justify="left")
-    for result in results:
-        table.add_row("ok" if result.fine else "NO", result.what, escape(result.text))
-    print_table(table)

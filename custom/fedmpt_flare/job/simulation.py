@@ -18,6 +18,7 @@ from typing import Any
 
 import tomli_w
 
+from fedmpt_core.common.files import write_whole
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import job_from_dict, without_none
@@ -102,7 +103,10 @@ class Simulation:
                 if event["event"] in ("completed", "failed"):
                     outcome = event
                 yield event
-            self.seconds = _told_apart(began, marks, time.time())
+            ended = time.time()
+            starts = [began, *(marks.get(name, ended) for name in ("joining", "joined", "completed")), ended]
+            names = ("FLARE start", "sites start", "rounds", "FLARE stop")
+            self.seconds = {name: round(b - a, 1) for name, (a, b) in zip(names, pairwise(starts), strict=True)}
             if outcome is None:
                 raise SimulationFailed(
                     f"FLARE's simulator ended with exit code {process.returncode} before the job did"
@@ -122,18 +126,12 @@ class Simulation:
         run = _run_folder(workspace)
         for name in (RESULT, MODEL, MANIFEST):
             if run and (run / name).exists():
-                shutil.copy(run / name, self._out / name)
+                write_whole(self._out / name, (run / name).read_bytes(), mode=None)
         if run and (run / LEDGER_COPIES).exists():
             shutil.copytree(run / LEDGER_COPIES, self._out / LEDGER_COPIES, dirs_exist_ok=True)
         for trainer_log in sorted(workspace.glob("**/trainer.log")):
             with self.log.open("ab") as log:
                 log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())
-
-
-def _told_apart(began: float, marks: dict[str, float], ended: float) -> dict[str, float]:
-    names = ("FLARE start", "sites start", "rounds", "FLARE stop")
-    times = [began, *(marks.get(name, ended) for name in ("joining", "joined", "completed")), ended]
-    return {name: round(stop - start, 1) for name, (start, stop) in zip(names, pairwise(times), strict=True)}
 
 
 def _run_folder(workspace: Path) -> Path | None:

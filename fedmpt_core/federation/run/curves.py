@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fedmpt_core.common.files import whole_file
+
 
 def draw_curves(record: Mapping[str, Any], path: Path) -> None:
     """Draw mAP, CF1 and OF1 over rounds, and the mean gate weight of every condition, into a PNG.
@@ -42,4 +44,5 @@ def draw_curves(record: Mapping[str, Any], path: Path) -> None:
     gates.grid(alpha=0.3)
     gates.legend(fontsize=8)
     figure.supxlabel(towers, fontsize=8, color="#555555")
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    with whole_file(path, mode=None) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedmpt_core.common.files import file_digest
+from fedmpt_core.common.files import file_digest, write_whole
 from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.common.signing import DocumentError, SignedDocument, SigningError, load_signer, verifier
 from fedmpt_core.config.checks import STRICT
@@ -79,11 +79,11 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
     if kit:
         files |= {f"{name}.crt": certificate, "rootCA.pem": (kit / "rootCA.pem").read_bytes()}
     for file, data in files.items():
-        (out / file).write_bytes(data)
+        write_whole(out / file, data, mode=None)
     names = list(files)
     entries = read_ledger(out / names[0], verifier(kit / "client.crt") if kit else None)
     account = json.dumps(statement(Entries(entries), policy.epsilon).to_dict(), indent=2, allow_nan=False) + "\n"
-    (out / STATEMENT).write_text(account, encoding="utf-8")
+    write_whole(out / STATEMENT, account.encode(), mode=None)
     export = LedgerExport(
         site=name,
         dataset=policy.dataset,
@@ -101,7 +101,7 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
     if kit:
         sign, _, _ = load_signer(kit / "client.key", kit / "client.crt")
         export = replace(export, signature=sign(export.signed_text()))
-    (out / EXPORT).write_text(export.to_json(), encoding="utf-8")
+    write_whole(out / EXPORT, export.to_json().encode(), mode=None)
     return export
 
 
