@@ -53,6 +53,7 @@ SITE_REFUSED = "FEDMPT_SITE_REFUSED"
 SITE_FAILED = "FEDMPT_SITE_FAILED"
 REASON = "fedmpt_reason"
 ABORT = "fedmpt_abort"  # signed message of the protocol that says why a site left
+MAX_REASON = 500  # chosen: characters of a refusal
 
 
 def message(
@@ -80,6 +81,11 @@ def ledger_message(ledger: bytes, certificate: bytes) -> Shareable:
     return shareable
 
 
+def short(text: str) -> str:
+    """A text as it may stand in a refusal: one line of printable characters, at most `MAX_REASON`."""
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_REASON])
+
+
 def refusal(code: str, reason: str, abort: bytes = b"") -> Shareable:
     """A reply that drops this site from the phase; `reason` is shown to whoever submitted the job."""
-    return make_reply(code, headers={REASON: reason} | ({ABORT: abort} if abort else {}))
+    return make_reply(code, headers={REASON: short(reason)} | ({ABORT: abort} if abort else {}))

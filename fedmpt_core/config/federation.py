@@ -19,8 +19,8 @@ class FederationConfig:
     1 with secure aggregation. It amplifies no privacy: a site is charged for each round in which it is asked, and its
     budget must suffice for all rounds."""
     weighting: Literal["equal", "records"] = "equal"
-    """`equal`, or `records`: by the number of units that each site declares in its policy, or, without differential
-    privacy, by its true number of records."""
+    """`equal`, or `records`: by the number of units that each site declares in its policy (`privacy.units`), never by
+    its true number of records."""
     max_movement: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Most that a round may move the global parameters, as the root mean square over all of them. The server shortens a
     mean that would move them further, and a site refuses parameters that did. Where the optimizer, or clipping and

@@ -19,6 +19,7 @@ _KINDS = {
     "backbone_digest": str,
     "device": str,
     "versions": dict,
+    "weight": int,
 }
 
 
@@ -35,6 +36,7 @@ class Joined:
         backbone_digest: SHA-256 hex of the frozen weights.
         device: kind of device, for example `cpu` or the name of a GPU.
         versions: package versions.
+        weight: of this site in the mean, from 1: a declared number (`site.admission.weight_of`).
     """
 
     layout: ParameterLayout
@@ -45,6 +47,7 @@ class Joined:
     backbone_digest: str
     device: str
     versions: dict[str, str]
+    weight: int = 1
 
     @property
     def start(self) -> tuple[str, bytes]:
@@ -69,5 +72,7 @@ class Joined:
         for name, kind in _KINDS.items():
             if type(fields.get(name)) is not kind:
                 raise ValueError(f"{name}={fields.get(name)!r:.100} is not of the kind {kind.__name__}")
+        if fields["weight"] < 1:
+            raise ValueError(f"weight={fields['weight']!r:.100} is not a number from 1")
         layout = ParameterLayout.from_json(fields["layout"])
         return Joined(layout, layout.decode(initial), **{name: fields[name] for name in _KINDS if name != "layout"})

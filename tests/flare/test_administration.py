@@ -282,7 +282,7 @@ def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
     orders = [("meta", "costly"), ("logs", "server"), ("logs", "class"), ("meta", "gpus")]
     wanted = [(LEAD, "--format", "json", "job", order, ids[name]) for order, name in orders]
     costly_meta, server_log, class_log, gpus_meta = (printed for _, printed in side_by_side(federation, *wanted))
-    assert "privacy budget: with this job, data set 'scenes' would reach epsilon" in costly_meta
+    assert "privacy budget: what is left at this site does not suffice for the job" in costly_meta
     # what only the server can see ends the job before any round
     assert metas["server"]["status"] == metas["class"]["status"] == "FINISHED:EXECUTION_EXCEPTION"
     assert "the job is refused: the job was exported with fedmpt 0.0.1, the server runs" in server_log

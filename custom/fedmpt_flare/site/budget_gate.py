@@ -1,9 +1,9 @@
 """What a site checks before a job is deployed, whatever the job says.
 
-`BudgetGate` runs in the site's parent process (`app_validator` in `local/resources.json`); its sentence reaches the
-submitter of the job. It holds only while the site runs no code of a job: `byoc: none` in `local/authorization.json` and
-`tasks.CLASS_ALLOW_LIST` as the whole `class_allow_list`. The ledger itself is charged where the site trains
-(`fedmpt_core.privacy.ledger.budget`).
+`BudgetGate` runs in the site's parent process (`app_validator` in `local/resources.json`). Its sentence reaches the
+submitter of the job, so it holds public numbers of the job alone; the rest is in the site's log. It holds only while
+the site runs no code of a job: `byoc: none` in `local/authorization.json` and `tasks.CLASS_ALLOW_LIST` as the whole
+`class_allow_list`. The ledger itself is charged where the site trains (`fedmpt_core.privacy.ledger.budget`).
 
 It reads the site's own files anew each time, takes no argument, and fails closed: what cannot be checked is refused.
 """
@@ -21,6 +21,7 @@ from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsil
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, project
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_flare.site.deployed_job import deployed_job
+from fedmpt_flare.tasks import short
 from fedmpt_flare.workspace import SITE_FILE
 
 
@@ -43,12 +44,20 @@ class BudgetGate(AppValidator):
         """
         try:
             _check(Path(app_folder).resolve())
-        except (PrivacyRefused, AccountingError) as refused:
-            return str(refused), {}
+        except PrivacyRefused as refused:
+            self._note(f"the job is refused: {refused}")
+            return short(refused.public), {}
+        except AccountingError as error:
+            self._note(f"the job cannot be priced: {error}")
+            return "this site's accountants cannot price the job; its log says why", {}
         except Exception as error:
-            get_obj_logger(self).error(f"the job cannot be checked: {error}")  # stays at the site, may name its paths
+            self._note(f"the job cannot be checked: {error}")
             return f"this site cannot check the job against its privacy policy ({type(error).__name__})", {}
         return "", {}
+
+    def _note(self, sentence: str) -> None:
+        """For the site's owner alone: it may name paths and what is spent."""
+        get_obj_logger(self).error(sentence)
 
 
 def _check(app: Path) -> None:

@@ -10,7 +10,7 @@ from nvflare.lighter.tool_consts import NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
-from fedmpt_core.privacy.ledger.budget import PrivacyRefused
+from fedmpt_core.privacy.ledger.budget import JobRefused
 from fedmpt_flare import tasks
 
 EXECUTOR = tasks.CLASS_ALLOW_LIST[0]
@@ -30,26 +30,26 @@ def deployed_job(app: Path) -> JobConfig:
         app: `<workspace>/<job id>/app_<site>`, as FLARE's deployer makes it.
 
     Raises:
-        PrivacyRefused: it holds more, or what it holds is no job; a sentence for its submitter.
+        JobRefused: it holds more, or what it holds is no job; a sentence for its submitter.
     """
     known = {CLIENT_CONFIG, SERVER_CONFIG}
     files = {p.relative_to(app) for p in app.rglob("*") if not p.is_dir() or p.is_symlink()}
     if any(p not in known and p.name not in SIGNATURES for p in files):
-        raise PrivacyRefused("the job carries files beside its two configurations: export it again with this release")
+        raise JobRefused("the job carries files beside its two configurations: export it again with this release")
     try:
         config = json.loads((app / CLIENT_CONFIG).read_text(encoding="utf-8"))
     except ValueError:
-        raise PrivacyRefused(f"the job's {CLIENT_CONFIG} is not JSON: export it again with this release") from None
+        raise JobRefused(f"the job's {CLIENT_CONFIG} is not JSON: export it again with this release") from None
     if any(config.get(key) for key in EMPTY_KEYS) or set(config) - CONFIG_KEYS - EMPTY_KEYS:
-        raise PrivacyRefused("the job configures more than an executor: no component, filter or variable is run here")
+        raise JobRefused("the job configures more than an executor: no component, filter or variable is run here")
     executors = config.get("executors")
     wanted = {"tasks": list(tasks.TASKS), "executor": {"path": EXECUTOR, "args": {"job": None, "release": None}}}
     if not isinstance(executors, list) or len(executors) != 1 or _outline(executors[0]) != wanted:
-        raise PrivacyRefused(f"the job must have one executor, {EXECUTOR}, for the tasks {', '.join(tasks.TASKS)}")
+        raise JobRefused(f"the job must have one executor, {EXECUTOR}, for the tasks {', '.join(tasks.TASKS)}")
     arguments = executors[0]["executor"]["args"]
     if arguments["release"] != RELEASE:
         other = arguments["release"] if is_short_text(arguments["release"]) else "another release"
-        raise PrivacyRefused(
+        raise JobRefused(
             f"the job was exported with fedmpt {other}, this site runs {RELEASE}: all must run the same release"
         )
     return _job(arguments["job"])
@@ -73,4 +73,4 @@ def _job(values: Any) -> JobConfig:
     try:
         return job_from_dict({k: v for k, v in dict(values).items() if k != "config_type"})
     except (ConfigError, TypeError, ValueError) as error:
-        raise PrivacyRefused(f"the job's configuration is refused: {error}") from None
+        raise JobRefused(f"the job's configuration is refused: {error}") from None

@@ -19,11 +19,11 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
-from fedmpt_core.federation.site.admission import check_site
+from fedmpt_core.federation.site.admission import check_site, weight_of
 from fedmpt_core.federation.site.latch_file import latch_path, read_latch
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.accounting.epsilon import epsilon
-from fedmpt_core.privacy.ledger.budget import PrivacyRefused, history
+from fedmpt_core.privacy.ledger.budget import JobRefused, PrivacyRefused, history
 from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy, read_site_ledger
 from fedmpt_core.secagg.wire import kind_of
@@ -32,10 +32,9 @@ from fedmpt_flare.site.deployed_job import deployed_job, is_short_text
 from fedmpt_flare.workspace import run_id, site_config, start_up_kit
 
 JOIN_KINDS = {"layout": str, "evaluates": bool, "backbone": str, "is_stand_in": bool, "backbone_digest": str}
-JOIN_KINDS |= {"device": str, "versions": dict}
+JOIN_KINDS |= {"device": str, "versions": dict, "weight": int}
 FIGURES = ("mAP", "CF1", "CF1_macro", "OF1", "threshold", "threshold_from_val", "ece")
 FIGURES += ("classes_without_positives", "gate_entropy")
-MAX_REASON = 2000  # chosen: characters of a refusal
 SAME_EPSILON = 1e-9  # the same accountant in another process
 PROTOCOL_KINDS = {
     tasks.ADVERTISE: "ADV1",
@@ -44,6 +43,10 @@ PROTOCOL_KINDS = {
     tasks.CONSISTENCY: "CNS1",
     tasks.UNMASK: "UNM1",
 }
+
+
+class HeldBack(JobRefused):
+    """The answer is none that the protocol names. The sentence holds nothing of it."""
 
 
 class EgressGuard(Filter):
@@ -62,11 +65,11 @@ class EgressGuard(Filter):
                 return _bare_refusal(shareable, fl_ctx)
             return _checked(task, shareable, _Rules.of(fl_ctx))
         except PrivacyRefused as refused:
-            reason = str(refused)
+            reason, own = refused.public, str(refused)
         except Exception as error:
-            reason = f"it cannot be checked ({type(error).__name__})"
+            reason = own = f"it cannot be checked ({type(error).__name__})"
         known = task if task in tasks.TASKS else "an unknown task"
-        self.log_error(fl_ctx, f"the answer to {known} was held back: {reason}", fire_event=False)
+        self.log_error(fl_ctx, f"the answer to {known} was held back: {own}", fire_event=False)
         return tasks.refusal(tasks.SITE_REFUSED, f"this site held back its answer to {known}: {reason}")
 
 
@@ -89,13 +92,13 @@ class _Rules:
 
 
 def _checked(task: Any, answer: Shareable, rules: _Rules) -> Shareable:
-    """The answer, copied part by part. Raises PrivacyRefused."""
+    """The answer, copied part by part. Raises HeldBack."""
     parts = _parts(task, answer, masked=rules.job.secagg.masked)
     fields, vector, protocol = parts[tasks.FIELDS], parts.get(tasks.VECTOR), parts.get(tasks.PROTOCOL)
     release = _masked_release(task, protocol, rules) if protocol is not None else None
     match task:
         case tasks.JOIN:
-            _check_join(fields, vector, rules.site)
+            _check_join(fields, vector, rules)
         case tasks.TRAIN:
             if release is None and vector is not None:
                 release = hashlib.sha256(vector).hexdigest()
@@ -107,30 +110,30 @@ def _checked(task: Any, answer: Shareable, rules: _Rules) -> Shareable:
             _check_ledger(parts, rules)
             return tasks.ledger_message(parts[tasks.LEDGER_COPY], parts[tasks.CERTIFICATE])
         case _ if fields:
-            raise PrivacyRefused("it has fields beside its message")
+            raise HeldBack("it has fields beside its message")
     return tasks.message(fields=fields, vector=vector, protocol=protocol)
 
 
 def _parts(task: Any, answer: Shareable, *, masked: bool) -> dict[str, Any]:
-    """The answer's parts: a table of fields, and bytes. Raises PrivacyRefused when they are others."""
+    """The answer's parts: a table of fields, and bytes. Raises HeldBack when they are others."""
     if set(answer.get(ReservedHeaderKey.HEADERS) or {}) - {ReservedHeaderKey.RC}:
-        raise PrivacyRefused("it has a header of its own")
+        raise HeldBack("it has a header of its own")
     parts = {k: v for k, v in answer.items() if k != ReservedHeaderKey.HEADERS}
     if set(parts) != {tasks.FIELDS} | _carried(task, masked=masked):
-        raise PrivacyRefused("it has other parts than the protocol names")
+        raise HeldBack("it has other parts than the protocol names")
     if any(type(part) is not (dict if name == tasks.FIELDS else bytes) for name, part in parts.items()):
-        raise PrivacyRefused("its parts are not of the kinds that the protocol names")
+        raise HeldBack("its parts are not of the kinds that the protocol names")
     return parts
 
 
 def _carried(task: Any, *, masked: bool) -> set[str]:
-    """What an answer must hold beside its fields. Raises PrivacyRefused for a task that the job does not have."""
+    """What an answer must hold beside its fields. Raises HeldBack for a task that the job does not have."""
     if task in PROTOCOL_KINDS and masked:
         return {tasks.PROTOCOL}
     carried: dict[str, set[str]] = {tasks.JOIN: {tasks.VECTOR}, tasks.TRAIN: {tasks.VECTOR}, tasks.VALIDATE: set()}
     carried[tasks.LEDGER] = {tasks.LEDGER_COPY, tasks.CERTIFICATE}
     if task not in carried:
-        raise PrivacyRefused("the job has no such task")
+        raise HeldBack("the job has no such task")
     return carried[task]
 
 
@@ -138,7 +141,7 @@ def _masked_release(task: Any, message: bytes, rules: _Rules) -> str:
     """Digest of the update inside the newest masked vector, if `message` is one of the site's own making."""
     latch = read_latch(latch_path(rules.site, rules.run_id))
     if latch is None or not latch.has_said(message) or kind_of(message) != PROTOCOL_KINDS[task]:
-        raise PrivacyRefused("its message is not one that this site's record of the run names")
+        raise HeldBack("its message is not one that this site's record of the run names")
     return latch.release
 
 
@@ -149,7 +152,7 @@ def _bare_refusal(answer: Shareable, fl_ctx: FLContext) -> Shareable:
         return make_reply(code)
     if code not in (tasks.SITE_REFUSED, tasks.SITE_FAILED):
         return tasks.refusal(tasks.SITE_FAILED, "the task failed at the site; its log says why")
-    if not isinstance(reason, str) or len(reason) > MAX_REASON:
+    if not isinstance(reason, str) or reason != tasks.short(reason):
         reason = "the reason is in the site's log"
     return tasks.refusal(code, reason, _own_abort(abort, fl_ctx) if abort else b"")
 
@@ -164,27 +167,28 @@ def _own_abort(abort: Any, fl_ctx: FLContext) -> bytes:
     return abort if own else b""
 
 
-def _check_join(fields: dict[str, Any], vector: Any, site: SiteConfig) -> None:
+def _check_join(fields: dict[str, Any], vector: Any, rules: _Rules) -> None:
     kinds = {name: type(value) for name, value in fields.items()}
     texts = [v for name, v in fields.items() if type(v) is str and name != "layout"]
     if kinds != JOIN_KINDS or not all(is_short_text(text) for text in (*texts, *fields["versions"])):
-        raise PrivacyRefused("its fields are not those of the protocol")
+        raise HeldBack("its fields are not those of the protocol")
     if not all(is_short_text(version) for version in fields["versions"].values()):
-        raise PrivacyRefused("a version in it is no short text")
-    if fields["evaluates"] and not site.data.evaluate:
-        raise PrivacyRefused("it offers figures, which this site does not give (data.evaluate)")
+        raise HeldBack("a version in it is no short text")
+    if fields["evaluates"] and not rules.site.data.evaluate:
+        raise HeldBack("it offers figures, which this site does not give (data.evaluate)")
+    if fields["weight"] != weight_of(rules.job, rules.policy):
+        raise HeldBack("its weight is not the declared one")
     try:
         ParameterLayout.from_json(fields["layout"]).decode(vector)
     except LayoutError:
-        raise PrivacyRefused("its vector is not of its layout") from None
+        raise HeldBack("its vector is not of its layout") from None
 
 
 def _check_weight(fields: dict[str, Any], rules: _Rules) -> None:
-    """The weight of an unmasked update; under differential privacy it must be the declared one."""
+    """The weight of an unmasked update: the declared one."""
     weight = fields.get(tasks.WEIGHT)
-    declared = 1.0 if rules.job.federation.weighting == "equal" else float(rules.policy.units)
-    if not _number(weight) or (rules.job.privacy.private and weight != declared):
-        raise PrivacyRefused("its fields are not the declared weight and the state of the budget")
+    if not _number(weight) or weight != weight_of(rules.job, rules.policy):
+        raise HeldBack("its fields are not the declared weight and the state of the budget")
 
 
 def _check_update(fields: dict[str, Any], release: str, rules: _Rules) -> None:
@@ -192,41 +196,41 @@ def _check_update(fields: dict[str, Any], release: str, rules: _Rules) -> None:
     names = {tasks.PRIVACY} if job.secagg.masked else {tasks.PRIVACY, tasks.WEIGHT}
     state = fields.get(tasks.PRIVACY)
     if set(fields) != names or not isinstance(state, dict):
-        raise PrivacyRefused("its fields are not the declared weight and the state of the budget")
+        raise HeldBack("its fields are not the declared weight and the state of the budget")
     if not job.privacy.private:
         if state:
-            raise PrivacyRefused("its fields are not those of an update without a budget")
+            raise HeldBack("its fields are not those of an update without a budget")
         return
     entries = read_site_ledger(rules.policy, rules.kit)
     if not any(e.kind == "commit" and e.job == rules.run_id and e.release == release for e in entries):
-        raise PrivacyRefused("its vector is not a release of this job in the site's ledger")
+        raise HeldBack("its vector is not a release of this job in the site's ledger")
     own = (rules.run_id, job.resume.job) if job.resume else (rules.run_id,)
     spent = epsilon(history(entries, *own), job.privacy.delta)
     heads = [LedgerHead(e.seq, e.hash, e.sig).to_dict() for e in entries]
     honest = state.keys() == {"epsilon", "delta", "head"} and state["delta"] == job.privacy.delta
     if not honest or state["head"] not in heads or not math.isclose(state["epsilon"], spent, rel_tol=SAME_EPSILON):
-        raise PrivacyRefused("what it says of the budget is not what the site's ledger says")
+        raise HeldBack("what it says of the budget is not what the site's ledger says")
 
 
 def _check_figures(fields: dict[str, Any], rules: _Rules) -> None:
     if not rules.site.data.evaluate:
-        raise PrivacyRefused("this site gives no figures (data.evaluate)")
+        raise HeldBack("this site gives no figures (data.evaluate)")
     if not rules.job.federation.evaluate_every:
-        raise PrivacyRefused("the job asks for no figures (federation.evaluate_every)")
+        raise HeldBack("the job asks for no figures (federation.evaluate_every)")
     if set(fields) != {"figures"} or not _are_figures(fields["figures"], asdict(rules.job), nested=True):
-        raise PrivacyRefused("its fields are not the figures of an evaluation")
+        raise HeldBack("its fields are not the figures of an evaluation")
 
 
 def _check_ledger(parts: Mapping[str, Any], rules: _Rules) -> None:
     if parts[tasks.FIELDS]:
-        raise PrivacyRefused("it has fields beside the ledger")
+        raise HeldBack("it has fields beside the ledger")
     if not rules.policy.share_ledger:
-        raise PrivacyRefused("this site keeps its ledger to itself (privacy.share_ledger)")
+        raise HeldBack("this site keeps its ledger to itself (privacy.share_ledger)")
     ledger, certificate = ledger_copy(rules.policy, rules.kit)
     copy = parts[tasks.LEDGER_COPY]
     # other jobs may have appended meanwhile
     if not copy.endswith(b"\n") or not ledger.startswith(copy) or parts[tasks.CERTIFICATE] != certificate:
-        raise PrivacyRefused("it is not the site's ledger and certificate")
+        raise HeldBack("it is not the site's ledger and certificate")
 
 
 def _are_figures(figures: Any, job: Mapping[str, Any], *, nested: bool) -> bool:

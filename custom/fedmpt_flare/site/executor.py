@@ -243,28 +243,29 @@ class FedMPTExecutor(Executor):
         return self._trainer.ask(order, block, abort=abort, timeout=timeout, **fields)
 
     def _left(self, task: str, error: SecAggError, fl_ctx: FLContext) -> Shareable:
-        """The protocol refused; its sentences hold no secret, but those about files stay at the site."""
+        """The protocol refused; its sentence may name files and members, so a code and a member's number travel."""
         self._note(task, error, fl_ctx)
         abort = b""
         try:
             abort = self._secure.abort(error) if self._secure else b""
         except SecAggError as again:
             self._note(task, again, fl_ctx)
-        sentence = str(error) if error.code != Abort.STORAGE else f"its reason is in this site's {TRAINER_LOG}"
-        return tasks.refusal(tasks.SITE_REFUSED, f"{error.code.name}: {sentence}", abort)
+        culprit = "" if error.culprit is None else f", member {error.culprit}"
+        return tasks.refusal(
+            tasks.SITE_REFUSED, f"{error.code.name}{culprit}: the reason is in this site's {TRAINER_LOG}", abort
+        )
 
     def _failed(
         self, task: str, error: ConfigError | TrainerError | LayoutError, fl_ctx: FLContext, abort: Signal
     ) -> Shareable:
         if abort.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
-        # The sentence stays in the site's own trainer log, as it may name pictures or paths, unless it was made to be
-        # read by the submitter: refusals of the privacy policy are.
+        # the sentence may name pictures, paths or what is spent, so it stays in the site's own log
         self._note(task, error, fl_ctx)
         expected = not isinstance(error, TrainerError) or error.expected
         code = tasks.SITE_REFUSED if expected else tasks.SITE_FAILED
         if isinstance(error, TrainerError) and error.public:
-            return tasks.refusal(code, str(error))
+            return tasks.refusal(code, error.public)
         return tasks.refusal(code, f"{task} was refused at the site; the reason is in its {TRAINER_LOG}")
 
     def _note(self, task: str, error: Exception, fl_ctx: FLContext) -> None:

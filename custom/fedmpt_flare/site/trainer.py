@@ -21,11 +21,11 @@ class TrainerError(Exception):
 
     Attributes:
         expected: whether its sentence is meant for people.
-        public: whether whoever submitted the job may read it.
+        public: what whoever submitted the job may read of it: public numbers of the job alone; may be empty.
         died: whether the process is gone, so that starting it again may help.
     """
 
-    def __init__(self, text: str, *, expected: bool, public: bool = False, died: bool = False) -> None:
+    def __init__(self, text: str, *, expected: bool, public: str = "", died: bool = False) -> None:
         super().__init__(text)
         self.expected, self.public, self.died = expected, public, died
 

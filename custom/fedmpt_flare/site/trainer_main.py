@@ -32,19 +32,25 @@ def main() -> None:
             return
         except Exception as error:
             traceback.print_exc()
-            write_frame(replies, {"ok": False, **_told(error), "text": str(error)})
+            write_frame(replies, {"ok": False, **_audience(error), "text": str(error)})
 
 
-def _told(error: Exception) -> dict[str, bool]:
-    """Whether the sentence is meant for people, and whether the submitter of the job may read it."""
-    expected = isinstance(error, ValueError | FloatingPointError)
-    if not expected:
-        return {"expected": False, "public": False}
+def _audience(error: Exception) -> dict[str, bool | str]:
+    """Whether the sentence is meant for people, and what the submitter of the job may read instead of it."""
+    if not isinstance(error, ValueError | FloatingPointError):
+        return {"expected": False, "public": ""}
     from fedmpt_core.privacy.accounting.epsilon import AccountingError
     from fedmpt_core.privacy.ledger.budget import PrivacyRefused
     from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
 
-    return {"expected": True, "public": isinstance(error, PrivacyRefused | SelfTestFailed | AccountingError)}
+    public = ""
+    if isinstance(error, PrivacyRefused):
+        public = error.public
+    elif isinstance(error, SelfTestFailed):
+        public = "the self-test of this site's privacy mechanism failed; the reason is in its trainer.log"
+    elif isinstance(error, AccountingError):
+        public = "this site's accountants cannot price the job; the reason is in its trainer.log"
+    return {"expected": True, "public": public}
 
 
 def _listen(stream: IO[bytes], orders: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:

@@ -25,7 +25,7 @@ from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.data.source import load_split
 from fedmpt_core.federation.joined import Joined
-from fedmpt_core.federation.site.admission import check_site
+from fedmpt_core.federation.site.admission import check_site, weight_of
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.model.device import DeviceFull, device_name, pick_device
@@ -125,7 +125,7 @@ class SiteSession:
             ValueError: the ledger, device, weights, conditions or class names cannot be used.
         """
         self.job, self.site, self.name = job, site, name
-        check_site(job, site, has_kit=kit is not None)
+        self._policy = check_site(job, site, has_kit=kit is not None)
         self._budget = ChargedTraining.open(job, site, name, run_id, kit) if job.privacy.private else None
         if site.threads:
             torch.set_num_threads(site.threads)
@@ -182,6 +182,7 @@ class SiteSession:
             self.backbone.digest(),
             device_name(self.device),
             package_versions(),
+            weight_of(self.job, self._policy),
         )
 
     def train(
@@ -237,15 +238,8 @@ class SiteSession:
         return SiteUpdate(update.vector, self.model.layout().encode(update.vector), update.steps, {}, metrics)
 
     def weight(self) -> float:
-        """This site's weight in the average: 1, or its number of units when the job weighs by records.
-
-        Under differential privacy that is the number the site declares, never the true one.
-        """
-        if self.job.federation.weighting == "equal":
-            return 1.0
-        if self._budget:
-            return float(self._budget.declared_units)
-        return float(len(self._data.train.targets)) if self._data.train else 0.0
+        """This site's weight in the average: 1, or the number of units it declares when the job weighs by records."""
+        return float(weight_of(self.job, self._policy))
 
     def evaluate(self, state: np.ndarray, *, zero_shot: bool = False) -> dict[str, Any] | None:
         """Figures of `state` on this site's test split, or None when it has none.

@@ -20,9 +20,24 @@ from fedmpt_core.privacy.mechanism.mechanism import DP_SGD, Mechanism, Name
 
 
 class PrivacyRefused(ValueError):
-    """The site's policy does not allow this. Its sentence holds no number that depends on a record, and the submitter
-    of the job may read it.
+    """The site's policy does not allow this. The sentence is for the site's owner and stays there.
+
+    Attributes:
+        public: what the submitter of the job may read instead: public numbers of the job, none of the site.
     """
+
+    def __init__(
+        self, text: str, public: str = "this site's policy does not allow it; its log has the numbers"
+    ) -> None:
+        super().__init__(text)
+        self.public = public
+
+
+class JobRefused(PrivacyRefused):
+    """One whose whole sentence holds nothing but what the job says itself, so it may travel."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, text)
 
 
 @dataclass(frozen=True)
@@ -90,41 +105,43 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
         PrivacyRefused: the site has no policy, or the job asks for more than it allows; every problem is named.
     """
     if policy is None:
-        raise PrivacyRefused(
-            "this site has no privacy policy (a [privacy] table in its site file), so it trains nothing"
-        )
+        raise JobRefused("this site has no privacy policy (a [privacy] table in its site file), so it trains nothing")
     if job.federation.min_sites < policy.min_sites:
-        raise PrivacyRefused(
-            f"federation.min_sites={job.federation.min_sites} of the job is below this site's "
-            f"min_sites={policy.min_sites}"
-        )
+        public = f"federation.min_sites={job.federation.min_sites} of the job is below this site's"
+        raise PrivacyRefused(f"{public} min_sites={policy.min_sites}", public)
     privacy = job.privacy
     if not privacy.private:
         if not policy.allow_unprotected:
-            raise PrivacyRefused("the job trains without differential privacy, which this site does not allow")
+            raise JobRefused("the job trains without differential privacy, which this site does not allow")
         return
     noise = privacy.noise_multiplier
     if noise is None:
-        raise PrivacyRefused("the job gives no noise multiplier: export it again with this release")
+        raise JobRefused("the job gives no noise multiplier: export it again with this release")
     problems = [
-        (privacy.unit != policy.unit, f"privacy.unit='{privacy.unit}', this site protects each {policy.unit}"),
-        (privacy.delta > policy.delta, f"privacy.delta={privacy.delta:g} is above this site's {policy.delta:g}"),
+        # whether, what the job says, what the site allows
+        (privacy.unit != policy.unit, f"privacy.unit='{privacy.unit}', this site protects each", policy.unit),
+        (privacy.delta > policy.delta, f"privacy.delta={privacy.delta:g} is above this site's", f"{policy.delta:g}"),
         (
             noise < policy.min_noise_multiplier,
-            f"privacy.noise_multiplier={noise} is below this site's least of {policy.min_noise_multiplier}",
+            f"privacy.noise_multiplier={noise} is below this site's least",
+            f"of {policy.min_noise_multiplier}",
         ),
         (
             privacy.sample_rate > policy.max_sample_rate,
-            f"privacy.sample_rate={privacy.sample_rate} is above this site's {policy.max_sample_rate}",
+            f"privacy.sample_rate={privacy.sample_rate} is above this site's",
+            policy.max_sample_rate,
         ),
         (
             job.steps_per_round > policy.max_steps,
-            f"{job.steps_per_round} steps in a round are more than this site's {policy.max_steps}",
+            f"{job.steps_per_round} steps in a round are more than this site's",
+            policy.max_steps,
         ),
     ]
-    broken = [text for wrong, text in problems if wrong]
+    broken = [(public, own) for wrong, public, own in problems if wrong]
     if broken:
-        raise PrivacyRefused("; ".join(broken))
+        raise PrivacyRefused(
+            "; ".join(f"{public} {own}" for public, own in broken), "; ".join(public for public, _ in broken)
+        )
 
 
 def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry], job_id: str) -> Projection:
@@ -156,13 +173,15 @@ def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[C
         before = f" after the run '{job.resume.job}' that it continues" if job.resume else ""
         raise PrivacyRefused(
             f"the job declares epsilon={job.privacy.epsilon:g} and plans {projection.job:.3f}{before} "
-            f"(delta {job.privacy.delta:g})"
+            f"(delta {job.privacy.delta:g})",
+            f"the job plans more than the epsilon={job.privacy.epsilon:g} that it declares",
         )
     if projection.total > policy.epsilon:
         before = epsilon(others, policy.delta)
         raise PrivacyRefused(
             f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {projection.total:.3f} "
-            f"(delta {policy.delta:g}); {before:.3f} is spent and the cap is {policy.epsilon:g}"
+            f"(delta {policy.delta:g}); {before:.3f} is spent and the cap is {policy.epsilon:g}",
+            "privacy budget: what is left at this site does not suffice for the job",
         )
     return projection
 
@@ -233,7 +252,7 @@ class Budget:
         """
         check_policy(job, site.privacy)
         if site.privacy is None:
-            raise PrivacyRefused("this site has no privacy policy")
+            raise JobRefused("this site has no privacy policy")
         self._job, self._policy, self._ledger, self._id = job, site.privacy, ledger, job_id
         self.mechanism = mechanism or Mechanism.of(job)
         self._own = (job_id, job.resume.job) if job.resume else (job_id,)  # what counts towards the job's epsilon
@@ -268,7 +287,8 @@ class Budget:
                 if after > cap:
                     raise PrivacyRefused(
                         f"privacy budget: round {round_number} would raise epsilon from {epsilon(spent, delta):.3f} to "
-                        f"{after:.3f} (delta {delta:g}), {name} is {cap:g}"
+                        f"{after:.3f} (delta {delta:g}), {name} is {cap:g}",
+                        f"privacy budget: round {round_number} would pass {name}",
                     )
 
         return self._ledger.reserve(
@@ -288,7 +308,8 @@ class Budget:
         if not self._ledger.contains(head):
             raise PrivacyRefused(
                 f"this site's ledger of '{self._policy.dataset}' lacks entry {head.seq} that it reported earlier: "
-                "it was cut or replaced, and must be restored before the site trains again"
+                "it was cut or replaced, and must be restored before the site trains again",
+                f"this site's ledger lacks entry {head.seq} that it reported earlier: it was cut or replaced",
             )
 
     def spent(self) -> float:

@@ -413,7 +413,16 @@ def test_what_a_site_says_when_it_joins_comes_back() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("layout", "{"), ("layout", 1), ("evaluates", 1), ("backbone_digest", b"00"), ("versions", []), ("device", None)],
+    [
+        ("layout", "{"),
+        ("layout", 1),
+        ("evaluates", 1),
+        ("backbone_digest", b"00"),
+        ("versions", []),
+        ("device", None),
+        ("weight", 0),
+        ("weight", 1.0),
+    ],
 )
 def test_what_a_site_says_wrong_when_it_joins_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match="layout" if field == "layout" else f"{field}="):

@@ -59,9 +59,10 @@ def test_a_round_moves_the_parameters_and_repeats_exactly(tmp_path: Path) -> Non
     assert ready.is_stand_in
     assert one.weight() == 1.0
     by_records = dataclasses.replace(JOB, federation=FederationConfig(weighting="records"))
-    heavy = opened(by_records, site, "site-1")
-    assert heavy.prepare().evaluates
-    assert heavy.weight() == 8.0
+    for name, count in (("few", 5), ("many", 8)):
+        (tmp_path / name).mkdir()
+        heavy = opened(by_records, pictures(tmp_path / name, train=count), "site-1")
+        assert heavy.prepare().weight == heavy.weight() == 10  # what the policy declares, whatever there is
 
 
 def test_sites_start_equal_but_see_their_records_in_their_own_order(tmp_path: Path) -> None:

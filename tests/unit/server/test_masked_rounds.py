@@ -97,7 +97,7 @@ class Site:
         match task:
             case tasks.JOIN:
                 fields = {"layout": LAYOUT.to_json(), "evaluates": False, "backbone": "fake", "is_stand_in": True}
-                fields |= {"backbone_digest": "00", "device": "cpu", "versions": {}}
+                fields |= {"backbone_digest": "00", "device": "cpu", "versions": {}, "weight": 1}
                 return tasks.message(fields=fields, vector=LAYOUT.encode(INITIAL))
             case tasks.TRAIN:
                 masked = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND), data[tasks.VECTOR])

@@ -45,6 +45,7 @@ class ScriptedSite:
                     "backbone": "fake",
                     "is_stand_in": True,
                     "backbone_digest": "00",
+                    "weight": 1,
                     "device": "cpu",
                     "versions": {},
                 }

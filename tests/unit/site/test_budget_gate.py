@@ -1,5 +1,7 @@
 """The gate without FLARE's processes: what is agreed passes, and whatever else a job holds is refused."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -76,31 +78,84 @@ def test_a_link_to_a_folder_is_a_further_file(gate: BudgetGate, site: Site) -> N
 
 
 @pytest.mark.parametrize(
-    ("policy", "job", "sentence"),
+    ("policy", "job", "public", "own"),
     [
-        ({"epsilon": 3.7}, JOB, "would reach epsilon 3.738 (delta 1e-05); 0.000 is spent and the cap is 3.7"),
-        ({"min_noise_multiplier": 2.0}, JOB, "privacy.noise_multiplier=1.5 is below this site's least of 2.0"),
-        ({}, replace(JOB, privacy=replace(PRIVACY, noise_multiplier=None)), "the job gives no noise multiplier"),
-        ({}, replace(JOB, privacy=replace(PRIVACY, epsilon=3.0)), "declares epsilon=3 and plans 3.738"),
-        ({}, replace(JOB, privacy=UNPROTECTED), "without differential privacy, which this site does not allow"),
-        ({"min_sites": 3}, JOB, "federation.min_sites=2 of the job is below this site's min_sites=3"),
+        (
+            {"epsilon": 3.7},
+            JOB,
+            "privacy budget: what is left at this site does not suffice for the job",
+            "'pictures' would reach epsilon 3.738 (delta 1e-05); 0.000 is spent and the cap is 3.7",
+        ),
+        (
+            {"min_noise_multiplier": 2.0, "max_sample_rate": 0.3, "max_steps": 1, "delta": 1e-6, "unit": "group"},
+            JOB,
+            "privacy.unit='record', this site protects each; privacy.delta=1e-05 is above this site's; "
+            "privacy.noise_multiplier=1.5 is below this site's least; privacy.sample_rate=0.5 is above this site's; "
+            "2 steps in a round are more than this site's",
+            "this site protects each group; privacy.delta=1e-05 is above this site's 1e-06; "
+            "privacy.noise_multiplier=1.5 is below this site's least of 2.0; privacy.sample_rate=0.5 is above this "
+            "site's 0.3; 2 steps in a round are more than this site's 1",
+        ),
+        ({}, replace(JOB, privacy=replace(PRIVACY, noise_multiplier=None)), "the job gives no noise multiplier", ""),
+        (
+            {},
+            replace(JOB, privacy=replace(PRIVACY, epsilon=3.0)),
+            "the job plans more than the epsilon=3 that it declares",
+            "declares epsilon=3 and plans 3.738",
+        ),
+        ({}, replace(JOB, privacy=UNPROTECTED), "without differential privacy, which this site does not allow", ""),
+        ({"min_sites": 3}, JOB, "federation.min_sites=2 of the job is below this site's", "this site's min_sites=3"),
+        (
+            {},
+            replace(JOB, federation=replace(JOB.federation, min_units=11)),
+            "this site declares fewer units than federation.min_units=11 of the job",
+            "min_units=11 of the job: 10",
+        ),
     ],
-    ids=["cap", "noise", "no noise", "declares less", "unprotected", "few sites"],
+    ids=["cap", "mechanism", "no noise", "declares less", "unprotected", "few sites", "few units"],
 )
-def test_a_job_beyond_the_policy_is_refused_with_its_numbers(
-    gate: BudgetGate, site: Site, policy: dict[str, Any], job: JobConfig, sentence: str
+def test_a_job_beyond_the_policy_is_refused_and_the_site_s_numbers_stay(
+    gate: BudgetGate,
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    policy: dict[str, Any],
+    job: JobConfig,
+    public: str,
+    own: str,
 ) -> None:
     site.settle(**policy)
     site.deploy(job)
-    assert sentence in gate.validate(str(site.app))[0]
+    sentence = gate.validate(str(site.app))[0]
+    assert public in sentence
+    assert own in caplog.text
+    numbers = r"\d[\d.]*(?:e-\d+)?"
+    named, agreed = (set(map(float, re.findall(numbers, text))) for text in (sentence, json.dumps(job.to_dict())))
+    assert named <= agreed
+    for secret in ("pictures", str(site.root), "spent", "cap"):
+        assert secret not in sentence
 
 
-def test_what_other_jobs_spent_counts(gate: BudgetGate, site: Site) -> None:
+def test_what_other_jobs_spent_counts(gate: BudgetGate, site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.settle(epsilon=4.0)
     assert gate.validate(str(site.app)) == ("", {})
     site.release(job_id="another", job=replace(JOB, training=replace(JOB.training, rounds=1)))
-    sentence = gate.validate(str(site.app))[0]
-    assert f"{SPENT:.3f} is spent and the cap is 4" in sentence
+    assert gate.validate(str(site.app))[0] == "privacy budget: what is left at this site does not suffice for the job"
+    assert f"{SPENT:.3f} is spent and the cap is 4" in caplog.text
+
+
+@pytest.mark.parametrize("most", [9, 10, 11])
+@pytest.mark.parametrize("weighting", ["equal", "records"])
+def test_a_weight_above_the_job_s_largest_is_refused_by_the_declared_number(
+    gate: BudgetGate, masked: Site, most: int, weighting: Any
+) -> None:
+    """Whoever searches for the bound at which a site refuses finds the number that it declares."""
+    secagg = replace(MASKED_JOB.secagg, max_weight=most)
+    masked.deploy(replace(MASKED_JOB, secagg=secagg, federation=replace(MASKED_JOB.federation, weighting=weighting)))
+    sentence = gate.validate(str(masked.app))[0]
+    if weighting == "records" and most == 9:
+        assert sentence == "this site declares more units than secagg.max_weight=9 of the job"
+    else:
+        assert sentence == ""
 
 
 @pytest.mark.parametrize(
@@ -139,8 +194,8 @@ def test_what_cannot_be_checked_is_refused_without_a_path(
     ("site_says", "job_says", "expected"),
     [
         ({}, {"secagg": UNMASKED}, "shows this site's updates to the server"),
-        ({"min_cohort": 4}, {}, "min_sites=3 and secagg.colluders=1 of the job are below this site's min_cohort=4"),
-        ({"colluders": 2}, {}, "below this site's min_cohort=3 and colluders=2"),
+        ({"min_cohort": 4}, {}, "min_sites=3 and secagg.colluders=1 of the job are below this site's"),
+        ({"colluders": 2}, {}, "min_sites=3 and secagg.colluders=1 of the job are below this site's"),
         ({"roster": ""}, {}, "no roster"),
         ({}, {"secagg": SecAggConfig(insecure_identities=True)}, "is for simulations"),
         (

@@ -29,6 +29,7 @@ def train_answer(site: Site, **released: Any) -> Shareable:
 def join_answer() -> Shareable:
     fields = {"layout": LAYOUT.to_json(), "evaluates": False, "backbone": "stand-in", "is_stand_in": True}
     fields |= {"backbone_digest": "ab" * 32, "device": "cpu (x86_64, 1 threads)", "versions": {"torch": "2.9"}}
+    fields |= {"weight": 1}
     return tasks.message(fields=fields, vector=UPDATE)
 
 
@@ -124,12 +125,14 @@ def test_every_figure_of_an_evaluation_may_leave(site: Site) -> None:
 
 def test_an_unprotected_update_leaves_where_the_site_allows_it(site: Site) -> None:
     site.deploy(replace(JOB, privacy=UNPROTECTED))
-    answer = tasks.message(fields={"weight": 10.0, "privacy": {}}, vector=UPDATE)
+    answer = tasks.message(fields={"weight": 1.0, "privacy": {}}, vector=UPDATE)
     assert "without differential privacy" in reason(site.guard("train", answer))
     site.settle(allow_unprotected=True)
     assert site.guard("train", answer) == answer
     assert reason(site.guard("train", tasks.message(fields={"weight": 1.0, "privacy": {}, "loss": 1.0}, vector=UPDATE)))
-    assert reason(site.guard("train", tasks.message(fields={"weight": math.nan, "privacy": {}}, vector=UPDATE)))
+    for weight in (9.0, 10.0, math.nan, "1", None):
+        other = tasks.message(fields={"weight": weight, "privacy": {}}, vector=UPDATE)
+        assert "not the declared weight" in reason(site.guard("train", other))
 
 
 # ---- the answers that do not ---------------------------------------------------------------------------------------
@@ -185,6 +188,8 @@ def test_a_reserved_update_that_was_not_committed_is_held_back(site: Site) -> No
 
 JOIN_CHANGES: dict[str, Callable[[Shareable], Any]] = {
     "further field": lambda a: a["fields"].update(records=10),
+    "true number of records": lambda a: a["fields"].update(weight=9),
+    "weight no number": lambda a: a["fields"].update(weight="1"),
     "missing field": lambda a: a["fields"].pop("device"),
     "number for text": lambda a: a["fields"].update(device=3),
     "long text": lambda a: a["fields"].update(device="x" * 300),
@@ -250,7 +255,7 @@ def test_a_refusal_leaves_with_its_sentence_and_nothing_else(site: Site) -> None
     assert reason(site.guard("train", answer)) == "privacy budget: the cap is 3"
 
 
-@pytest.mark.parametrize("text", ["x" * 3000, 7, None, {"loss": 0.25}])
+@pytest.mark.parametrize("text", ["x" * 501, "two\nlines", 7, None, {"loss": 0.25}])
 def test_a_reason_that_is_no_sentence_stays(site: Site, text: Any) -> None:
     answer = make_reply(tasks.SITE_FAILED, headers={tasks.REASON: text})
     passed = site.guard("train", answer)

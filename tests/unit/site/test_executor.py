@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedmpt_core.config.job import JobConfig, TrainingConfig
 from fedmpt_flare import tasks
 from fedmpt_flare.site.executor import TRAINER_LOG
 from fedmpt_flare.site.request import MOST
+from fedmpt_flare.site.trainer import TrainerError
 from tests.running_site import INITIAL, LAYOUT, RunningSite, reason, train_task
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
 
@@ -65,8 +67,6 @@ def other_release(site: RunningSite) -> Shareable:
 
 
 def refused_by_policy(site: RunningSite) -> Shareable:
-    from fedmpt_flare.site.trainer import TrainerError
-
     site.trainer.refusals["prepare"] = TrainerError("no", expected=True)
     return site.join()
 
@@ -249,3 +249,37 @@ def test_with_room_the_reason_stays_in_the_trainer_s_log(plain: RunningSite, cap
     assert "the reason is in this site's trainer.log" in caplog.text
     assert "job digest 'another'" not in caplog.text + reason(answer)
     assert "job digest 'another'" in plain.log
+
+
+# ---- what leaves by a refusal --------------------------------------------------------------------------------------
+
+OWN = "data set 'ward-7' would reach epsilon 7.531; 6.125 is spent, the cap is 7.25; see /srv/pictures/a.png"
+PUBLIC = "privacy budget: what is left at this site does not suffice for the job"
+
+
+@pytest.mark.parametrize("order", ["prepare", "train", "validate"])
+@pytest.mark.parametrize("public", ["", PUBLIC])
+@pytest.mark.parametrize("expected", [True, False])
+def test_of_a_refusal_its_public_sentence_travels_and_the_site_has_the_whole(
+    plain: RunningSite, caplog: pytest.LogCaptureFixture, order: str, public: str, expected: bool
+) -> None:
+    if order != "prepare":
+        plain.join()
+    plain.trainer.refusals[order] = TrainerError(OWN, expected=expected, public=public)
+    answer = {"prepare": plain.join, "train": plain.train, "validate": lambda: plain.validate(0)}[order]()
+    sentence = reason(answer, tasks.SITE_REFUSED if expected else tasks.SITE_FAILED)
+    assert sentence == public or (not public and "the reason is in its trainer.log" in sentence)
+    assert OWN in plain.log
+    assert "ward-7" not in caplog.text
+
+
+def test_of_the_protocol_s_refusals_a_code_travels(masked: RunningSite) -> None:
+    masked.join()
+    for task in (tasks.ADVERTISE, tasks.CONFIRM, tasks.TRAIN, tasks.CONSISTENCY, tasks.UNMASK):
+        sentence = reason(masked.ask(task, train_task(protocol=MESSAGE), private=MESSAGE))
+        assert re.fullmatch(r"[A-Z_]+(, member \d+)?: the reason is in this site's trainer\.log", sentence)
+
+
+def test_a_reason_is_one_short_line() -> None:
+    sentence = tasks.refusal(tasks.SITE_FAILED, "a\nb\x00\u202e" + "x" * 10_000).get_header(tasks.REASON)
+    assert sentence == ("a b  " + "x" * 10_000)[: tasks.MAX_REASON]

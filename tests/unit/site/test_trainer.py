@@ -5,14 +5,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
 import pytest
 from nvflare.apis.signal import Signal
 
-from fedmpt_core.config.job import JobConfig
-from fedmpt_core.config.site import DataConfig, SiteConfig
+from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_flare.site.trainer import Trainer, TrainerError
 
 JOB = JobConfig("t", ("cat", "dog"))
@@ -35,6 +36,19 @@ def test_a_refusal_arrives_as_its_sentence(trainer: Trainer) -> None:
     with pytest.raises(TrainerError, match="order='dance' is unknown"):
         trainer.ask("dance", abort=Signal(), timeout=100)
     assert trainer.alive
+
+
+def test_of_a_refusal_by_policy_the_public_part_is_marked(trainer: Trainer) -> None:
+    policy = SitePrivacyConfig("ward-7", units=10, epsilon=5.0, delta=1e-5, min_noise_multiplier=2.71)
+    job = replace(JOB, privacy=PrivacyConfig(noise_multiplier=1.5), federation=FederationConfig(min_sites=3))
+    site = replace(SITE, privacy=policy)
+    plain = {"job": job.to_dict(), "site": asdict(site), "name": "site-1", "run_id": "run-1", "kit": ""}
+    with pytest.raises(TrainerError, match=r"below this site's least of 2\.71") as caught:
+        trainer.ask("prepare", abort=Signal(), timeout=100, **plain)
+    assert caught.value.public == "privacy.noise_multiplier=1.5 is below this site's least"
+    with pytest.raises(TrainerError, match="order='dance' is unknown") as caught:
+        trainer.ask("dance", abort=Signal(), timeout=100)
+    assert caught.value.public == ""
 
 
 def test_a_killed_trainer_is_an_exception_and_can_be_started_again(trainer: Trainer) -> None:
