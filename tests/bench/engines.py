@@ -91,7 +91,7 @@ def main() -> None:
     """Print a Markdown table."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    backbone = OpenClipBackbone.load("ViT-B-16", "random:0")
+    backbone = OpenClipBackbone("ViT-B-16", "random:0")
     cases = {
         "stand-in, scenes, N=3, C=20, B=32": (stand_in(), 24),
         "ViT-B/16 random weights, N=5, C=20, B=16": (clip_tower(backbone, 20, 16), 16),

@@ -31,7 +31,7 @@ def seconds(step: Callable[[], object], repeats: int) -> float:
 
 def steps(device: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """What is timed, by name; one model at a time."""
-    backbone = OpenClipBackbone.load("ViT-B-16", "random:0").to(device)
+    backbone = OpenClipBackbone("ViT-B-16", "random:0").to(device)
     features, targets = records(len(NAMES), 196, 512)
     features, targets = features.to(device), targets.to(device)
     for name in ("plain", "feature_space", "exact"):
@@ -51,7 +51,7 @@ def run() -> list[Row]:
         gpu, cpu = seconds(on_gpu, REPEATS), seconds(on_cpu, 1)
         what = f"{what}, {card}; other: one CPU thread"
         found.append(Row(what, f"{1e3 * gpu:.1f} ms", f"{cpu:.2f} s", f"{cpu / gpu:.0f}x", "–", None))
-    backbone = OpenClipBackbone.load("ViT-B-16", "random:0").to("cuda")
+    backbone = OpenClipBackbone("ViT-B-16", "random:0").to("cuda")
     pictures = torch.randn(PICTURES, 3, 224, 224, device="cuda")
     rate = PICTURES / seconds(lambda: backbone.patches(pictures), REPEATS)
     what = f"image tower, ViT-B/16, half precision, {card}"

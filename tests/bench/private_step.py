@@ -201,7 +201,7 @@ def small_model() -> tuple[FedMPT, Tensor, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         config = {"model_cfg": {"embed_dim": 128, "vision_cfg": SMALL_VISION, "text_cfg": SMALL}, "preprocess_cfg": {}}
         (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
-        backbone = OpenClipBackbone.load(folder, "random:0")
+        backbone = OpenClipBackbone(folder, "random:0")
     model = FedMPT(backbone, NAMES, CONDITIONS, ModelConfig(conditions=CONDITIONS), 0)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
@@ -246,7 +246,7 @@ def against_opacus() -> list[Row]:
 
 def run() -> list[Row]:
     """All of it."""
-    backbone = OpenClipBackbone.load("ViT-B-16", "random:0")
+    backbone = OpenClipBackbone("ViT-B-16", "random:0")
     return [*against_plain(backbone, 20, 2), *against_plain(backbone, 80, 1), *against_opacus()]
 
 

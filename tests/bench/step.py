@@ -34,7 +34,7 @@ def loss_of(prediction: object, labels: Tensor) -> Tensor:
 
 def our_step() -> tuple[Callable[[], None], FedMPT]:
     """Forward and backward from cached patch features."""
-    backbone = OpenClipBackbone.load("ViT-B-16", "random:0")
+    backbone = OpenClipBackbone("ViT-B-16", "random:0")
     model = FedMPT(backbone, NAMES, CONDITIONS, ModelConfig(conditions=CONDITIONS), seed=0)
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(B, 196, 512, generator=generator)

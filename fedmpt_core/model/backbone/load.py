@@ -18,4 +18,4 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         case "open_clip":
             from fedmpt_core.model.backbone.open_clip import OpenClipBackbone
 
-            return OpenClipBackbone.load(config.architecture, config.weights, precision=config.precision)
+            return OpenClipBackbone(config.architecture, config.weights, precision=config.precision)

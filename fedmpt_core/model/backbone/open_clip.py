@@ -2,7 +2,7 @@
 
 Finds an architecture and its weights, builds the model, and joins `patches` for pictures with the text
 encoder that fits (method of the paper, sections 3 and 4). open_clip takes seconds to import, so
-`OpenClipBackbone.load` imports it and this module does not.
+`OpenClipBackbone` imports it when one is made, and this module does not.
 
 Must never: run code from a weights file, fall back to random weights, or touch the global random state.
 """
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import PIL.Image
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.model.backbone.base import Backbone, centre_square
@@ -52,43 +52,10 @@ class _Architecture:
 
 
 class OpenClipBackbone(Backbone):
-    """A frozen CLIP-like model; see `Backbone` for the methods. Made by `load`."""
+    """A frozen CLIP-like model; see `Backbone` for the methods."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        text: CausalText | HuggingFaceText,
-        transform: Callable[[PIL.Image.Image], Tensor],
-        *,
-        name: str,
-        is_stand_in: bool,
-        grid: tuple[int, int],
-        description: dict[str, Any],
-        preprocessing: dict[str, Any],
-        precision: str,
-    ) -> None:
-        """Everything ready made; `model` is frozen here and put into evaluation mode."""
-        self.model: Any = model.eval().requires_grad_(False)
-        self._text = text
-        self._transform = transform
-        self._description = description
-        self._preprocessing = preprocessing
-        self._precision = precision
-        self._digest = ""
-        self.name = name
-        self.is_stand_in = is_stand_in
-        self.grid = grid
-        self.feature_dim = int(description["config"]["embed_dim"])
-        self.token_dim = text.width
-        self.image_size = int(preprocessing["size"][0])
-        self.logit_scale = float(self.model.logit_scale.exp().item())
-        own_bias = self.model.logit_bias
-        typical = TYPICAL_LOGIT - TYPICAL_COSINE * self.logit_scale
-        self.logit_bias = typical if own_bias is None else float(own_bias.item())
-
-    @classmethod
-    def load(cls, architecture: str, weights: str, *, precision: str = "auto") -> Self:
-        """Build the towers on the CPU.
+    def __init__(self, architecture: str, weights: str, *, precision: str = "auto") -> None:
+        """Builds the towers on the CPU.
 
         Args:
             architecture: a name known to open_clip (`ViT-B-16`), `hf-hub:org/model`, or a folder that holds
@@ -123,22 +90,21 @@ class OpenClipBackbone(Backbone):
             path = _find_weights(chosen, weights)
             origin = Path(path).name if weights else "its own weights"
 
-        model = _build(chosen, config, seed)
+        self.model: Any = _build(chosen, config, seed).eval().requires_grad_(False)
         if path is not None:
-            _read_weights(model, Path(path), chosen.label)
-        grid = patch_grid(model.visual, chosen.label)
-        transform, preprocessing = _image_transform(model.visual.image_size, preprocess, chosen.label)
-        return cls(
-            model,
-            _text_tower(model, chosen, config["text_cfg"]),
-            transform,
-            name=f"open_clip {chosen.label} ({origin})",
-            is_stand_in=path is None,
-            grid=grid,
-            description=_describe(model, config),
-            preprocessing=preprocessing,
-            precision=precision,
-        )
+            _read_weights(self.model, Path(path), chosen.label)
+        self.name, self.is_stand_in = f"open_clip {chosen.label} ({origin})", path is None
+        self.grid = patch_grid(self.model.visual, chosen.label)
+        self._transform, self._preprocessing = _image_transform(self.model.visual.image_size, preprocess, chosen.label)
+        self._text = _text_tower(self.model, chosen, config["text_cfg"])
+        self._description = _describe(self.model, config)
+        self._precision, self._digest = precision, ""
+        self.feature_dim, self.token_dim = int(config["embed_dim"]), self._text.width
+        self.image_size = int(self._preprocessing["size"][0])
+        self.logit_scale = float(self.model.logit_scale.exp().item())
+        own_bias = self.model.logit_bias
+        typical = TYPICAL_LOGIT - TYPICAL_COSINE * self.logit_scale
+        self.logit_bias = typical if own_bias is None else float(own_bias.item())
 
     def digest(self) -> str:
         """See `Backbone`; computed once and kept. The same for equal weights, wherever they came from."""

@@ -249,7 +249,7 @@ def test_a_real_text_tower_takes_the_prompts(method: str, tmp_path: Path) -> Non
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     settings = {"model_cfg": {"embed_dim": D, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
-    backbone = OpenClipBackbone.load(str(tmp_path), "random:1")
+    backbone = OpenClipBackbone(str(tmp_path), "random:1")
     backbone.model.double()
     model = build(method, backbone=backbone)
     features = patches(2)

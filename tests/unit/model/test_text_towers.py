@@ -39,12 +39,12 @@ def shake(backbone):
 @pytest.fixture(scope="module", params=TOWERS)
 def causal(request, tmp_path_factory):
     folder = save_config(tmp_path_factory.mktemp(request.param), **TOWERS[request.param])
-    return shake(OpenClipBackbone.load(folder, "random:1"))
+    return shake(OpenClipBackbone(folder, "random:1"))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return shake(OpenClipBackbone.load(save_config(tmp_path_factory.mktemp("plain")), "random:1"))
+    return shake(OpenClipBackbone(save_config(tmp_path_factory.mktemp("plain")), "random:1"))
 
 
 def halves(backbone, dtype=torch.float32):
@@ -312,7 +312,7 @@ def save_hugging_face(folder, family):
 @pytest.fixture(scope="module", params=FAMILIES)
 def bidirectional(request, tmp_path_factory):
     folder = save_hugging_face(tmp_path_factory.mktemp(request.param), request.param)
-    return shake(OpenClipBackbone.load(folder, "random:3"))
+    return shake(OpenClipBackbone(folder, "random:3"))
 
 
 def sentence_features(backbone, sentences, length=30):
