@@ -22,6 +22,7 @@ from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.run.tracking import scalars
 from fedmpt_core.federation.server.checkpoint import load_checkpoint
+from fedmpt_core.federation.server.heads import LedgerHeads
 from fedmpt_core.federation.server.rounds import Evaluation, RoundFailed, Rounds, Training
 from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import MaskedRounds
@@ -66,6 +67,8 @@ class FedMPTWorkflow(Controller):
         self._folder = RunFolder(run_folder(fl_ctx), self._checkpoints)
         self._run_id = run_id(fl_ctx)
         self._rounds = Rounds(self._config, self._run_id, self._folder)
+        # a simulation's ledgers live as long as the simulation
+        self._heads = LedgerHeads(self._checkpoints) if start_up_kit(fl_ctx) else None
         self._masks: MaskedRounds | None = None
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
@@ -102,8 +105,16 @@ class FedMPTWorkflow(Controller):
 
     def train(self, training: Training) -> None:
         """One attempt at a round, with masks if the job has them (`Carriage`)."""
+        before = self._heads.of(training.sites) if self._heads else {}
+        try:
+            self._train(training, before | training.heads)
+        finally:
+            if self._heads:
+                self._heads.note(training.privacy)
+
+    def _train(self, training: Training, heads: dict[str, dict[str, Any]]) -> None:
         task = tasks.message(
-            fields={tasks.HEADS: training.heads},
+            fields={tasks.HEADS: heads},
             vector=training.vector(),
             headers={tasks.ROUND: training.round, tasks.ATTEMPT: training.attempt},
         )

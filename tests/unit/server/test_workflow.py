@@ -1,5 +1,6 @@
 """The server's rounds against scripted sites: means, dropouts, bad answers, retries and records. No FLARE process."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from fedmpt_core.common.release import RELEASE
-from fedmpt_core.config.job import FederationConfig, JobConfig, TrainingConfig
+from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.config.toml import ConfigError
 from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.privacy.ledger.budget import resolved
 from fedmpt_flare import tasks
 from fedmpt_flare.server.workflow import FedMPTWorkflow
+from tests.kits import write_kit
 from tests.settings import UNMASKED, UNPROTECTED
 
 LAYOUT = ParameterLayout(("head.scale",), ((3,),))
@@ -262,3 +265,26 @@ def test_records_weigh_when_the_job_says_so(tmp_path: Path) -> None:
 def test_evaluation_may_be_rare_but_never_misses_the_last_round(tmp_path: Path) -> None:
     ScriptedWorkflow(job(rounds=5, evaluate_every=3), [ScriptedSite("a", 1.0), ScriptedSite("b", 1.0)], tmp_path).run()
     assert [r["round"] for r in record(tmp_path)["rounds"] if "mAP" in r] == [0, 3, 5]
+
+
+def test_a_later_job_tells_each_site_the_newest_entry_that_the_server_has_seen_of_it(tmp_path: Path) -> None:
+    write_kit(tmp_path, "server", who="server")
+    (tmp_path / "rootCA.pem").write_bytes((tmp_path / "server.crt").read_bytes())
+    heads = {name: {"seq": seq, "hash": f"{seq:064x}", "sig": "ab"} for name, seq in (("a", 4), ("b", 6))}
+    told: list[dict[str, Any]] = []
+
+    class Charged(ScriptedSite):
+        def answer(self, task: str, data: Shareable) -> Any:
+            if task == tasks.LEDGER:
+                return None
+            if task != tasks.TRAIN:
+                return super().answer(task, data)
+            told.append(data[tasks.FIELDS][tasks.HEADS])
+            said = {"epsilon": 1.0, "delta": 1e-5, "head": heads[self.name]}
+            update = LAYOUT.encode(np.ones(3, np.float32))
+            return tasks.message(fields={"weight": 1.0, tasks.PRIVACY: said}, vector=update)
+
+    private = dataclasses.replace(job(rounds=1), privacy=PrivacyConfig(epsilon=8.0, sample_rate=0.5))
+    for _ in range(2):
+        ScriptedWorkflow(resolved(private), [Charged("a", 1.0), Charged("b", 2.0)], tmp_path).run()
+    assert told == [{}, {}, heads, heads]
