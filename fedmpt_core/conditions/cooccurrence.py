@@ -34,9 +34,8 @@ from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import ConfigError, build
 from fedmpt_core.data.source import load_split
 from fedmpt_core.privacy.accounting.epsilon import cross_checked, epsilon
-from fedmpt_core.privacy.charged_training import FINGERPRINT_KEY, units_of
+from fedmpt_core.privacy.charged_training import units_of
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, Projection
-from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.mechanism import COUNTS, GRID_BITS, Mechanism
@@ -176,8 +175,8 @@ class CountRelease:
         if train is None:
             raise ValueError("the site holds no training picture, so there is nothing to count")
         units = units_of(train, self._policy.unit, ())
-        key = site_key(Path(self._policy.ledger) / FINGERPRINT_KEY)
-        records = fingerprint((picture.digest() for picture in train.pictures), key)
+        digests = [picture.digest() for picture in train.pictures]
+        self._budget.records.claim(digests)
         keystream = Keystream()
         pairs = pair_count(len(train.classes))
         reservation = self._budget.reserve(
@@ -193,7 +192,7 @@ class CountRelease:
                 "identities": "start-up kits" if self._kit else "insecure",
                 "config": self._job.digest(),
                 "code": PROGRAM,
-                "records": records,
+                "records": self._budget.records.fingerprint(digests, self._id),
             },
         )
         counts = noisy_counts(train.targets, units, self._max_norm, self._noise, keystream)

@@ -71,7 +71,8 @@ class SitePrivacyConfig:
     """What a site's policy allows; a job can neither read nor change it, and the stricter of job and site holds."""
 
     dataset: Annotated[str, pattern("^[A-Za-z0-9_.-]+$", "use letters, digits, '_', '-' and '.'")]
-    """Name of the data set in the site's ledger; the same pictures must always go by the same name."""
+    """Name of the data set in the site's ledger; the same pictures must always go by the same name: a job is refused
+    where one of them was trained on by another."""
     units: Annotated[int, Field(ge=1, le=1_000_000_000)]
     """Declared number of training units (records, or groups), rounded and written once; it is what is public of the
     true number."""
@@ -120,7 +121,8 @@ class SiteConfig:
     secagg: SiteSecAggConfig = field(default_factory=SiteSecAggConfig)
     """What the site demands of secure aggregation."""
     cache_dir: str = ""
-    """Folder of the patch-feature cache, as private as the pictures; empty means the user's cache folder."""
+    """Folder of the patch-feature cache, as private as the pictures; empty means the user's cache folder. The site also
+    notes there how far each of its ledgers went (`ledger-heads`), so keep it outside the ledgers' folder."""
     cache_max_gib: Annotated[float, Field(gt=0, le=100_000)] = 20.0
     """Bound on that folder, in GiB."""
     device: Annotated[str, pattern("^(auto|cpu|mps|cuda.*)$", "use 'auto', 'cpu', 'cuda' or 'cuda:N'")] = "auto"

@@ -20,7 +20,6 @@ from fedmpt_core.model.base import TunedModel
 from fedmpt_core.privacy.accounting.epsilon import cross_checked
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
-from fedmpt_core.privacy.ledger.fingerprint import fingerprint, site_key
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
 from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
@@ -29,7 +28,6 @@ from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.self_test import require_self_test
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
-FINGERPRINT_KEY = "fingerprint.key"
 PAIRS = 5  # pictures in two splits that a refusal names
 
 
@@ -49,7 +47,8 @@ class ChargedTraining:
         self._job, self._policy, self._budget, self._micro_batch = job, policy, budget, micro_batch
         self.mechanism, self.machinery = budget.mechanism, machinery
         self.keystream = machinery.keystream()
-        self._fingerprint = ""
+        self._records: Sequence[str] = ()
+        self._claimed = False
         self._details: dict[str, Any] = {}
 
     @staticmethod
@@ -113,9 +112,9 @@ class ChargedTraining:
         require_self_test(model, self._job, self.mechanism, self.machinery)
 
     def know_records(self, digests: Sequence[str]) -> None:
-        """Note the keyed fingerprint of the training records."""
-        key = site_key(Path(self._policy.ledger) / FINGERPRINT_KEY)
-        self._fingerprint = fingerprint(digests, key)
+        """Note the training records' digests. Raises LedgerError when some were trained on under another name."""
+        self._budget.records.check(digests)
+        self._records, self._claimed = digests, False
 
     def check_head(self, head: LedgerHead) -> None:
         """Raises PrivacyRefused when the ledger no longer holds an entry that the server has seen."""
@@ -123,7 +122,11 @@ class ChargedTraining:
 
     def reserve(self, round_number: int, attempt: int) -> Entry:
         """Charge a round before it starts. Raises PrivacyRefused or LedgerError."""
-        return self._budget.reserve(round_number, attempt, {**self._details, "records": self._fingerprint})
+        if not self._claimed:
+            self._budget.records.claim(self._records)
+            self._claimed = True
+        records = self._budget.records.fingerprint(self._records, self._budget.id)
+        return self._budget.reserve(round_number, attempt, {**self._details, "records": records})
 
     def train(
         self,

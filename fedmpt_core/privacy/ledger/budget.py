@@ -15,7 +15,10 @@ from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.calibration import calibrate
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, LedgerHead
-from fedmpt_core.privacy.ledger.ledger import Ledger
+from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger
+from fedmpt_core.privacy.ledger.records import RecordLists
+from fedmpt_core.privacy.ledger.site_ledger import SUFFIX
+from fedmpt_core.privacy.ledger.witness import Witness
 from fedmpt_core.privacy.mechanism.mechanism import DP_SGD, Mechanism, Name
 
 
@@ -231,8 +234,10 @@ class Budget:
     """One job's access to the ledger of a site's data set.
 
     Attributes:
+        id: the job's name in the ledger.
         mechanism: what each round does and is charged for.
         projection: what the ledger will show after the job.
+        records: which records the site's ledgers were charged for.
     """
 
     def __init__(
@@ -249,14 +254,18 @@ class Budget:
 
         Raises:
             PrivacyRefused: the job may not run here.
+            LedgerError: the ledger cannot be trusted.
         """
         check_policy(job, site.privacy)
         if site.privacy is None:
             raise JobRefused("this site has no privacy policy")
-        self._job, self._policy, self._ledger, self._id = job, site.privacy, ledger, job_id
+        self._job, self._policy, self._ledger, self.id = job, site.privacy, ledger, job_id
+        entries = ledger.entries()
+        self._witness = Witness(site.cache, entries[0])
+        self.records = RecordLists(ledger.path.parent, entries[0].site, entries[0].dataset)
         self.mechanism = mechanism or Mechanism.of(job)
         self._own = (job_id, job.resume.job) if job.resume else (job_id,)  # what counts towards the job's epsilon
-        self.projection = project(job, site.privacy, ledger.entries(), job_id)
+        self.projection = project(job, site.privacy, entries, job_id)
 
     def reserve(self, round_number: int, attempt: int, details: Mapping[str, Any]) -> Entry:
         """Charge a round before it starts; on disk when this returns.
@@ -268,8 +277,9 @@ class Budget:
 
         Raises:
             PrivacyRefused: the round would pass the job's epsilon or the site's cap; nothing was charged.
-            LedgerError: the ledger cannot be trusted or written.
+            LedgerError: the ledger cannot be trusted or written, or lacks an entry that the site itself remembers.
         """
+        self._witness.check(self._ledger.entries())
         entry = {**details, **self.mechanism.describe()}
         new = _steps(entry)  # what is written is what is priced, here and by every later reader
 
@@ -291,21 +301,26 @@ class Budget:
                         f"privacy budget: round {round_number} would pass {name}",
                     )
 
-        return self._ledger.reserve(
-            job=self._id,
-            round=round_number,
-            attempt=attempt,
-            details=entry,
-            admit=admit,
-        )
+        reserved = self._ledger.reserve(job=self.id, round=round_number, attempt=attempt, details=entry, admit=admit)
+        self._witness.note(LedgerHead(reserved.seq, reserved.hash, reserved.sig))
+        return reserved
 
     def commit(self, reservation: Entry, release: str) -> None:
         """Note what the round released, by its SHA-256."""
-        self._ledger.commit(reservation, release=release)
+        done = self._ledger.commit(reservation, release=release)
+        self._witness.note(LedgerHead(done.seq, done.hash, done.sig))
 
     def check_head(self, head: LedgerHead) -> None:
-        """Raises PrivacyRefused when the ledger no longer holds an entry that the server has seen."""
-        if not self._ledger.contains(head):
+        """That an entry which the server has seen, in this job or one before, is still there.
+
+        Raises:
+            PrivacyRefused: neither this ledger nor another one in its folder holds it.
+            LedgerError: a ledger cannot be trusted.
+        """
+        if self._ledger.contains(head):
+            return
+        others = [read_ledger(path) for path in self._ledger.path.parent.glob(f"*{SUFFIX}")]
+        if not any(0 <= head.seq < len(entries) and entries[head.seq].hash == head.hash for entries in others):
             raise PrivacyRefused(
                 f"this site's ledger of '{self._policy.dataset}' lacks entry {head.seq} that it reported earlier: "
                 "it was cut or replaced, and must be restored before the site trains again",

@@ -10,6 +10,7 @@ from fedmpt_core.privacy.ledger.chain import LedgerError
 from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, read_ledger
 
 SUFFIX = ".ledger.jsonl"
+LIST = ".records"  # beside a ledger: which records it was charged for
 
 
 def ledger_path(policy: SitePrivacyConfig) -> Path:
@@ -28,8 +29,10 @@ def open_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledge
 def create_ledger(
     policy: SitePrivacyConfig, name: str, kit: Path | None, *, carried: Sequence[Mapping[str, Any]] = ()
 ) -> Ledger:
-    """Start the ledger of a data set that no job has used yet. Raises LedgerError when there is one."""
+    """Start the ledger of a data set that no job has used yet. Raises LedgerError when there is one, or was."""
     signer, verify = signing(kit)
+    if (used := ledger_path(policy).with_name(f"{policy.dataset}{LIST}")).exists():
+        raise LedgerError(f"{used} lists records that were trained on as '{policy.dataset}': restore the ledger")
     identity = _identity(policy, name)
     return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried)
 

@@ -288,6 +288,83 @@ def test_a_patient_is_one_however_the_name_is_written(site: SiteConfig, tmp_path
         preflight.check_data(job, {"a": judging})
 
 
+def test_the_same_pictures_get_no_fresh_budget_under_another_name(site: SiteConfig, tmp_path: Path) -> None:
+    one = opened(JOB, site, "a")
+    one.train(one.prepare().initial, 1)
+    renamed = changed(site, dataset="kittens")
+    assert renamed.privacy
+    create_ledger(renamed.privacy, "a", None)
+    rows = [ManifestRow(f"{i}.png", ("cat",), "train") for i in (8, 9, 10)]  # 9 and 10 were for tests
+    with pytest.raises(LedgerError, match="1 of 3 training records of 'kittens' were trained on as 'pets': a new name"):
+        opened(JOB, relisted(renamed, tmp_path, rows), "a").prepare()
+    assert [e.kind for e in ledger(renamed)] == ["genesis"]
+    grown = opened(JOB, relisted(site, tmp_path, [ManifestRow(f"{i}.png", ("cat",), "train") for i in range(12)]), "a")
+    grown.train(grown.prepare().initial, 1)  # under the old name
+    others = opened(JOB, relisted(renamed, tmp_path, fresh(tmp_path)), "a")
+    others.train(others.prepare().initial, 1)
+    assert len(ledger(renamed)) == 3
+
+
+def fresh(folder: Path) -> list[ManifestRow]:
+    Image.new("RGB", (12, 12), "red").save(folder / "fresh.png")
+    return [ManifestRow("fresh.png", ("cat",), "train")]
+
+
+def test_a_name_that_was_only_looked_at_holds_no_record(site: SiteConfig) -> None:
+    opened(JOB, site, "a").prepare()
+    renamed = changed(site, dataset="kittens")
+    assert renamed.privacy
+    create_ledger(renamed.privacy, "a", None)
+    one = opened(JOB, renamed, "a")
+    one.train(one.prepare().initial, 1)
+
+
+def test_two_jobs_entries_do_not_tell_whether_their_records_are_the_same(site: SiteConfig) -> None:
+    for run in ("job-1", "job-2"):
+        one = opened(JOB, site, "a", run_id=run)
+        state = one.prepare().initial
+        one.train(state, 1)
+        one.train(state, 2)
+    marks = [(e.job, e.details["records"]) for e in ledger(site) if e.kind == "reserve"]
+    assert len(set(marks)) == len({mark for _, mark in marks}) == 2
+
+
+@pytest.mark.parametrize("keeps", ["the site", "the server"])
+def test_a_ledger_restored_between_jobs_is_noticed(site: SiteConfig, keeps: str) -> None:
+    assert site.privacy
+    path = ledger_path(site.privacy)
+    backup = path.read_bytes()
+    one = opened(JOB, site, "a", run_id="job-1")
+    head = one.train(one.prepare().initial, 1).privacy["head"]
+    whole = path.read_bytes()
+    path.write_bytes(backup)
+    if keeps == "the site":
+        later = opened(JOB, site, "a", run_id="job-2")
+        state = later.prepare().initial
+        with pytest.raises(LedgerError, match=r"entry 2 was written .* `fedmpt ledger show"):
+            later.train(state, 1)
+    else:
+        site = dataclasses.replace(site, cache_dir=f"{site.cache_dir} that is new")
+        later = opened(JOB, site, "a", run_id="job-2")
+        state = later.prepare().initial
+        with pytest.raises(PrivacyRefused, match="lacks entry 2 that it reported earlier"):
+            later.train(state, 1, known_head=head)
+    assert path.read_bytes() == backup
+    path.write_bytes(whole)
+    again = opened(JOB, site, "a", run_id="job-2")
+    again.train(again.prepare().initial, 1, known_head=head)
+
+
+def test_a_head_of_the_site_s_other_ledger_is_one_that_it_holds(site: SiteConfig, tmp_path: Path) -> None:
+    one = opened(JOB, site, "a", run_id="job-1")
+    head = one.train(one.prepare().initial, 1).privacy["head"]
+    other = relisted(changed(site, dataset="kittens"), tmp_path, fresh(tmp_path))
+    assert other.privacy
+    create_ledger(other.privacy, "a", None)
+    later = opened(JOB, other, "a", run_id="job-2")
+    later.train(later.prepare().initial, 1, known_head=head)
+
+
 def test_the_plan_is_shown_for_every_site(site: SiteConfig) -> None:
     plan = preflight.check_privacy(JOB, {"a": site, "b": site}, preflight.check_model(JOB, FakeBackbone()))
     assert plan

@@ -46,7 +46,12 @@ def policy(tmp_path: Path) -> SitePrivacyConfig:
 
 
 def budget(agreed: JobConfig, policy: SitePrivacyConfig, run: str = "job-1") -> Budget:
-    return Budget(agreed, SiteConfig(DataConfig(path="x"), privacy=policy), open_ledger(policy, "a", None), run)
+    return Budget(
+        agreed,
+        SiteConfig(DataConfig(path="x"), privacy=policy, cache_dir=f"{policy.ledger}/cache"),
+        open_ledger(policy, "a", None),
+        run,
+    )
 
 
 def spend(agreed: JobConfig, policy: SitePrivacyConfig, run: str, rounds: int) -> Budget:

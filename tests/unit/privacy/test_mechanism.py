@@ -29,7 +29,9 @@ def demo() -> JobConfig:
 def test_the_entry_of_a_round_is_what_it_always_was(demo: JobConfig, tmp_path: Path) -> None:
     policy = SitePrivacyConfig("scenes", units=500, epsilon=8.0, delta=1e-5, ledger=str(tmp_path))
     create_ledger(policy, "a", None)
-    charged = ChargedTraining.open(demo, SiteConfig(DataConfig("scenes"), privacy=policy), "a", "run", None)
+    charged = ChargedTraining.open(
+        demo, SiteConfig(DataConfig("scenes"), privacy=policy, cache_dir=str(tmp_path / "cache")), "a", "run", None
+    )
     charged.test_mechanism(build_model(FakeBackbone(), demo.classes, demo.model, demo.seed))
     charged.know_records(["one", "two"])
     charged.reserve(1, 0)
