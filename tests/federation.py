@@ -207,10 +207,9 @@ class Federation:
 
     def kill(self, who: str) -> None:
         """End a participant's processes at once, as a power cut does."""
-        place = str(self._home(who))
         for process in self.processes():
             with suppress(psutil.Error):
-                if process.cwd() == place or any(part.startswith(place) for part in process.cmdline()):
+                if self._belongs(process, who):
                     process.kill()
         self._processes[who].wait()
 
@@ -228,7 +227,9 @@ class Federation:
 
     def processes(self) -> list[psutil.Process]:
         """All that run for this federation; trainers and job processes too, which FLARE puts into other sessions."""
-        return [p for p in psutil.process_iter() if _home_of(p) == str(self.root)]
+        # the product's own are not dumpable, so who is not root cannot read their environment
+        started = {process.pid for process in self._processes.values()}
+        return [p for p in psutil.process_iter() if _home_of(p) == str(self.root) or started & _line_of(p)]
 
     def export(self, job: JobConfig) -> Path:
         """The job's folder, as its submitter exports it."""
@@ -297,13 +298,18 @@ class Federation:
     def _process(self, who: str, names: tuple[str, ...]) -> psutil.Process | None:
         for process in self.processes():
             with suppress(psutil.Error):
-                place = str(self._home(who))
-                command = process.cmdline()
-                if any(name in part for part in command for name in names) and (
-                    process.cwd() == place or any(part.startswith(place) for part in command)
-                ):
+                named = any(name in part for part in process.cmdline() for name in names)
+                if named and self._belongs(process, who):
                     return process
         return None
+
+    def _belongs(self, process: psutil.Process, who: str) -> bool:
+        place = str(self._home(who))
+        if self._processes[who].pid in _line_of(process) or any(p.startswith(place) for p in process.cmdline()):
+            return True
+        with suppress(psutil.AccessDenied):
+            return process.cwd() == place
+        return False
 
     def _watch(self, on_event: Callable[[str, dict[str, Any]], None] | None, ended: threading.Event) -> None:
         """Follow the event file of the newest job."""
@@ -376,6 +382,14 @@ def _home_of(process: psutil.Process) -> str | None:
         return process.environ().get("HOME")
     except (psutil.Error, OSError):
         return None
+
+
+def _line_of(process: psutil.Process) -> set[int]:
+    """A process and all above it."""
+    try:
+        return {process.pid, *(parent.pid for parent in process.parents())}
+    except psutil.Error:
+        return set()
 
 
 def _run(command: Iterable[str], environment: Mapping[str, str], *, timeout: float = LONGEST) -> str:

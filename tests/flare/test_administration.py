@@ -277,7 +277,7 @@ def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
 
     assert "BYOC not permitted" in detail("code")
     assert "the job was exported with fedmpt 0.0.1, this site runs" in detail("release")
-    assert "the cap is 20" in detail("costly")
+    assert "what is left at this site does not suffice" in detail("costly")
     # what the submitter types
     orders = [("meta", "costly"), ("logs", "server"), ("logs", "class"), ("meta", "gpus")]
     wanted = [(LEAD, "--format", "json", "job", order, ids[name]) for order, name in orders]

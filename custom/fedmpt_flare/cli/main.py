@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from fedmpt_core.common.dumps import forbid_dumps
 from fedmpt_flare.cli.audit import audit
 from fedmpt_flare.cli.bench import bench
 from fedmpt_flare.cli.canaries import canaries
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     # Third-party notices are of no use to whoever runs a command; FLARE's own go to the log file.
     warnings.filterwarnings("ignore")
+    forbid_dumps()  # simulations, ledgers and audits hold pictures or keys
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(arguments)

@@ -16,6 +16,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.apis.wf_comm_spec import WFCommSpec
 
+from fedmpt_core.common.dumps import forbid_dumps
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
@@ -55,6 +56,7 @@ class FedMPTWorkflow(Controller):
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Checks the job and opens the run's records."""
+        forbid_dumps()  # updates and the server's key are here
         try:
             if self.release != RELEASE:
                 raise ConfigError(f"the job was exported with fedmpt {self.release}, the server runs {RELEASE}")

@@ -15,6 +15,7 @@ from nvflare.apis.app_validation import AppValidator
 from nvflare.apis.fl_constant import WorkspaceConstants
 from nvflare.fuel.utils.log_utils import get_obj_logger
 
+from fedmpt_core.common.dumps import forbid_dumps
 from fedmpt_core.config.toml import load_site
 from fedmpt_core.federation.site.admission import check_site
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
@@ -31,6 +32,7 @@ class BudgetGate(AppValidator):
     def __init__(self) -> None:
         """Loads the accountant now: that takes seconds, and a server waits only ten for a site to accept a job."""
         super().__init__()
+        forbid_dumps()  # the site's parent process holds its key
         epsilon([Steps(0.5, 1.0, 1)], 1e-5)
 
     def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:

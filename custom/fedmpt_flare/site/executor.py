@@ -18,6 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
+from fedmpt_core.common.dumps import forbid_dumps
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
@@ -28,7 +29,7 @@ from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
 from fedmpt_flare.site.request import Request, RequestError
-from fedmpt_flare.site.trainer import Trainer, TrainerError
+from fedmpt_flare.site.trainer import Trainer, TrainerError, own_log
 from fedmpt_flare.workspace import run_folder, run_id, site_config, site_name, start_up_kit
 
 TRAINER_LOG = "trainer.log"
@@ -63,6 +64,7 @@ class FedMPTExecutor(Executor):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Starts the trainer with the run and stops it with the run."""
         if event_type == EventType.START_RUN:
+            forbid_dumps()
             self._run_id = run_id(fl_ctx)  # the same when the trainer is started again: its rounds are one job's
             self._trainer = type(self).trainer(run_folder(fl_ctx) / TRAINER_LOG)
             self._trainer.start()
@@ -271,7 +273,7 @@ class FedMPTExecutor(Executor):
     def _note(self, task: str, error: Exception, fl_ctx: FLContext) -> None:
         place = f"the reason is in this site's {TRAINER_LOG}"
         try:
-            with (run_folder(fl_ctx) / TRAINER_LOG).open("a", encoding="utf-8") as log:
+            with own_log(run_folder(fl_ctx) / TRAINER_LOG).open("a", encoding="utf-8") as log:
                 log.write(f"{task}: {error}\n")
         except OSError as full:
             place = f"{TRAINER_LOG} cannot be written ({full.strerror}): `fedmpt site check` says where room is missing"

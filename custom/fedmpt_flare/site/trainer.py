@@ -30,6 +30,19 @@ class TrainerError(Exception):
         self.expected, self.public, self.died = expected, public, died
 
 
+def own_log(path: Path) -> Path:
+    """The log, which names pictures and paths, for its owner alone, and its folder as far as that is the owner's.
+
+    Raises:
+        OSError: the file cannot be made, or belongs to somebody else.
+    """
+    with contextlib.suppress(PermissionError):  # a folder that a volume brings
+        path.parent.chmod(0o700)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    return path
+
+
 class Trainer:
     """A disposable child process. Started early, so that importing torch overlaps with FLARE's own start."""
 
@@ -52,7 +65,7 @@ class Trainer:
     def start(self) -> None:
         """Start the child; it waits for orders. One that died before is cleared away first."""
         self.stop()
-        with self._log.open("ab") as log:
+        with own_log(self._log).open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fedmpt_flare.site.trainer_main"],
                 stdin=subprocess.PIPE,

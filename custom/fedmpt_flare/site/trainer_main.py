@@ -12,11 +12,13 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from fedmpt_core.common.dumps import forbid_dumps
 from fedmpt_flare.site.frames import read_frame, write_frame
 
 
 def main() -> None:
     """Serve orders until the executor goes away."""
+    forbid_dumps()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     orders: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()

@@ -90,3 +90,26 @@ def test_the_trainer_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     except psutil.NoSuchProcess:
         return
     child.wait(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_trainer_writes_no_core(trainer: Trainer) -> None:
+    with pytest.raises(TrainerError):
+        trainer.ask("dance", abort=Signal(), timeout=100)  # it is up
+    limits = Path(f"/proc/{trainer.pid}/limits").read_text().splitlines()
+    assert next(line for line in limits if line.startswith("Max core file size")).split()[4:6] == ["0", "0"]
+
+
+@pytest.mark.parametrize("before", [None, 0o644, 0o666])
+def test_the_log_is_its_owner_s_alone_also_when_it_was_there_before(tmp_path: Path, before: int | None) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir(mode=0o755)
+    log = folder / "trainer.log"
+    if before:
+        log.write_text("earlier\n")
+        log.chmod(before)
+    trainer = Trainer(log)
+    trainer.start()
+    trainer.stop()
+    assert (log.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert log.read_text().startswith("earlier" if before else "")
