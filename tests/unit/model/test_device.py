@@ -1,23 +1,25 @@
 """A full device: smaller pieces, the same result, and a sentence when not even one record fits."""
 
-from collections.abc import Callable
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedmpt_core.config.job import TrainingConfig
-from fedmpt_core.federation.site.session import SiteSession
+from fedmpt_core.config.job import JobConfig, TrainingConfig
+from fedmpt_core.config.site import DataConfig, SiteConfig
+from fedmpt_core.federation.site.session import SiteRecords, SiteSession
 from fedmpt_core.model.device import DeviceFull, PieceSize, in_pieces
 from fedmpt_core.model.fedmpt.fedmpt import FedMPT
 from fedmpt_core.privacy.mechanism.gradients import GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
-from fedmpt_core.training.evaluation import score
+from fedmpt_core.training.evaluation import Split, score
 from fedmpt_core.training.local import local_update
-from fedmpt_core.training.loss import asymmetric_loss
-from tests.fakes import Table
+from tests.fakes import FakeBackbone, Table, training_records
+from tests.settings import OPEN, POLICY, UNMASKED, UNPROTECTED
 from tests.unit.privacy.test_private_update import KEY, RECORDS, setting, update
 
 
@@ -126,75 +128,82 @@ def plain(model: FedMPT, table: Table, targets: np.ndarray) -> Any:
     )
 
 
-def test_a_plain_round_is_the_same_on_a_device_with_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+class Tight(Table):
+    """Features on a device with little room."""
+
+    def __init__(self, values: torch.Tensor, room: Room) -> None:
+        super().__init__(values)
+        self.room = room
+
+    def batch(self, indices: Any) -> torch.Tensor:
+        self.room.check(len(indices))
+        return super().batch(indices)
+
+
+def test_a_plain_round_is_the_same_on_a_device_with_little_room() -> None:
     _, model, table, targets = setting()
     start = model.vector()
     wide = plain(model, table, targets)
     model.load_vector(start)
     room = Room(3)
 
-    def loss(positive: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        room.check(len(positive))
-        return asymmetric_loss(positive, *rest, **options)
-
-    monkeypatch.setattr("fedmpt_core.training.local.asymmetric_loss", loss)
-    narrow = plain(model, table, targets)
+    narrow = plain(model, Tight(table.values, room), targets)
     assert room.full >= 1
     assert np.allclose(narrow.vector, wide.vector, atol=1e-6)
     assert narrow.losses == pytest.approx(wide.losses)
 
 
-def test_scores_are_the_same_on_a_device_with_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_the_same_on_a_device_with_little_room() -> None:
     _, model, table, _ = setting()
     wide = score(model, table)  # type: ignore[arg-type]
-    room, forward = Room(2), FedMPT.forward
-
-    def checked(self: FedMPT, patches: torch.Tensor, *rest: Any) -> Any:
-        room.check(len(patches))
-        return forward(self, patches, *rest)
-
-    monkeypatch.setattr(FedMPT, "forward", checked)
-    narrow = score(model, table)  # type: ignore[arg-type]
+    room = Room(2)
+    narrow = score(model, Tight(table.values, room))  # type: ignore[arg-type]
     assert room.full >= 1
     assert np.allclose(narrow.probabilities, wide.probabilities, atol=1e-6)
 
 
-class Movable:
-    def __init__(self) -> None:
-        self.device = "cuda"
+class OnGpu(Table):
+    """Features that no device takes but a CPU, for the session that holds them."""
 
-    def to(self, device: torch.device) -> "Movable":
-        self.device = str(device)
-        return self
+    session: SiteSession
 
-
-def with_room(device: str, wish: str, work: Callable[[SiteSession], Any]) -> tuple[SiteSession, Any]:
-    session = object.__new__(SiteSession)
-    session.device = torch.device(device)
-    session.backbone = session.model = Movable()  # type: ignore[assignment]
-    session._judge = Movable()  # type: ignore[assignment]
-    session.site = type("Site", (), {"device": wish})()  # type: ignore[assignment]
-    return session, session._with_room(lambda: work(session))
+    def batch(self, indices: Any) -> torch.Tensor:
+        if self.session.device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().batch(indices)
 
 
-def test_a_site_that_leaves_us_the_choice_goes_on_with_its_cpu(caplog: pytest.LogCaptureFixture) -> None:
-    def work(session: SiteSession) -> str:
-        if session.device.type != "cpu":
-            raise DeviceFull("full")
-        return session.model.device  # type: ignore[return-value]
+def session(folder: Path, wish: str) -> tuple[SiteSession, np.ndarray]:
+    """A prepared session with test records, and its parameters; this machine need not have the device it wishes for."""
+    job = JobConfig("s", ("cat", "dog"), training=TrainingConfig(rounds=1), privacy=UNPROTECTED, secagg=UNMASKED)
+    site = SiteConfig(DataConfig("scenes", evaluate=True), POLICY, OPEN, cache_dir=str(folder), device="cpu")
+    one = SiteSession(job, site, "site-1", backbone=FakeBackbone())
+    one.site = dataclasses.replace(site, device=wish)
+    features, targets = OnGpu(torch.randn(4, 9, 16)), np.eye(4, 2, dtype=np.uint8)
+    features.session = one
+    train = training_records(Table(features.values), targets)
+    ready = one.prepare(data=SiteRecords(train=train, test=Split(features, targets)))  # type: ignore[arg-type]
+    return one, ready.initial
 
-    session, found = with_room("cuda", "auto", work)
-    assert (found, session.device.type, session._judge.device) == ("cpu", "cpu", "cpu")
+
+def test_a_site_that_leaves_us_the_choice_goes_on_with_its_cpu(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, state = session(tmp_path, "auto")
+    one.device = torch.device("cuda")
+    figures = one.evaluate(state)
+    assert one.device.type == "cpu"
     assert "on the CPU from now on" in caplog.text
+    assert figures == one.evaluate(state)
 
 
-@pytest.mark.parametrize(("device", "wish"), [("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "auto")])
-def test_a_site_that_chose_its_device_gets_the_sentence(device: str, wish: str) -> None:
-    def work(session: SiteSession) -> None:
-        raise DeviceFull("full")
-
+@pytest.mark.parametrize(("device", "wish"), [("cuda", "cuda"), ("cuda:0", "cuda:0")])
+def test_a_site_that_chose_its_device_gets_the_sentence(tmp_path: Path, device: str, wish: str) -> None:
+    one, state = session(tmp_path, wish)
+    one.device = torch.device(device)
     with pytest.raises(DeviceFull):
-        with_room(device, wish, work)
+        one.evaluate(state)
+    assert str(one.device) == device
 
 
 @pytest.mark.gpu
