@@ -106,21 +106,16 @@ def cases_of(inputs: BenchmarkInputs, table: str, methods: Sequence[str], seeds:
     return [case for seed in seeds for case in TABLES[table](inputs, ordered, seed)]
 
 
-def title(method: str) -> str:
-    """A method's name in tables."""
-    return LABELS.get(method, method)
-
-
 def _methods(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for method in methods:
-        yield Case("methods", title(method), 0.0, method, inputs.job(method, seed), inputs.sites)
+        yield Case("methods", LABELS[method], 0.0, method, inputs.job(method, seed), inputs.sites)
 
 
 def _heterogeneity(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
     for share in SHARES:
         for method in methods:
             job = inputs.job(method, seed)
-            yield Case("heterogeneity", title(method), share, method, job, inputs.sites, share)
+            yield Case("heterogeneity", LABELS[method], share, method, job, inputs.sites, share)
 
 
 def _masks(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
@@ -130,7 +125,7 @@ def _masks(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterat
             for n, s in inputs.sites.items()
         }
         for method in methods:
-            yield Case("masks", title(method), share, method, inputs.job(method, seed), sites)
+            yield Case("masks", LABELS[method], share, method, inputs.job(method, seed), sites)
 
 
 def _participation(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:
@@ -138,7 +133,7 @@ def _participation(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -
         for share in (0.1, 0.3, 0.5, 1.0):
             job = inputs.job(method, seed)
             job = dataclasses.replace(job, federation=dataclasses.replace(job.federation, participation=share))
-            yield Case("participation", title(method), share, method, job, inputs.sites, PARTICIPATION_CLUSTERS)
+            yield Case("participation", LABELS[method], share, method, job, inputs.sites, PARTICIPATION_CLUSTERS)
 
 
 def _ablation(inputs: BenchmarkInputs, methods: Sequence[str], seed: int) -> Iterator[Case]:

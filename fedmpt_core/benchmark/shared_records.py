@@ -58,7 +58,6 @@ class SharedRecords:
         on_progress: StageProgress | None = None,
         *,
         threads: int = 1,
-        device: str = "auto",
         load: Callable[[BackboneConfig], Backbone] = load_backbone,
     ) -> None:
         """Opens the cache.
@@ -67,11 +66,10 @@ class SharedRecords:
             cache: folder of patch features.
             on_progress: called with (what, done, total) while features are computed.
             threads: CPU threads of everything that runs here, >= 1.
-            device: `auto` (a GPU where there is one), `cpu`, or a torch device.
             load: makes a job's frozen towers.
         """
         torch.set_num_threads(threads)
-        self.device = pick_device(device)
+        self.device = pick_device("auto")
         self._cache, self._progress = FeatureCache(cache, max_bytes=_MAX_BYTES), on_progress
         self._load_backbone = load
         self._backbone: tuple[BackboneConfig, Backbone] | None = None

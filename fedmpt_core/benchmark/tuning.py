@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from fedmpt_core.benchmark.cases import Case, title
-from fedmpt_core.benchmark.inputs import ZERO_SHOT, BenchmarkInputs, Changes
+from fedmpt_core.benchmark.cases import Case
+from fedmpt_core.benchmark.inputs import LABELS, ZERO_SHOT, BenchmarkInputs, Changes
 from fedmpt_core.common.canonical import json_value
 from fedmpt_core.config.toml import ConfigError
 
@@ -57,7 +57,7 @@ def trials(inputs: BenchmarkInputs, methods: Sequence[str], seeds: Sequence[int]
                 changes.setdefault(section, {})[name] = value
             label = ", ".join(f"{k} {v}" for k, v in zip(grid, values, strict=True))
             cases = tuple(
-                Case("tuning", f"{title(method)}: {label}", 0.0, method, inputs.job(method, s, changes), inputs.sites)
+                Case("tuning", f"{LABELS[method]}: {label}", 0.0, method, inputs.job(method, s, changes), inputs.sites)
                 for s in seeds
             )
             tried.append(Trial(method, changes, cases))

@@ -17,7 +17,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
-from math import floor, sqrt
+from math import comb, floor, sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,8 +76,8 @@ class NoisyCounts:
         """Raises ValueError when a field is impossible."""
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: give at least 2, each once")
-        if len(self.counts) != pair_count(len(self.classes)):
-            raise ValueError(f"counts has {len(self.counts)} numbers, {pair_count(len(self.classes))} pairs exist")
+        if len(self.counts) != comb(len(self.classes), 2):
+            raise ValueError(f"counts has {len(self.counts)} numbers, {comb(len(self.classes), 2)} pairs exist")
 
     @property
     def noise_std(self) -> float:
@@ -178,7 +178,7 @@ class CountRelease:
         digests = [picture.digest() for picture in train.pictures]
         self._budget.records.claim(digests)
         keystream = Keystream()
-        pairs = pair_count(len(train.classes))
+        pairs = comb(len(train.classes), 2)
         reservation = self._budget.reserve(
             1,
             0,
@@ -255,11 +255,6 @@ def clipped_counts(targets: np.ndarray, units: np.ndarray, max_norm: float) -> n
         if len(pairs):
             total[pairs] += floor(2**GRID_BITS * min(1 / max_norm, 1 / sqrt(len(pairs))))
     return total
-
-
-def pair_count(classes: int) -> int:
-    """P."""
-    return classes * (classes - 1) // 2
 
 
 def read_counts(path: Path) -> NoisyCounts:

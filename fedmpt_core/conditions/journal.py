@@ -61,9 +61,6 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, stage: str, number: int) -> Answer | None:
         """The answer, or None when it was not given yet."""
         return self._answers.get((stage, number))

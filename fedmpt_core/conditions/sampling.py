@@ -100,15 +100,11 @@ def _triples(classes: int, count: int, rng: np.random.Generator, weights: np.nda
             third = weights[a] + weights[b]
             third[[a, b]] = 0
             if third.sum() > 0:
-                chosen[_ascending(a, b, int(rng.choice(classes, p=third / third.sum())))] = None
+                chosen[tuple(sorted((a, b, int(rng.choice(classes, p=third / third.sum())))))] = None
     if 2 * count > comb(classes, 3):  # few are left over: a draw would mostly repeat
         every = [(a, b, c) for a in range(classes) for b in range(a + 1, classes) for c in range(b + 1, classes)]
         rest = [t for t in every if t not in chosen]
         return [*chosen, *(rest[i] for i in rng.permutation(len(rest))[: count - len(chosen)])]
     while len(chosen) < count:
-        chosen[_ascending(*(int(i) for i in rng.choice(classes, 3, replace=False)))] = None
+        chosen[tuple(sorted(int(i) for i in rng.choice(classes, 3, replace=False)))] = None
     return list(chosen)
-
-
-def _ascending(*labels: int) -> LabelSet:
-    return tuple(sorted(labels))

@@ -68,8 +68,8 @@ class ModelSize:
         return self.floats * 4 / 2**20
 
 
-def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool = True) -> dict[str, SiteCounts]:
-    """Load every site's records; with `verify`, decode every picture file.
+def check_data(job: JobConfig, sites: Mapping[str, SiteConfig]) -> dict[str, SiteCounts]:
+    """Load every site's records and decode every picture file.
 
     Raises:
         ValueError: a site's data cannot be used, with the site's name.
@@ -78,10 +78,10 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig], *, verify: bool 
     for name, site in sites.items():
         try:
             unseen = job.unseen_classes
-            splits = {s: load_split(job, site.data, s, unseen=unseen, verify=verify) for s in ("train", "val", "test")}
+            splits = {s: load_split(job, site.data, s, unseen=unseen, verify=True) for s in ("train", "val", "test")}
             if splits["train"] is not None:
                 units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"]))
-            if verify and job.privacy.private and site.data.source != "scenes":  # composed anew, each one other
+            if job.privacy.private and site.data.source != "scenes":  # composed anew, each one other
                 known = {s: (d, [p.digest() for p in d.pictures]) for s, d in splits.items() if d is not None}
                 require_apart(*known.pop("train"), known)
         except ValueError as error:

@@ -90,8 +90,7 @@ class ParameterLayout:
 
     def encode(self, vector: np.ndarray) -> bytes:
         """A finite (size,) vector into wire bytes. Raises LayoutError."""
-        if vector.shape != (self.size,):
-            raise LayoutError(f"vector has shape {vector.shape}, the layout needs ({self.size},)")
+        self.split(vector)  # finds another length
         if not np.isfinite(vector).all():
             raise LayoutError(f"vector holds NaN or infinity, first at {int(np.argmin(np.isfinite(vector)))}: not sent")
         return bytes.fromhex(self.digest()) + vector.astype("<f4").tobytes()

@@ -12,6 +12,7 @@ from fedmpt_core.common.text import shown
 
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 MOST_NAME = 80  # characters that are shown; chosen
+MOST_NAMES = 8  # in a sentence
 _MARKS = re.compile(r"[\\`*_\[\]<>#|~&$@]|:(?=//)|(?<=www)\.")  # what marks up, and what becomes a link by itself
 
 
@@ -20,11 +21,11 @@ def name(text: Any) -> str:
     return shown(text, MOST_NAME)
 
 
-def names(texts: Any, most: int = 8) -> str:
+def names(texts: Any) -> str:
     """Some names for a sentence: a, b and c."""
     listed = [name(n) for n in texts]
-    if len(listed) > most:
-        listed = [*listed[:most], f"{len(listed) - most} more"]
+    if len(listed) > MOST_NAMES:
+        listed = [*listed[:MOST_NAMES], f"{len(listed) - MOST_NAMES} more"]
     return " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]])) if listed else "none"
 
 
@@ -51,9 +52,9 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if isfinite(value) else "unbounded"
 
 
-def signed(value: float | None, digits: int = 1) -> str:
+def signed(value: float | None) -> str:
     """A difference, with a true minus."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
 def small(value: float | None) -> str:

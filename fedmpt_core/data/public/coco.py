@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from fedmpt_core.data.manifest_rows import ManifestRow
 from fedmpt_core.data.public.classes import names_and_words
 from fedmpt_core.data.public.folder import Folder
-from fedmpt_core.data.public.instances import Instances, read_instances, split_by_id
+from fedmpt_core.data.public.instances import Instances, read_instances
 
 _, CLASSES = names_and_words("coco2014")
 
@@ -42,5 +42,5 @@ def rows(folder: Folder) -> Iterator[ManifestRow]:
             folder.problems.add("instances_train2014.json", f"shares image {min(both)} with instances_val2014.json")
     for name, instances in lists.items():
         pictures = folder.first((name, f"images/{name}"), f"unpack {name}.zip into the folder")
-        split_of = split_by_id(folder, instances, test=name == "val2014")
-        yield from instances.rows(CLASSES, lambda file, place=pictures: str(place / file), split_of)
+        test = name == "val2014"
+        yield from instances.rows(CLASSES, lambda file, place=pictures: str(place / file), folder, test=test)

@@ -44,18 +44,21 @@ class Instances:
     labels: list[int]
 
     def rows(
-        self, classes: Sequence[str], path_of: Callable[[str], str], split_of: Callable[[int], str]
+        self, classes: Sequence[str], path_of: Callable[[str], str], folder: Folder, *, test: bool
     ) -> Iterator[ManifestRow]:
         """One row per picture.
 
         Args:
             classes: words of the classes, in the order of the bits.
             path_of: absolute path of a file's path.
-            split_of: split of an image id.
+            folder: says what is drawn.
+            test: whether all are `test`; else they are `train` with a drawn `val`.
         """
+        val = frozenset[str]() if test else folder.held_out([str(number) for number in self.ids])
         for number, name, labels in zip(self.ids, self.files, self.labels, strict=True):
             words = tuple(word for c, word in enumerate(classes) if labels >> c & 1)
-            yield ManifestRow(path_of(name), words, split_of(number), origin=f"{self.source} image {number}")
+            split = "test" if test else "val" if str(number) in val else "train"
+            yield ManifestRow(path_of(name), words, split, origin=f"{self.source} image {number}")
 
 
 def read_instances(
@@ -95,14 +98,6 @@ def read_instances(
         problems.add(path.name, 'has no "annotations": take the file with the instances')
     order = sorted(place)
     return Instances(path.name, order, [files[place[n]] for n in order], [labels[place[n]] for n in order])
-
-
-def split_by_id(folder: Folder, instances: Instances, *, test: bool) -> Callable[[int], str]:
-    """From an image id to its split: a list is either all `test`, or `train` with a drawn `val`."""
-    if test:
-        return lambda number: "test"
-    val = folder.held_out([str(number) for number in instances.ids])
-    return lambda number: "val" if str(number) in val else "train"
 
 
 def _pictures(reader: "_Reader", problems: Problems) -> tuple[dict[int, int], list[str]]:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from fedmpt_core.data.manifest_rows import ManifestError, ManifestRow, Problems
 from fedmpt_core.data.public.classes import names_and_words
 from fedmpt_core.data.public.folder import Folder
-from fedmpt_core.data.public.instances import Instances, read_instances, split_by_id
+from fedmpt_core.data.public.instances import Instances, read_instances
 
 NAMES, CLASSES = names_and_words("objects365", lambda name: name.lower().replace("/", " or "))
 
@@ -42,7 +42,7 @@ def rows(folder: Folder) -> Iterator[ManifestRow]:
             folder.problems.add(instances.source, "lists a picture that this file or the train file lists too")
         names |= own
         path_of = _paths(folder.base / part, instances, folder.problems)
-        yield from instances.rows(CLASSES, path_of, split_by_id(folder, instances, test=part == "val"))
+        yield from instances.rows(CLASSES, path_of, folder, test=part == "val")
 
 
 def _read(folder: Folder, part: str) -> Instances:

@@ -15,6 +15,8 @@ Trained numbers: 2 M E + 4 D^2 + 2 D S + S + D + 2. Cost: N C prompts through th
 class.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import Prediction
 from fedmpt_core.model.baselines.baseline import Baseline, Setup
 from fedmpt_core.model.baselines.fedmvp import VisualPrompt
-from fedmpt_core.model.baselines.parts import Output, pooled
+from fedmpt_core.model.baselines.parts import Output, answer, pooled
 from fedmpt_core.model.fedmpt.adapters import cosine, random_parameter
 from fedmpt_core.model.words import CONTEXT_STD, Words, class_words
 
@@ -69,15 +71,7 @@ class ReleasedHead(nn.Module):
         spread = (centred.square().mean(-1) + _TINY).sqrt()  # (...,N), the bias changes nothing in it
         gate = torch.softmax(spread / self._gate_temperature, dim=-1)  # (...,N)
         mixed = (gate.unsqueeze(-1) * logits).sum(-2)
-        log_positive = F.logsigmoid(mixed)
-        return Prediction(
-            probabilities=log_positive.exp(),
-            log_positive=log_positive,
-            log_negative=F.logsigmoid(-mixed),
-            gate=gate,
-            condition_probabilities=F.logsigmoid(logits).exp(),
-            plan=None,
-        )
+        return replace(answer(mixed), gate=gate, condition_probabilities=F.logsigmoid(logits).exp())
 
 
 def released(setup: Setup) -> Baseline:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from fedmpt_core.conditions.cooccurrence import (
     NoisyCounts,
     clipped_counts,
     noisy_counts,
-    pair_count,
     read_counts,
     steering_weights,
     write_counts,
@@ -42,7 +42,7 @@ def pairs(classes: int) -> list[tuple[int, int]]:
 
 def slow_counts(targets: np.ndarray, units: np.ndarray, max_norm: float) -> np.ndarray:
     """The formula, unit by unit, in floats."""
-    total = np.zeros(pair_count(targets.shape[1]))
+    total = np.zeros(math.comb(targets.shape[1], 2))
     for unit in np.unique(units):
         rows = targets[units == unit]
         x = np.array([float((rows[:, a] & rows[:, b]).any()) for a, b in pairs(targets.shape[1])])

@@ -22,7 +22,7 @@ def test_answers_come_back(tmp_path: Path) -> None:
     with Journal(path, RUN) as journal:
         assert [journal.get("one", 0), journal.get("one", 1), journal.get("two", 0)] == [*ANSWERS, ANSWERS[1]]
         assert journal.get("two", 1) is None
-        assert len(journal) == len(journal.records()) == 3
+        assert len(journal.records()) == 3
 
 
 @pytest.mark.parametrize("cut", range(1, 56, 9))
