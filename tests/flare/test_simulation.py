@@ -189,10 +189,12 @@ def test_private_masked_sites_keep_ledgers_and_one_of_a_low_cap_or_without_data_
     events = run(Simulation(agreed, {**sites, "site-4": poor, "site-5": lost}, tmp_path / "out"))
     dropped = {e["site"]: e["reason"] for e in events if e["event"] == "dropped"}
     assert sorted(dropped) == ["site-4", "site-5"]
-    assert "0.000 is spent and the cap is 1" in dropped["site-4"]
-    # paths stay at the site, in its own log
+    assert dropped["site-4"] == "privacy budget: what is left at this site does not suffice for the job"
+    # what is spent and paths stay at the site, in its own log
     assert "nowhere" not in dropped["site-5"]
-    assert "nowhere.csv" in (tmp_path / "out" / "fedmpt.log").read_text().split("trainer of site-5")[1]
+    log = (tmp_path / "out" / "fedmpt.log").read_text()
+    assert "0.000 is spent and the cap is 1" in log
+    assert "nowhere.csv" in log.split("trainer of site-5")[1]
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["outcome"] == "completed"
     assert record["aggregation"] == "masked"

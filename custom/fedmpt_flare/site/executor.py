@@ -252,9 +252,9 @@ class FedMPTExecutor(Executor):
             abort = self._secure.abort(error) if self._secure else b""
         except SecAggError as again:
             self._note(task, again, fl_ctx)
-        culprit = "" if error.culprit is None else f", member {error.culprit}"
+        culprit = "" if error.culprit is None else f"member {error.culprit}, "
         return tasks.refusal(
-            tasks.SITE_REFUSED, f"{error.code.name}{culprit}: the reason is in this site's {TRAINER_LOG}", abort
+            tasks.SITE_REFUSED, f"{error.code.name}: {culprit}the reason is in this site's {TRAINER_LOG}", abort
         )
 
     def _failed(

@@ -277,7 +277,7 @@ def test_of_the_protocol_s_refusals_a_code_travels(masked: RunningSite) -> None:
     masked.join()
     for task in (tasks.ADVERTISE, tasks.CONFIRM, tasks.TRAIN, tasks.CONSISTENCY, tasks.UNMASK):
         sentence = reason(masked.ask(task, train_task(protocol=MESSAGE), private=MESSAGE))
-        assert re.fullmatch(r"[A-Z_]+(, member \d+)?: the reason is in this site's trainer\.log", sentence)
+        assert re.fullmatch(r"[A-Z_]+: (member \d+, )?the reason is in this site's trainer\.log", sentence)
 
 
 def test_a_reason_is_one_short_line() -> None:
