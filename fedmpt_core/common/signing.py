@@ -98,19 +98,17 @@ class KeyVerifier:
     @staticmethod
     def of(public_key: str) -> "KeyVerifier":
         """The verifier of a public key (DER in hex), as a ledger holds it. Raises SigningError."""
-        try:
-            key = load_der_public_key(bytes.fromhex(public_key))
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:
-            raise SigningError(f"a public key is not one for RSA of {MIN_BITS} bits or more")
-        return KeyVerifier(_digest(key), key)
+        return KeyVerifier._of(lambda: load_der_public_key(bytes.fromhex(public_key)), "a public key")
 
     @staticmethod
     def of_certificate(certificate: x509.Certificate, whose: str) -> "KeyVerifier":
         """The verifier of a certificate's key; `whose` names the certificate in errors. Raises SigningError."""
+        return KeyVerifier._of(certificate.public_key, whose)
+
+    @staticmethod
+    def _of(read: Callable[[], object], whose: str) -> "KeyVerifier":
         try:
-            key = certificate.public_key()
+            key = read()
         except (ValueError, UnsupportedAlgorithm):
             key = None
         if not isinstance(key, RSAPublicKey) or key.key_size < MIN_BITS:

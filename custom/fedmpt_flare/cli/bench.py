@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedmpt_flare.cli.options import AsJson
+
 
 def bench(
     methods: Annotated[str, typer.Argument(metavar="METHODS", help="Methods, separated by commas, or 'all'.")],
@@ -39,9 +41,7 @@ def bench(
         Path | None, typer.Option("--cache", metavar="DIR", help="Folder of patch features; default: the user's.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the tables as one JSON object and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train methods side by side in one process; write tables and pictures. Repeat it to go on with a broken-off one.
 

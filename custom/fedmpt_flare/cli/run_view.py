@@ -14,7 +14,7 @@ from rich.text import Text
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.run import record as run
 from fedmpt_core.federation.terms import floors_of
-from fedmpt_flare.cli.screen import show_table
+from fedmpt_flare.cli.screen import show_table, table_of
 
 
 def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> None:
@@ -134,18 +134,15 @@ def _show_privacy(console: Console, job: JobConfig, plan: Any) -> None:
     )
     if not plan.sites:
         return
-    table = Table("site", "epsilon of the job", "of the data set", "cap", title="Budgets", title_justify="left")
     choices = list(next(iter(plan.sites.values())).signal_to_noise)
-    noise = Table(
-        "site", *choices, title="Best-case signal to noise of a step, by what is trained", title_justify="left"
-    )
+    budgets, noise = [], []
     for name, site in plan.sites.items():
         p = site.projection
-        table.add_row(escape(name), f"{p.job:.2f}", f"{p.total:.2f}", f"{p.cap:g}")
-        ratios = {c: f"{ratio:.2f}" for c, ratio in site.signal_to_noise.items()}
-        noise.add_row(escape(name), *(f"[bold]{r}[/]" if c == job.model.trained else r for c, r in ratios.items()))
-    console.print(table)
-    console.print(noise)
+        budgets.append((name, f"{p.job:.2f}", f"{p.total:.2f}", f"{p.cap:g}"))
+        ratios = site.signal_to_noise.items()
+        noise.append((name, *(Text(f"{r:.2f}", "bold" if c == job.model.trained else "") for c, r in ratios)))
+    console.print(table_of("Budgets", ("site", "epsilon of the job", "of the data set", "cap"), budgets))
+    console.print(table_of("Best-case signal to noise of a step, by what is trained", ("site", *choices), noise))
 
 
 def _aggregation(job: JobConfig) -> Text:
@@ -189,24 +186,19 @@ def _spent(record: Mapping[str, Any]) -> Table:
     last: dict[str, Mapping[str, Any]] = {}
     for row in record["rounds"]:
         last.update(row["privacy"])
-    table = Table("site", "epsilon spent", "delta", "ledger entry", title="Privacy", title_justify="left")
-    for site, budget in sorted(last.items()):
-        head = f"{budget['head']['seq']} {budget['head']['hash'][:12]}"
-        table.add_row(escape(site), f"{budget['epsilon']:.3f}", f"{budget['delta']:g}", head)
-    return table
+    rows = [
+        (site, f"{b['epsilon']:.3f}", f"{b['delta']:g}", f"{b['head']['seq']} {b['head']['hash'][:12]}")
+        for site, b in sorted(last.items())
+    ]
+    return table_of("Privacy", ("site", "epsilon spent", "delta", "ledger entry"), rows)
 
 
 def _show_data(console: Console, data: Mapping[str, Any]) -> None:
-    table = Table("site", "train", "val", "test", "labels seen", title="Pictures", title_justify="left")
-    for name, d in data.items():
-        table.add_row(
-            escape(name),
-            str(d.train),
-            str(d.val or "–"),
-            str(d.test or "–"),
-            f"{int((d.positives > 0).sum())}",
-        )
-    console.print(table)
+    rows = [
+        (name, str(d.train), str(d.val or "–"), str(d.test or "–"), f"{int((d.positives > 0).sum())}")
+        for name, d in data.items()
+    ]
+    console.print(table_of("Pictures", ("site", "train", "val", "test", "labels seen"), rows))
 
 
 def _short(value: object) -> str:

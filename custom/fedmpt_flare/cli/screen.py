@@ -40,12 +40,17 @@ def print_table(table: Table) -> None:
     Console(highlight=False).print(table)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> None:
+def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> Table:
     """A table of plain cells, in which no text marks anything up."""
     table = Table(*map(escape, columns), title=escape(title), title_justify="left", caption=escape(caption) or None)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else escape(cell) for cell in row))
-    print_table(table)
+    return table
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> None:
+    """Print such a table."""
+    print_table(table_of(title, columns, rows, caption))
 
 
 def show_findings(title: str, findings: Sequence[Any]) -> None:

@@ -101,12 +101,8 @@ def check_prompts(prefixes: Sequence[Tensor], suffixes: Sequence[Tensor], width:
         )
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Classes whose halves of a prompt, end token included, have the same length."""
-
-    classes: int
-    length: int
+_Group = tuple[int, int]
+"""How many classes have halves of a prompt, end token included, of one length, and that length."""
 
 
 class CausalText:
@@ -193,13 +189,13 @@ class CausalText:
             tokens = torch.stack([rows[c] for c in order if len(rows[c]) == length])  # (C_g,S,E)
             places = torch.stack([position[n : n + length] for n in starts])  # (N,S,E)
             parts.append((tokens + places[:, None]).flatten(1, 2))  # (N,C_g*S,E)
-            groups.append(_Group(len(tokens), length))
+            groups.append((len(tokens), length))
         return torch.cat(parts, dim=1), groups, order
 
 
 def _ends(groups: Sequence[_Group]) -> list[int]:
     """Where along T each class has its end token."""
-    lengths = [group.length for group in groups for _ in range(group.classes)]
+    lengths = [length for classes, length in groups for _ in range(classes)]
     return [sum(lengths[: c + 1]) - 1 for c in range(len(lengths))]
 
 
@@ -260,17 +256,17 @@ def _suffix_attention(
     shared = q @ prefix_k.transpose(-1, -2)  # (N,H,T,Lp)
     if hidden is not None:
         shared = shared + hidden
-    asking = [g.classes if ends_only else g.classes * g.length for g in groups]
-    tokens = [g.classes * g.length for g in groups]
+    tokens = [classes * length for classes, length in groups]
+    asking = [classes for classes, _ in groups] if ends_only else tokens
     sliced = (q.split(asking, 2), shared.split(asking, 2), k.split(tokens, 2), v.split(tokens, 2))
     to_prefix, from_own = [], []
-    for group, *slices in zip(groups, *sliced, strict=True):
-        q_g, shared_g, k_g, v_g = (x.unflatten(2, (group.classes, -1)) for x in slices)  # (N,H,C_g,S,.)
+    for (classes, length), *slices in zip(groups, *sliced, strict=True):
+        q_g, shared_g, k_g, v_g = (x.unflatten(2, (classes, -1)) for x in slices)  # (N,H,C_g,S,.)
         own = q_g @ k_g.transpose(-1, -2)  # (N,H,C_g,S,S), or (N,H,C_g,1,S)
         if not ends_only:
-            own = own + _causal_mask(group.length, own)
+            own = own + _causal_mask(length, own)
         weights = torch.cat([shared_g, own], -1).softmax(-1).to(v.dtype)
-        on_prefix, on_own = weights.split([shared.shape[-1], group.length], -1)
+        on_prefix, on_own = weights.split([shared.shape[-1], length], -1)
         to_prefix.append(on_prefix.flatten(2, 3))
         from_own.append((on_own @ v_g).flatten(2, 3))
     attended = torch.cat(to_prefix, 2) @ prefix_v + torch.cat(from_own, 2)
