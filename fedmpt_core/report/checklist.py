@@ -4,8 +4,6 @@ The wording is ours, in the order of that publication: epsilon and the unit on t
 utility and bias, then what it all rests on. It must say plainly what no program can answer.
 """
 
-from collections.abc import Mapping
-
 from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Answered, CheckItem, Utility
@@ -42,10 +40,3 @@ def checklist_of(run: Run, audit: Audit, utility: Utility) -> tuple[CheckItem, .
             how = "partly"
         items.append(CheckItem(row["layer"], row["question"], how, row["where"].format_map(of_this_run), row["anchor"]))
     return tuple(items)
-
-
-ANSWERS: Mapping[Answered, str] = {
-    "answered": "answered here",
-    "partly": "partly",
-    "outside": "outside this software",
-}

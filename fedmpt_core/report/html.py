@@ -4,20 +4,19 @@ Everything that comes from a run passes `common.text.shown` and jinja2's escapin
 template says.
 """
 
-from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedmpt_core.audit.disclosure import Disclosure
 from fedmpt_core.common.text import shown
 from fedmpt_core.report import charts, plain
-from fedmpt_core.report.checklist import ANSWERS
 from fedmpt_core.report.content import Report
+from fedmpt_core.report.words import WORDS
 
-T = TypeVar("T")
 GENERATOR = "fedmpt report"
 MOST_LABELS, MOST_FINDINGS, MOST_SITES, MOST_FILES, MOST_ROWS = 200, 200, 200, 100, 24  # rows of a table; chosen
 
@@ -25,16 +24,19 @@ MOST_LABELS, MOST_FINDINGS, MOST_SITES, MOST_FILES, MOST_ROWS = 200, 200, 200, 1
 def render(report: Report) -> str:
     """The page."""
     lines = charts.spending_lines(report.spending)
+    groups: dict[tuple[Disclosure, ...], list[str]] = {}
+    for site, left in report.releases.items():
+        groups.setdefault(left, []).append(site)
     context = {
         "r": report,
         "lines": lines,
         "rows": _rows(lines),
         "scale": _scale(report),
         "charts": charts,
-        "answers": ANSWERS,
+        "answers": WORDS["answers"],
         "layers": [(layer, list(items)) for layer, items in groupby(report.checklist, key=lambda item: item.layer)],
         "generator": GENERATOR,
-        "groups": _groups(report.releases),
+        "groups": [(sites, left) for left, sites in groups.items()],
         "most": {
             "labels": MOST_LABELS,
             "findings": MOST_FINDINGS,
@@ -92,15 +94,3 @@ def _scale(report: Report) -> float:
     spent = max([(b.before or 0.0) + (b.added or 0.0) for b in report.budgets], default=0.0)
     cap = max((s.cap for s in report.spending.values() if s.cap is not None), default=0.0)
     return cap if cap >= spent > 0 else charts.round_above(spent)
-
-
-def _groups(by_site: Mapping[str, T]) -> list[tuple[list[str], T]]:
-    """Sites with equal values together, in the order of the first."""
-    groups: list[tuple[list[str], T]] = []
-    for site, value in by_site.items():
-        same = next((sites for sites, known in groups if known == value), None)
-        if same is None:
-            groups.append(([site], value))
-        else:
-            same.append(site)
-    return groups
