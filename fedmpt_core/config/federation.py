@@ -21,10 +21,10 @@ class FederationConfig:
     weighting: Literal["equal", "records"] = "equal"
     """`equal`, or `records`: by the number of units that each site declares in its policy (`privacy.units`), never by
     its true number of records."""
-    max_movement: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    max_movement: Annotated[float, Field(gt=0, le=1e6)] = 0.5
     """Most that a round may move the global parameters, as the root mean square over all of them. The server shortens a
     mean that would move them further, and a site refuses parameters that did. Where the optimizer, or clipping and
-    noise, allow less, that holds. Ordinary jobs stay below a tenth."""
+    noise, allow less, that holds. Ordinary jobs stay below 0.2."""
     min_units: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1
     """Fewest units that a site may declare. The noise of differential privacy moves the parameters of a small site far;
     the larger this number, the closer the bound on how far."""

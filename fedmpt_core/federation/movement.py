@@ -1,6 +1,6 @@
 """How far one round of training can move the global parameters, from public numbers of the job alone. numpy only.
 
-Example: the demo moves its 36,870 parameters by 18 a round, `federation.max_movement` = 1 allows sqrt(36870) = 192.
+Example: the demo moves its 36,870 parameters by 18 a round; `federation.max_movement` = 0.5 allows 96.
 
 The server shortens a mean that is longer (`shortened`), so an honest run never passes the bound; a site refuses
 parameters that moved further (`site.states`). So a server cannot send parameters made to leak, and a site that lies

@@ -86,11 +86,6 @@ class ChargedTraining:
         cross_checked([budget.mechanism.steps(planned_steps(job))], job.privacy.delta)
         return ChargedTraining(job, policy, budget, machinery, site.micro_batch)
 
-    @property
-    def declared_units(self) -> int:
-        """The site's public number of units."""
-        return self._policy.units
-
     def test_mechanism(self, model: TunedModel) -> None:
         """Run the self-test and note the mechanism for the ledger. Raises SelfTestFailed."""
         engine, optimizer = self.machinery.round(

@@ -158,5 +158,17 @@ def test_an_honest_server_is_never_refused(seed: int, scale: float, masked: bool
     late.after(8, LAYOUT.encode(state))
 
 
+def test_one_layer_of_the_demo_s_gate_cannot_be_saturated_in_a_round() -> None:
+    """With the default bound: the narrowest of the tensors that decide the gate, in the demo with all parts trained."""
+    sizes = {"contexts": 6144, "adapters.down": 36864, "adapters.up": 36864, "gate.down": 12288, "gate.up": 96}
+    layout = ParameterLayout(tuple(sizes), tuple((n,) for n in sizes.values()))
+    initial = np.zeros(layout.size, np.float32)
+    saturated = initial.copy()
+    saturated[-96:] = 16
+    known = States(JobConfig("d", ("cat", "dog"), privacy=UNPROTECTED), layout, layout.encode(initial))
+    with pytest.raises(StateRefused, match=r"federation\.max_movement"):
+        known.before(2, layout.encode(saturated))
+
+
 def test_the_bound_of_a_job_is_what_the_server_keeps() -> None:
     assert largest_movement(PLAIN, LAYOUT, 1, 0.0) == BOUND

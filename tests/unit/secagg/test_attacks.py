@@ -441,7 +441,7 @@ JOB = JobConfig(
     secagg=SecAggConfig(
         insecure_identities=True, rounding="deterministic", value_range=2.0, metrics=("loss",), max_weight=1000
     ),
-    federation=FederationConfig(min_sites=3, weighting="records"),
+    federation=FederationConfig(min_sites=3, weighting="records", max_movement=2.0),
 )
 
 
