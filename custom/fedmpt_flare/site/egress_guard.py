@@ -8,6 +8,7 @@ closed: what cannot be checked is held back.
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ class EgressGuard(Filter):
             reason, own = refused.public, str(refused)
         except Exception as error:
             reason = own = f"it cannot be checked ({type(error).__name__})"
-        known = task if task in tasks.TASKS else "an unknown task"
-        self.log_error(fl_ctx, f"the answer to {known} was held back: {own}", fire_event=False)
+        known = task if type(task) is str and task in tasks.TASKS else "an unknown task"
+        with suppress(Exception):  # FLARE's line about a context can fail by what is in it
+            self.log_error(fl_ctx, f"the answer to {known} was held back: {own}", fire_event=False)
         return tasks.refusal(tasks.SITE_REFUSED, f"this site held back its answer to {known}: {reason}")
 
 

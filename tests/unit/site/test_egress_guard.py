@@ -243,7 +243,7 @@ def test_figures_do_not_leave_for_a_job_that_asks_for_none(site: Site) -> None:
     assert "asks for no figures" in reason(site.guard("validate", figures_answer()))
 
 
-@pytest.mark.parametrize("task", ["dump", "", None])
+@pytest.mark.parametrize("task", ["dump", "", None, [], np.zeros(2), {}])
 def test_no_other_task_is_answered(site: Site, task: Any) -> None:
     assert "an unknown task" in reason(site.guard(task, train_answer(site)))
 
@@ -290,7 +290,7 @@ def test_a_job_changed_after_deployment_gets_no_answer(site: Site) -> None:
     assert "configures more than an executor" in reason(site.guard("train", answer))
 
 
-@pytest.mark.parametrize("answer", [None, {}, {"fields": {}}])
+@pytest.mark.parametrize("answer", [None, {}, {"fields": {}}, 1, "x", {"__headers__": 3}, {"__headers__": {"rc": []}}])
 def test_the_guard_never_raises(site: Site, answer: Any) -> None:
     assert reason(site.guard("train", answer))
 
