@@ -12,11 +12,11 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 
 class WriteError(ValueError):
@@ -171,7 +171,7 @@ def append(file: int, data: bytes) -> None:
         raise
 
 
-class LineFile:
+class LineFile(AbstractContextManager["LineFile"]):
     """A file of JSON lines that one process at a time holds and adds to; a context manager.
 
     Attributes:
@@ -191,9 +191,6 @@ class LineFile:
             with os.fdopen(os.dup(self._file), "rb") as stream:
                 *self.lines, self.torn = stream.read().split(b"\n")
             self._held = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()

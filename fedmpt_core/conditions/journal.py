@@ -11,9 +11,10 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from fedmpt_core.common.files import LineFile
 from fedmpt_core.conditions.answers import Answer
@@ -28,7 +29,7 @@ class JournalError(ValueError):
     """The file of raw answers cannot be used; the sentence says why."""
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """Answers by (stage, number); a context manager that holds the file's lock."""
 
     def __init__(self, path: Path, run: str) -> None:
@@ -54,9 +55,6 @@ class Journal:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()

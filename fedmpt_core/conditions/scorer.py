@@ -73,11 +73,6 @@ def load_lexicon(path: Path | None = None) -> Lexicon:
     return Lexicon(Path(origin).name, {n: tuple(v) for n, v in conditions.items()}, canonical_digest(conditions))
 
 
-def scene_prompt(labels: Sequence[str]) -> str:
-    """`A photo of a dog and an apple,`"""
-    return PROMPT.format(labels=in_words(labels))
-
-
 def in_words(labels: Sequence[str]) -> str:
     """`a dog, a cat and an apple`."""
     *first, last = [f"{'an' if label[:1].casefold() in 'aeiou' else 'a'} {label}" for label in labels]

@@ -22,7 +22,7 @@ from fedmpt_core.conditions.journal import Journal
 from fedmpt_core.conditions.language_model import LanguageModel
 from fedmpt_core.conditions.ranking import readable, text_features
 from fedmpt_core.conditions.sampling import MOST_SETS, LabelSet
-from fedmpt_core.conditions.scorer import Lexicon, in_words, scene_prompt, strengths
+from fedmpt_core.conditions.scorer import PROMPT, Lexicon, in_words, strengths
 from fedmpt_core.config.checks import checked
 from fedmpt_core.model.backbone.base import Backbone
 
@@ -151,7 +151,7 @@ def choose(asking: Asking, classes: Sequence[str], sets: Sequence[LabelSet], lex
     values = [value for of_one in lexicon.values.values() for value in of_one]
 
     def ask(numbers: list[int]) -> list[Answer]:
-        prompts = [scene_prompt([classes[c] for c in sets[n]]) for n in numbers]
+        prompts = [PROMPT.format(labels=in_words([classes[c] for c in sets[n]])) for n in numbers]
         rows = [asking.model.log_probabilities(prompt, values) for prompt in prompts]
         if not all(np.isfinite(row).all() for row in rows):
             raise DiscoveryError(f"{asking.model.name}: its probabilities are not finite: take another model")

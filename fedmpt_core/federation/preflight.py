@@ -4,6 +4,7 @@ Used by the command line before a simulation and by `fedmpt check`. Raises on th
 used, with every problem of that site named.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -106,10 +107,9 @@ def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
         ValueError: a condition or class that no prompt can be made of, or settings that do not fit what is trained.
     """
     model = build_model(backbone, job.classes, job.model, job.seed)
-    groups: dict[str, int] = {}
+    groups = Counter[str]()
     for name, parameter in model.trainable_parameters().items():
-        group = name.split(".")[0]
-        groups[group] = groups.get(group, 0) + parameter.numel()
+        groups[name.split(".")[0]] += parameter.numel()
     text = model.text_features()  # also finds prompts that do not fit the tower's context
     make_optimizer(model, job.training, 1)  # finds rates that do not fit the trained groups
     scoring_model(backbone, job, model)  # finds unseen classes where numbers are trained per class

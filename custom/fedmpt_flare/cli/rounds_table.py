@@ -63,11 +63,8 @@ class RoundsTable:
         table = Table(*_HEADS, "gate entropy", "MiB sent", "seconds")
         for row in self._rows:
             table.add_row(*row.values())
-        waiting = (
-            f" ({self._answered} of {self._asked} sites answered)"
-            if self._status not in ("completed", "failed")
-            else ""
-        )
+        ended = self._status in ("completed", "failed")
+        waiting = "" if ended else f" ({self._answered} of {self._asked} sites answered)"
         return Group(
             table,
             *[Text(n, style="yellow") for n in self._notes[-4:]],

@@ -32,7 +32,7 @@ from fedmpt_core.model.backbone.files import (
 )
 from fedmpt_core.model.backbone.patches import patch_features, patch_grid
 from fedmpt_core.model.backbone.text_bidirectional import HuggingFaceText
-from fedmpt_core.model.backbone.text_causal import CausalText, clip_tokenizer, hugging_face_tokenizer
+from fedmpt_core.model.backbone.text_causal import CausalText, Tokenizer, hugging_face_tokenizer
 
 # Towers trained with a softmax bring no bias. These public constants, taken from no data, replace it: CLIP's
 # cosines lie around 0.25, and a label of that cosine starts at the probability 0.1, since labels are sparse.
@@ -296,7 +296,9 @@ def _text_tower(model: Any, architecture: _Architecture, config: dict[str, Any])
     if not source:
         if pool != "argmax":
             raise ValueError(f"{architecture.label} names no tokenizer for its text tower: choose another one")
-        return CausalText(tower, clip_tokenizer(SimpleTokenizer(context_length=length, **options)))
+        pairs = SimpleTokenizer(context_length=length, **options)  # CLIP's own, of byte pairs
+        start, end, special = (pairs.sot_token_id,), (pairs.eot_token_id,), frozenset(pairs.all_special_ids)
+        return CausalText(tower, Tokenizer(pairs.encode, start, end, special, length))
     mode = config.get("tokenizer_mode")
     words = fetch(
         f"tokenizer {source!r} of {architecture.label}",

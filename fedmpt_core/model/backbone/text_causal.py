@@ -47,17 +47,6 @@ class Tokenizer:
         return ids
 
 
-def clip_tokenizer(tokenizer: Any) -> Tokenizer:
-    """The byte-pair tokenizer of CLIP (open_clip's `SimpleTokenizer`)."""
-    return Tokenizer(
-        encode=tokenizer.encode,
-        before=(tokenizer.sot_token_id,),
-        after=(tokenizer.eot_token_id,),
-        special=frozenset(tokenizer.all_special_ids),
-        context_length=tokenizer.context_length,
-    )
-
-
 def hugging_face_tokenizer(tokenizer: Any, pad_id: int) -> Tokenizer:
     """A Hugging Face tokenizer in open_clip's wrapper; its special tokens are found by tokenising one word.
 

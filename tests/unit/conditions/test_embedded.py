@@ -7,7 +7,7 @@ import pytest
 
 from fedmpt_core.conditions.journal import unpacked
 from fedmpt_core.conditions.language_model import EMBEDDED, INSTALL, LanguageModel
-from fedmpt_core.conditions.scorer import load_lexicon, scene_prompt
+from fedmpt_core.conditions.scorer import PROMPT, in_words, load_lexicon
 from fedmpt_core.config.condition_lists import read_content
 from tests.unit.conditions.test_shipped_lists import SHIPPED
 
@@ -36,7 +36,7 @@ def test_the_shipped_answers_are_this_model_s(model: LanguageModel) -> None:
             f"{identity['library']} reads the words of the file otherwise than {provenance['model']['library']}"
         )
     for record in (raw[0], raw[-1]):
-        found = model.log_probabilities(scene_prompt(record["labels"]), values)
+        found = model.log_probabilities(PROMPT.format(labels=in_words(record["labels"])), values)
         kept = [float(p) for p in record["answer"].split()]
         assert np.allclose(found, kept, atol=0.02)  # another CPU adds up in another order
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmpt_core.conditions.scorer import Lexicon, in_words, load_lexicon, scene_prompt, strengths
+from fedmpt_core.conditions.scorer import Lexicon, in_words, load_lexicon, strengths
 
 SMALL = Lexicon("small", {"light": ("dark", "bright", "dim"), "place": ("indoors", "outdoors")}, "")
 
@@ -64,7 +64,7 @@ def test_tables_that_cannot_be_used() -> None:
 
 
 def test_words() -> None:
-    assert scene_prompt(["dog", "apple"]) == "A photo of a dog and an apple,"
+    assert in_words(["dog", "apple"]) == "a dog and an apple"
     assert in_words(["dog"]) == "a dog"
     assert in_words(["cat", "Eel", "tv monitor"]) == "a cat, an Eel and a tv monitor"
 
