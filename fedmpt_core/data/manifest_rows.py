@@ -10,6 +10,7 @@ import difflib
 import io
 import itertools
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,8 +176,7 @@ def parse(path: Path, problems: Problems) -> list[ManifestRow]:
     before = problems.count
     rows: list[ManifestRow] = []
     try:
-        if not path.is_file():
-            path.stat()
+        if not stat.S_ISREG(path.stat().st_mode):
             problems.add(path.name, "is not a regular file")
         elif path.suffix.lower() == ".csv":
             rows = _read_csv(path, problems)

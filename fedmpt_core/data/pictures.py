@@ -6,6 +6,7 @@ upright RGB pixels. Must never hand on half a picture: truncated, damaged or ove
 their name and manifest line.
 """
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,12 +125,10 @@ class FilePicture:
         """The path, once it is sure that opening it cannot block or read without end."""
         path = Path(self.path)
         try:
-            regular = path.is_file()
-            if not regular:
-                path.stat()
+            mode = path.stat().st_mode
         except (OSError, ValueError) as error:
             raise self._bad(_system_reason(error)) from None
-        if not regular:
+        if not stat.S_ISREG(mode):
             raise self._bad("is not a regular file")
         return path
 

@@ -51,12 +51,8 @@ class PictureLabels:
     def to_dict(self, top: int) -> dict[str, Any]:
         """Plain values for JSON."""
         labels = [{"label": label, "probability": p} for label, p in self.ranked(top)]
-        return {
-            "picture": self.picture,
-            "labels": labels,
-            "gate": self.gate.tolist(),
-            "explanation": self.explanation,
-        }
+        rest = {"gate": self.gate.tolist(), "explanation": self.explanation}
+        return {"picture": self.picture, "labels": labels, **rest}
 
 
 class Predictor:
