@@ -31,9 +31,10 @@ test: $(VENV)/.ready  ## Run the tests, without those that take long and prove m
 test-all: $(VENV)/.ready  ## Run all tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations=20
 
+KERNELS := tests/unit/privacy/test_gradients.py tests/unit/privacy/test_placement.py
 test-kernels: $(VENV)/.ready  ## Run the gradients' tests with the arithmetic of other processors
-	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py & \
-		MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q tests/unit/privacy/test_gradients.py; \
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q $(KERNELS) & \
+		MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -q $(KERNELS); \
 		status=$$?; wait $$! && exit $$status
 
 bench: $(VENV)/.ready  ## Measure speed and memory (ratios of two things timed in one run)

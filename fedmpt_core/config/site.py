@@ -131,7 +131,7 @@ class SiteConfig:
     """CPU threads of the trainer; 0 means torch's own choice."""
     micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
     """Most records whose gradients are held at once under differential privacy: fewer take less memory, and no number
-    of them changes a result."""
+    of them changes a result but by rounding."""
 
     @property
     def cache(self) -> Path:

@@ -5,12 +5,14 @@ first.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedmpt_core.common.release import PROGRAM
 from fedmpt_core.config.job import JobConfig
@@ -24,6 +26,7 @@ from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
 from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
+from fedmpt_core.privacy.mechanism.placement import block_rows, depends_on_place, device_of
 from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.self_test import require_self_test
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
@@ -49,6 +52,7 @@ class ChargedTraining:
         self.keystream = machinery.keystream()
         self._records: Sequence[str] = ()
         self._claimed = False
+        self._tested_on: torch.device | None = None
         self._details: dict[str, Any] = {}
 
     @staticmethod
@@ -105,6 +109,23 @@ class ChargedTraining:
             "code": PROGRAM,
         }
         require_self_test(model, self._job, self.mechanism, self.machinery)
+        self._test_places(model)
+
+    def _test_places(self, model: TunedModel) -> None:
+        """One record at a time from now on where a gradient depends on those beside it, on the model's device."""
+        self._tested_on = device_of(model)
+        try:
+            rows = block_rows(self.mechanism.sample_rate * self._policy.units, self._micro_batch)
+            where = depends_on_place(model, self._job, rows, self.machinery) if rows > 1 else ""
+        except torch.OutOfMemoryError:
+            where = "beside others, for which its memory does not suffice,"
+        if where:
+            self._micro_batch = 1
+            logging.getLogger(__name__).warning(
+                "this machine's arithmetic gives %s another gradient than alone, so that leaving one record out would "
+                "change others: gradients are computed one record at a time, which takes longer",
+                where,
+            )
 
     def know_records(self, digests: Sequence[str]) -> None:
         """Note the training records' digests. Raises LedgerError when some were trained on under another name."""
@@ -133,6 +154,8 @@ class ChargedTraining:
         plant: Callable[[PrivateOptimizer], None] | None = None,
     ) -> LocalUpdate:
         """The noisy update of a reserved round; see `private_update`."""
+        if self._tested_on not in (None, device_of(model)):
+            self._test_places(model)
         return private_update(
             model,
             records,

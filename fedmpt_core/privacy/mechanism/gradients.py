@@ -69,8 +69,8 @@ class GradientEngine:
 
         Args:
             parts: records in portions that fit in memory: (B, P, D) patch features, (B, C) targets (1 present, 0
-                absent, 2 unknown), and (B,) int64 the unit, in [0, count), that each record belongs to. A unit may be
-                spread over portions.
+                absent, 2 unknown), and int64 the unit, in [0, count), that each record belongs to: (B,), or fewer where
+                the last records are blank and fill up a block. A unit may be spread over portions.
             count: units; each has at least one record. 0 gives `grad_sample` with no row.
 
         Raises:
@@ -92,7 +92,8 @@ class GradientEngine:
         sums: dict[str, Tensor] = {}
         records = torch.zeros(count, dtype=torch.int64, device=text.device)
         for patches, targets, units in parts:
-            gradients = self._per_record(dict(self._head), text, patches, targets)
+            blocks = self._per_record(dict(self._head), text, patches, targets)
+            gradients = {name: rows[: len(units)] for name, rows in blocks.items()}
             if not sums and torch.equal(units, torch.arange(count, device=units.device)):
                 sums = gradients  # a record for each unit in order: nothing to sum, so no copy
             else:

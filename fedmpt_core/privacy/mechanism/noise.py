@@ -1,13 +1,17 @@
 """The Gaussian mechanism of DP-SGD: clip each unit's gradient, sum, add noise on an integer grid, divide by a
 constant.
 
-    release = gamma * ( round(sum_i clip(g_i) / gamma) + round(noise_multiplier * G' / gamma * Z) ) / expected batch
+    release = gamma * ( sum_i round(clip(g_i) / gamma) + round(noise_multiplier * G' / gamma * Z) ) / expected batch
     size
 
 Z is standard normal from a `Keystream`. Rounding the noise after adding it to an integer is the same as rounding the
 sum, so the release is post-processing of the continuous Gaussian mechanism and every accountant's bound holds; its
-values lie on a public grid, so their low bits carry nothing (Mironov 2012). gamma = G * 2^-20; G' = G + gamma sqrt(d)
-pays for rounding the sum (d released numbers).
+values lie on a public grid, so their low bits carry nothing (Mironov 2012). gamma = G * 2^-20.
+
+Each unit's part is rounded by itself, so the sum is one of integers below 2^53, which float64 adds exactly in any order
+(up to 2^33 units): what a unit adds does not depend on the others by a bit. It is at most G + gamma sqrt(d) / 2 long
+(d released numbers); G' = G + gamma sqrt(d) covers that with gamma sqrt(d) / 2 to spare, a thousand million times what
+clipping in float64 may round.
 
 Clipping is flat (one bound on a unit's whole gradient) or per group of parameters: then with m groups, group g is
 clipped to G_g and gets noise of standard deviation noise_multiplier * sqrt(m) * G_g, which is the flat mechanism on
@@ -18,6 +22,7 @@ The sum is divided by the public expected batch size, never by the realised one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod, sqrt
 from typing import Any
 
@@ -124,17 +129,18 @@ class PrivateOptimizer(DPOptimizer):
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=samples[name].device)
         wide = {name: s.flatten(1).double() for name, s in samples.items()}
-        lengths = {name: torch.linalg.vector_norm(rows, dim=1) for name, rows in wide.items()}
+        lengths = {name: _lengths(rows) for name, rows in wide.items()}
         finite = torch.stack([torch.isfinite(length) for length in lengths.values()]).all(0)
         broken = int((~finite).sum())
         added = {}
         for group in self._groups:
-            norms = torch.stack([lengths[n] for n in group.names]).square().sum(0).sqrt()
+            norms = reduce(torch.add, [lengths[n].square() for n in group.names]).sqrt()
             factor = torch.where(finite, (group.max_grad_norm / norms).clamp(max=1.0), 0.0)
             factor = torch.where(norms == 0, 0.0, factor)
             for name in group.names:
                 rows = torch.where(finite[:, None], wide[name], 0) if broken else wide[name]  # zero times NaN is NaN
-                added[name] = (factor @ rows).reshape(self._tensors[name].shape)
+                whole = (factor[:, None] * rows).div_(self._grid(group)).round_().sum(0)
+                added[name] = (whole * self._grid(group)).reshape(self._tensors[name].shape)
         for name, part in added.items():
             self._tensors[name].summed_grad += part
         self.not_finite += broken
@@ -175,3 +181,8 @@ class PrivateOptimizer(DPOptimizer):
                 f"{name} has no per-record gradient: its gradient may not be released, so this step is refused"
             )
         return sample
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """(B, K) -> (B,) L2 norms, each by itself: over a whole batch a norm's last bit may follow the number of rows."""
+    return torch.stack([torch.linalg.vector_norm(row) for row in rows]) if len(rows) else rows.new_zeros(0)

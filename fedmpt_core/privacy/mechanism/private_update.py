@@ -20,6 +20,7 @@ from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
 from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
+from fedmpt_core.privacy.mechanism.placement import block_rows, filled_up
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
 
@@ -49,7 +50,7 @@ def private_update(
         declared_units: the site's public number of units; the true one stays out of every formula.
         keystream: secret randomness of this process.
         machinery: what does the steps.
-        micro_batch: most records whose gradients are held at once; changes no result.
+        micro_batch: most records whose gradients are held at once; with 1 no record is ever beside another.
         plant: called in each step when all units are in the sum and none of the noise is: where an audit adds units of
             its own.
 
@@ -66,7 +67,7 @@ def private_update(
     labels = torch.from_numpy(np.ascontiguousarray(records.targets)).to(torch.float32)
     engine, optimizer = machinery.round(mechanism, model, job, round_number, declared_units, keystream)
     records_of = _records_by_unit(records.units)
-    steps, size = 0, PieceSize(micro_batch)
+    steps, size = 0, PieceSize(block_rows(mechanism.sample_rate * declared_units, micro_batch))
     for batch in machinery.draws(mechanism, len(records_of), keystream):
         engine.encode()
 
@@ -111,4 +112,5 @@ def _portions(
     owner = torch.from_numpy(np.repeat(np.arange(len(chosen)), [len(c) for c in chosen]))
     for i in range(0, len(rows), size):
         part = rows[i : i + size]
-        yield features.batch(part).to(device), labels[part].to(device), owner[i : i + size].to(device)
+        patches, targets = filled_up(features.batch(part), labels[part], size)  # one shape: its kernels round alike
+        yield patches.to(device), targets.to(device), owner[i : i + size].to(device)
