@@ -23,8 +23,11 @@ def histories(count: int) -> list[list[tuple[float, float, int]]]:
     ]
 
 
+MANY = [(0.01 + i / 1000, 0.9 + i / 20, 5 + i) for i in range(40)]
+
+
 # in the last case the direction in which a unit is added shows 0.02 less
-@pytest.mark.parametrize("history", [*histories(25), [(0.1, 0.8, 50)]])
+@pytest.mark.parametrize("history", [*histories(25), MANY, [(0.1, 0.8, 50)]])
 def test_it_finds_what_the_reported_accountant_finds(history: list[tuple[float, float, int]]) -> None:
     expected = reported([Steps(*step) for step in history], 1e-5)
     if expected < 150:
