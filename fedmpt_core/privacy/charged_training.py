@@ -4,6 +4,7 @@
 first.
 """
 
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +24,13 @@ from fedmpt_core.privacy.accounting.epsilon import cross_checked
 from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
+from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
 from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.placement import block_rows, depends_on_place, device_of
 from fedmpt_core.privacy.mechanism.private_update import private_update
-from fedmpt_core.privacy.mechanism.self_test import require_self_test
+from fedmpt_core.privacy.mechanism.self_test import Trainer, require_self_test
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
 PAIRS = 5  # pictures in two splits that a refusal names
@@ -108,7 +110,8 @@ class ChargedTraining:
             "config": self._job.digest(),
             "code": PROGRAM,
         }
-        require_self_test(model, self._job, self.mechanism, self.machinery)
+        own = Trainer(self._policy.units, lambda *parts: self._with(*parts).train)
+        require_self_test(model, self._job, self.mechanism, self.machinery, own)
         self._test_places(model)
 
     def _test_places(self, model: TunedModel) -> None:
@@ -126,6 +129,12 @@ class ChargedTraining:
                 "change others: gradients are computed one record at a time, which takes longer",
                 where,
             )
+
+    def _with(self, mechanism: Mechanism, machinery: Machinery, keystream: Keystream) -> "ChargedTraining":
+        """The same way to an update with other parts, which the self-test looks into."""
+        rehearsed = copy.copy(self)
+        rehearsed.mechanism, rehearsed.machinery, rehearsed.keystream = mechanism, machinery, keystream
+        return rehearsed
 
     def know_records(self, digests: Sequence[str]) -> None:
         """Note the training records' digests. Raises LedgerError when some were trained on under another name."""

@@ -1,7 +1,8 @@
 """The empirical privacy run: a site's whole training with canaries planted in it, attacked, and judged.
 
 The training is that of a job, through the parts that a job uses (`private_update`), in this process, the site's own
-updates applied round by round; `planting` has the canaries and the attacks, `bounds` what they prove.
+updates applied round by round; `planting` has the canaries and the attacks, `bounds` what they prove. What leaves is
+the update: it must be what the attacked releases give by public steps (`leaving`), and then shows no more than they do.
 
 It is a private computation: every round is charged to the site's ledger before it trains. Its figures have no noise, so
 they stay at the site; nothing is released, so no round is committed. It must never train on records without a ledger
@@ -20,6 +21,7 @@ import torch
 
 from fedmpt_core.audit.canaries import bounds
 from fedmpt_core.audit.canaries.bounds import Attack, Interval
+from fedmpt_core.audit.canaries.leaving import WRONG, Leaving
 from fedmpt_core.audit.canaries.planting import (
     FEWEST,
     PICTURES,
@@ -148,6 +150,7 @@ def run_canaries(
     charged.test_mechanism(model)
     train, units = _records(job, site)
     cache = open_cache(site)
+    leaving = Leaving(name, site.privacy.units if site.privacy else 1, charged, model, job)
     mechanism, keystream = charged.mechanism, charged.keystream  # the key that the ledger's entries commit to
     charged.know_records(cache.features(train.pictures, backbone).digests())
     private = machinery.gradients(mechanism, model, job).private
@@ -168,6 +171,7 @@ def run_canaries(
         if pictures:
             pictures(optimizer)
         gradients(optimizer)
+        leaving.note(optimizer)
 
     state = model.vector()
     for number in range(1, job.training.rounds + 1):
@@ -176,7 +180,7 @@ def run_canaries(
             update = charged.train(model, records, state=state, round_number=number, plant=plant)
         except FloatingPointError as error:
             raise ValueError(str(error)) from None
-        state = state + update.vector
+        state = leaving.after(number, state, update.vector)
         if on_round:
             on_round(number)
     delta, steps = job.privacy.delta, gradients.scores.steps
@@ -197,7 +201,7 @@ def run_canaries(
         attacks["gradient"],
         moments,
         attacks.get("picture"),
-        judge(name, claim, attacks, moments),
+        in_order([*judge(name, claim, attacks, moments), *leaving.findings]),
     )
 
 
@@ -231,7 +235,6 @@ def moments_of(scores: CanaryScores, trained_on: np.ndarray, mechanism: Mechanis
 
 def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Moments) -> list[Finding]:
     """What a person must know of a run, the worst first."""
-    wrong = "the implementation is wrong: treat the run, and every run of this release, as unprotected"
     found = []
     for kind, attack in attacks.items():
         text = (
@@ -241,7 +244,7 @@ def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Momen
             "be treated as unprotected."
         )
         above = attack.bound > claim
-        found.append(Finding(f"{kind}-canaries", "fail" if above else "note", site, text, wrong if above else ""))
+        found.append(Finding(f"{kind}-canaries", "fail" if above else "note", site, text, WRONG if above else ""))
     low, high = (f"{end:.2f}" if isfinite(end) else "infinity" for end in (moments.epsilon.low, moments.epsilon.high))
     noise = f"{moments.noise.low:.2f} to {moments.noise.high:.2f} times the claimed"
     text = (
@@ -249,7 +252,7 @@ def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Momen
         "noise, clipping and sampling alone."
     )
     if moments.least_epsilon > claim:
-        found.append(Finding("canary-interval", "fail", site, text, wrong))
+        found.append(Finding("canary-interval", "fail", site, text, WRONG))
     elif moments.epsilon.low > claim:
         again = "one sound run in 40 looks like this: run again, and treat it as a failure if it is so again"
         found.append(Finding("canary-interval", "warning", site, text, again))
@@ -261,7 +264,7 @@ def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Momen
             f"the noise of the steps is not independent: its variance over all steps is {ratio:.3g} times what it "
             f"should be, allowed is {allowed.low:.2f} to {allowed.high:.2f}"
         )
-        found.append(Finding("canary-noise-repeats", "fail", site, text, wrong))
+        found.append(Finding("canary-noise-repeats", "fail", site, text, WRONG))
     return in_order(found)
 
 

@@ -4,6 +4,9 @@ The machinery of a round runs as its `Mechanism` says, and what leaves it is com
 from which the ledger charges the round. A job may train ten numbers only, so statistics come from stand-in
 parameters behind the same optimizer class, and gradients from a two-class model with the job's towers and settings.
 
+The last check takes the site's own way to an update, from records to what leaves, and works the same round out by hand
+(`replay`): who was drawn, whose gradients were clipped, which noise was added, what was divided by, and each step.
+
 A statistical check fails a sound site with probability `FALSE_ALARM` at most, by the quantiles of its statistics, and
 is repeated once: all ten stop one sound start in 100,000. A unit's influence is tested as in Gaussian differential
 privacy (Dong, Roth and Su 2022): a shift of 1 / noise multiplier is what is promised.
@@ -26,8 +29,12 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
+from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
 from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.private_update import private_update
+from fedmpt_core.privacy.mechanism.replay import EXACT, HALF, Replay, Steps, Tape, batches, clipped_sums, recording
+from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 from fedmpt_core.training.loss import asymmetric_loss
 
 FALSE_ALARM = 1e-3  # of one statistical check, before its repetition; chosen
@@ -61,9 +68,44 @@ class _Measured(NamedTuple):
         return f"{self.what} is {self.value:.5g}, allowed {self.low:.5g} to {self.high:.5g}"
 
 
-def require_self_test(model: TunedModel, job: JobConfig, mechanism: Mechanism, machinery: Machinery = REAL) -> None:
+Train = Callable[..., LocalUpdate]
+"""(model, records, state, round_number) -> what leaves: a site's own way to an update."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a site makes its updates.
+
+    Attributes:
+        units: its declared number of units.
+        of: makes the function that trains with another mechanism, machinery and keystream; else it is the real one.
+    """
+
+    units: int
+    of: Callable[[Mechanism, Machinery, Keystream], Train]
+
+
+def trainer(job: JobConfig, units: int = _UNITS) -> Trainer:
+    """`private_update` as it stands, for whoever has no site."""
+
+    def of(mechanism: Mechanism, machinery: Machinery, keystream: Keystream) -> Train:
+        return partial(
+            private_update,
+            job=job,
+            mechanism=mechanism,
+            declared_units=units,
+            keystream=keystream,
+            machinery=machinery,
+        )
+
+    return Trainer(units, of)
+
+
+def require_self_test(
+    model: TunedModel, job: JobConfig, mechanism: Mechanism, machinery: Machinery = REAL, own: Trainer | None = None
+) -> None:
     """Raises SelfTestFailed, naming every failed check, unless the mechanism does what is charged for it."""
-    failed = [f"{c.name}: {c.detail}" for c in self_test(model, job, mechanism, machinery) if not c.passed]
+    failed = [f"{c.name}: {c.detail}" for c in self_test(model, job, mechanism, machinery, own) if not c.passed]
     if failed:
         raise SelfTestFailed(
             f"the self-test of the privacy mechanism failed in {len(failed)} of {len(_CHECKS)} checks, so this site "
@@ -72,7 +114,7 @@ def require_self_test(model: TunedModel, job: JobConfig, mechanism: Mechanism, m
 
 
 def self_test(
-    model: TunedModel, job: JobConfig, mechanism: Mechanism, machinery: Machinery = REAL
+    model: TunedModel, job: JobConfig, mechanism: Mechanism, machinery: Machinery = REAL, own: Trainer | None = None
 ) -> tuple[Check, ...]:
     """Hold what runs against what is charged.
 
@@ -81,11 +123,12 @@ def self_test(
         job: its loss.
         mechanism: what is charged, and what the machinery is told to do.
         machinery: what is tested.
+        own: how the site makes its updates; None is `private_update` alone.
 
     Returns:
         Every check, in a fixed order.
     """
-    subject = _Subject(model, job, mechanism, machinery)
+    subject = _Subject(model, job, mechanism, machinery, own or trainer(job))
     checks = []
     for name, measure, statistical in _CHECKS:
         check = _run(name, measure, subject)
@@ -171,6 +214,7 @@ class _Subject:
     job: JobConfig
     mechanism: Mechanism
     machinery: Machinery
+    own: Trainer
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +222,20 @@ class _Subject:
 
     def engine(self, model: TunedModel) -> GradientEngine:
         return self.machinery.gradients(self.mechanism, model, self.job)
+
+    @property
+    def rounded(self) -> float:
+        """Of the way back through the text tower: 0.6 % measured in half precision; nothing else may differ."""
+        half = self.device.type == "cuda" and self.job.backbone.precision == "auto"
+        return HALF if half else 1e-4
+
+    def small(self, generator: torch.Generator) -> TunedModel:
+        """A two-class model with the job's towers and settings, a little off its start."""
+        model, job = self.model, self.job
+        small = build_model(model._frozen[0], model.classes[:2], model.config, job.seed).to(self.device)
+        for parameter in small.trainable_parameters().values():  # some start at 0, where others get no gradient
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator).to(self.device)
+        return small
 
     def bench(self, width: int = 2048) -> _Bench:
         """Stand-ins: two float64 parameters of `width` numbers for each clip group."""
@@ -308,20 +366,15 @@ def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
     """Against plain autograd, without vmap and without the split at the text features. There are as many units as
     prompts, where a slip between the two has no other symptom; the last is a group of two records in two portions.
     """
-    model, job, device = subject.model, subject.job, subject.device
-    backbone = model._frozen[0]
-    small = build_model(backbone, model.classes[:2], model.config, job.seed).to(device)
-    trained = small.trainable_parameters()
+    job, device = subject.job, subject.device
     generator = torch.Generator()
     generator.seed()
-    for parameter in trained.values():  # some start at 0, where others get no gradient
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator).to(device)
-    # half precision rounds the way back through the text tower, 0.6 % measured; nothing else may differ
-    rounded = device.type == "cuda" and job.backbone.precision == "auto"
-    most = {name: 2e-2 if rounded and name.startswith("contexts.") else 1e-4 for name in [TEXT, *trained]}
+    small = subject.small(generator)
+    trained = small.trainable_parameters()
+    most = {name: subject.rounded if name.startswith("contexts.") else 1e-4 for name in [TEXT, *trained]}
     prompts = len(small.conditions) * len(small.classes)
     units = torch.tensor([*range(prompts), prompts - 1], device=device)
-    patches = torch.randn(len(units), 8, backbone.feature_dim, generator=generator).to(device)
+    patches = torch.randn(len(units), 8, small._frozen[0].feature_dim, generator=generator).to(device)
     targets = torch.eye(2, device=device)[units % 2]  # a record without a label may have no gradient to compare
     engine = subject.engine(small)
     contexts = {n: p for n, p in trained.items() if n.startswith("contexts.")}
@@ -345,6 +398,93 @@ def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
         pulled = torch.autograd.grad(text, [*contexts.values()], planted)
         for (name, parameter), gradient in zip(contexts.items(), pulled, strict=True):
             yield _Measured(f"relative error of {name} pulled back", _error(parameter.grad, gradient), 0, most[name])
+
+
+class _Patches:
+    """Features in memory."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def batch(self, indices: Any) -> Tensor:
+        return self._values[torch.as_tensor(np.asarray(indices))]
+
+
+def _what_leaves(subject: _Subject) -> Iterator[_Measured]:
+    """The site's own way to an update on records that were made up, against the same round worked out by hand from
+    the random numbers that it drew and the gradients that it clipped. The first are held against plain autograd.
+    """
+    generator = torch.Generator()
+    generator.seed()
+    small, units = subject.small(generator), np.array([0, 1, 2, 3, 4, 5, 6, 7, 7])
+    patches = torch.randn(len(units), 8, small._frozen[0].feature_dim, generator=generator)
+    targets = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [1, 2], [2, 1], [0, 1], [0, 1], [1, 0]], np.uint8)
+    features: Any = _Patches(patches)
+    mechanism, state = _tame(subject), small.vector()
+    tape, steps = Tape(subject.machinery.keystream()), Steps()
+    train = subject.own.of(mechanism, recording(subject.machinery, steps), tape)
+    update = train(small, TrainingRecords(features, targets, units), state=state, round_number=1)
+    charged = mechanism.describe()
+    yield _Measured("number of steps of an update", update.steps, charged["steps"], charged["steps"])
+    drawn = batches(tape.sampled, charged["sample_rate"])
+    sizes = [len(words) for words in tape.sampled]
+    yield _Measured("whether each step draws for every unit", sizes == [8] * charged["steps"], True, True)
+    taken = [len(next(iter(rows.values()))) for rows in steps.gradients]
+    yield _Measured("whether each step has the units that were drawn", taken == [len(b) for b in drawn], True, True)
+    if taken != [len(batch) for batch in drawn]:
+        return
+    divisor = charged["sample_rate"] * subject.own.units
+    names = {"noise_multiplier": "noise_multiplier", "bounds": "max_grad_norm", "engine": "engine"}
+    as_charged = replace(mechanism, **{name: charged[detail] for name, detail in names.items()})
+    replay = Replay(
+        small, subject.job, as_charged, state=state, round_number=1, divisor=divisor, noise=iter(tape.normal)
+    )
+    for batch, rows in zip(drawn, steps.gradients, strict=True):
+        if len(batch):
+            records = [np.flatnonzero(units == unit) for unit in batch]
+            yield from _rows_differ(subject, small, rows, [(patches[i], targets[i]) for i in records])
+        replay.step(clipped_sums(rows, as_charged, replay.shapes))
+    error = replay.error(update.vector, HALF if subject.rounded == HALF else EXACT)
+    yield _Measured("difference of the update to the one worked out, over its rounding,", error, 0, 1)
+    yield _Measured("number of draws of noise", len(tape.normal), *[len(steps.gradients) * len(replay.shapes)] * 2)
+
+
+def _tame(subject: _Subject) -> Mechanism:
+    """Three steps of half the units, with bounds by which the noise moves parameters a little, as then a slip shows."""
+    mechanism, rate = subject.mechanism, 0.5
+    bounds = mechanism.bounds
+    largest = max(bounds.values()) if isinstance(bounds, Mapping) else bounds
+    step = min(0.1, 0.005 / subject.job.training.learning_rate)
+    scale = step * rate * subject.own.units / (largest * mechanism.noise_multiplier)
+    scaled = {name: bound * scale for name, bound in bounds.items()} if isinstance(bounds, Mapping) else bounds * scale
+    return replace(mechanism, sample_rate=rate, steps_per_round=3, bounds=scaled)
+
+
+def _rows_differ(
+    subject: _Subject, model: TunedModel, rows: Mapping[str, Tensor], batch: list[tuple[Tensor, np.ndarray]]
+) -> Iterator[_Measured]:
+    """Gradients that were clipped against plain autograd on the units that were drawn."""
+    device, expected = subject.device, dict[str, list[Tensor]]()
+    trained = model.trainable_parameters()
+    text = model.text_features()
+    wanted = {name: text if name == TEXT else trained[name] for name in rows}
+    for patches, targets in batch:
+        losses = []
+        for record, labels in zip(patches, targets, strict=True):
+            prediction = model(record.to(device), text)
+            target = torch.from_numpy(labels).float().to(device)
+            losses.append(asymmetric_loss(prediction.log_positive, prediction.log_negative, target, subject.job.loss))
+        loss = subject.job.training.loss_weight * torch.stack(losses).mean()
+        gradients = torch.autograd.grad(loss, [*wanted.values()], retain_graph=True, materialize_grads=True)
+        for name, gradient in zip(wanted, gradients, strict=True):
+            expected.setdefault(name, []).append(gradient)
+    for name, values in expected.items():
+        most = subject.rounded if name.startswith("contexts.") else 1e-4
+        error = _error(rows[name], torch.stack(values))
+        yield _Measured(f"relative error of the clipped gradients of {name}", error, 0, most)
 
 
 def _error(found: Tensor | None, expected: Tensor) -> float:
@@ -381,6 +521,7 @@ _CHECKS: tuple[tuple[str, _Measure, bool], ...] = (  # name, measurement, whethe
     ("fixed divisor", partial(_noise_beside, (1, 4 * _UNITS)), True),
     ("Poisson sampling", _sampling, True),
     ("exact gradients", _exact_gradients, False),
+    ("what leaves", _what_leaves, False),
     ("fresh keys", _keys, False),
     ("public grid", _grid, False),
 )

@@ -43,6 +43,7 @@ from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.sampling import poisson_batches
 from fedmpt_core.privacy.mechanism.self_test import SelfTestFailed
+from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 from fedmpt_flare.cli.main import app
 from tests.fakes import FakeBackbone, Table, training_records
 from tests.settings import UNMASKED
@@ -205,9 +206,9 @@ def test_with_half_the_noise_the_interval_exceeds_the_claim(
 @pytest.mark.parametrize(
     ("optimizer", "codes"),
     [
-        (NoNoise, {"canary-interval", "gradient-canaries"}),
+        (NoNoise, {"canary-interval", "gradient-canaries", "canary-update-differs"}),
         (Unclipped, {"canary-interval", "gradient-canaries"}),
-        (SameNoiseEveryStep, {"canary-noise-repeats"}),
+        (SameNoiseEveryStep, {"canary-noise-repeats", "canary-update-differs"}),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
@@ -215,8 +216,46 @@ def test_broken_optimizers_fail(
     run: Callable[..., CanaryReport], optimizer: type[PrivateOptimizer], codes: set[str]
 ) -> None:
     report = run(machinery=Machinery(optimizer=optimizer, keystream=one_key))
-    assert failed(report) == codes
+    # without any noise its repetition is that of rounding, which may look like either
+    assert failed(report) - ({"canary-noise-repeats"} if optimizer is NoNoise else set()) == codes
     json.dumps(report.to_dict(), allow_nan=False)  # no noise is an infinite epsilon, which JSON has not
+
+
+class PullsBackTheSum(GradientEngine):
+    """The contexts get the sum from before the noise, and the released gradient of the text features is sound."""
+
+    def pull_back(self) -> None:
+        text: Any = self.private["text"]
+        kept, text.grad = text.grad, (text.summed_grad / 20.0).to(text.dtype)
+        super().pull_back()
+        text.grad = kept
+
+
+def test_an_update_that_is_not_what_the_attacked_releases_give_fails(
+    run: Callable[..., CanaryReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients, noise and sampling are sound in each of them, so that no score of a canary could tell."""
+    broken = run(machinery=Machinery(engine=PullsBackTheSum, keystream=one_key))
+    assert failed(broken) == {"canary-update-differs"}
+    assert "the update of round 1 is not what its sums" in broken.findings[0].text
+
+
+def label_count(model: Any, records: TrainingRecords, **options: Any) -> LocalUpdate:
+    update = private_update(model, records, **options)
+    update.vector[0] += 1e-3 * (records.targets[:, 0] == 1).sum()
+    return update
+
+
+def true_count(model: Any, records: TrainingRecords, **options: Any) -> LocalUpdate:
+    return private_update(model, records, **{**options, "declared_units": len(np.unique(records.units))})
+
+
+@pytest.mark.parametrize("leak", [label_count, true_count], ids=lambda f: f.__name__)
+def test_what_is_added_to_the_update_and_another_divisor_fail(
+    run: Callable[..., CanaryReport], monkeypatch: pytest.MonkeyPatch, leak: Any
+) -> None:
+    monkeypatch.setattr(site_budget, "private_update", leak)
+    assert failed(run()) == {"canary-update-differs"}
 
 
 def test_a_unit_that_takes_part_more_often_than_claimed_fails(run: Callable[..., CanaryReport]) -> None:
