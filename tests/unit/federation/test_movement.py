@@ -6,7 +6,7 @@ from math import inf, isfinite, sqrt
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
@@ -128,6 +128,7 @@ def test_noise_that_goes_through_the_text_tower_has_the_declared_bound() -> None
     assert largest_movement(exact, CONTEXTS, 1, 0.0) < 3.0 * sqrt(SIZE)
 
 
+@settings(deadline=None)
 @given(
     st.floats(1e-6, 100),
     st.floats(0, 0.9999),

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmpt_core.config.federation import ResumeConfig
@@ -145,6 +145,7 @@ def test_parameters_of_another_layout_or_not_finite_are_refused_and_not_noted() 
     known.before(1, moved(0))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.01, 1e4), st.booleans())
 def test_an_honest_server_is_never_refused(seed: int, scale: float, masked: bool) -> None:
     """Whatever the sites send: the mean is brought back to the bound."""
