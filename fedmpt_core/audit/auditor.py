@@ -133,7 +133,9 @@ def _own_against_runs(own: OwnLedger, runs: Sequence[Run]) -> list[Finding]:
         if not copy or copy[0].dataset != first.dataset:
             continue
         known = True
-        if len(copy) > len(own.entries) and (not own.export or time_of(own.export.made) > time_of(copy[-1].time)):
+        if len(copy) > len(own.entries) and (
+            not own.export or time_of(own.export.made) >= time_of(copy[-1].time).replace(microsecond=0)
+        ):
             text = (
                 f"{own.place} ends at entry {len(own.entries) - 1}, the run {run.manifest.run_id} has {len(copy) - 1}"
             )
