@@ -3,7 +3,7 @@
 A test can put a hand between any two steps: every step is one call with bytes in and bytes out.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 
 import numpy as np
@@ -18,10 +18,12 @@ from fedmpt_core.secagg.server import SecAggServer, Sum
 
 MODEL = model_digest({"state": np.arange(3, dtype="<f4")})
 OTHER_MODEL = model_digest({"state": np.arange(1, 4, dtype="<f4")})
-PHASES = ("advertise", "confirm", "masked", "consistency", "unmask")
-
+PHASES = ("advertise", "deal", "confirm", "train", "mask", "open")
 
 _EPHEMERAL = SiteIdentity.ephemeral  # as it is before any test replaces it
+
+Lost = Mapping[str, Collection[str]]
+Change = Callable[[str, str, bytes], bytes]
 
 
 @cache
@@ -37,7 +39,7 @@ def names(count: int) -> list[str]:
 
 def terms(words: int, *, min_cohort: int = 3, colluders: int = 1, job_id: str = "job-0", **changes: int) -> Terms:
     """Terms of a small job."""
-    limits = {"max_sites": 128, "rounds": 20, "attempts": 5} | changes
+    limits = {"max_sites": 128, "first_round": 1, "rounds": 20, "attempts": 5} | changes
     return Terms(job_id, bytes(range(32)), words, Floors(min_cohort, colluders), **limits)
 
 
@@ -47,31 +49,39 @@ def member(name: str, agreed: Terms, latch: Latch | None = None, **options: obje
 
 
 class Federation:
-    """A server and its members, keys exchanged; `lost` members never answered.
+    """A server and its members, keys exchanged; `lost` members do not answer a phase, `change` may replace an answer.
 
-    `directory` is the message with all adverts, `confirms` has the members' signatures over it by roster id.
+    `directory` is the message with all adverts, `confirms` has the members' signatures over the epoch by id.
     """
 
     def __init__(
-        self, count: int, words: int = 8, *, lost: Mapping[str, Collection[str]] | None = None, **limits: int
+        self,
+        count: int,
+        words: int = 8,
+        *,
+        lost: Lost | None = None,
+        change: Change = lambda phase, name, data: data,
+        **limits: int,
     ) -> None:
         self.terms = terms(words, **limits)
         self.server = SecAggServer(self.terms, ChainCheck(None))
         self.members = {name: member(name, self.terms) for name in names(count)}
-        self.exchange_keys(lost or {})
+        self.exchange_keys(lost or {}, change)
 
-    def exchange_keys(self, lost: Mapping[str, Collection[str]] = {}) -> None:
+    def exchange_keys(self, lost: Lost | None = None, change: Change = lambda phase, name, data: data) -> None:
         """A new epoch."""
-        request = self.server.open_epoch(list(self.members))
-        for name, one in self._answering("advertise", self.members, lost):
-            self.server.take_advertisement(name, one.advertise(request))
-        self.directory = self.server.directory()
+        request, server, lost = self.server.open_epoch(), self.server, lost or {}
+        known = self._answering("advertise", list(self.members), lost)
+        for name in known:
+            server.take_advertisement(name, change("advertise", name, self.members[name].advertise(request)))
+        self.directory = server.directory()
+        for name in self._answering("deal", known, lost):
+            server.take_deal(name, change("deal", name, self.members[name].deal(self.directory)))
         self.confirms: dict[int, bytes] = {}
-        for name, one in self._answering(
-            "confirm", [n for n, _ in self._answering("advertise", self.members, lost)], lost
-        ):
-            reply = one.confirm(self.directory)
-            self.server.take_confirm(name, reply)
+        deals = server.deals()
+        for name in self._answering("confirm", list(deals), lost):
+            reply = change("confirm", name, self.members[name].confirm(deals[name]))
+            server.take_confirm(name, reply)
             confirm = Confirm.decode(reply)
             self.confirms[confirm.member] = confirm.signature
 
@@ -80,38 +90,35 @@ class Federation:
         """What the directory holds of each member."""
         return [Advertisement.decode(a) for a in Directory.decode(self.directory, self.terms.max_sites).adverts]
 
-    def begin(self, number: int = 1, attempt: int = 0, cohort: Sequence[str] | None = None) -> bytes:
-        """The server's message that opens a round."""
-        return self.server.open_round(number, attempt, cohort or self.server.members, MODEL)
-
     def run(
         self,
         vectors: Mapping[str, np.ndarray],
         number: int = 1,
         attempt: int = 0,
         *,
-        lost: Mapping[str, Collection[str]] | None = None,
-        change: Callable[[str, str, bytes], bytes] = lambda phase, name, data: data,
+        lost: Lost | None = None,
+        change: Change = lambda phase, name, data: data,
     ) -> Sum:
-        """One whole round; `change` may replace any answer (phase, name, bytes)."""
-        lost = lost or {}
-        request = self.begin(number, attempt)
-        for name, one in self._answering("masked", self.server.members, lost):
-            assert one.begin(request, MODEL) is None
-            self.server.take_masked(name, change("masked", name, one.mask(vectors[name])))
-        request = self.server.consistency_request()
-        survivors = [n for n, _ in self._answering("masked", self.server.members, lost)]
-        for name, one in self._answering("consistency", survivors, lost):
-            self.server.take_consistency(name, change("consistency", name, one.consistency(request)))
-        for name, request in self.server.unmask_requests().items():
-            if name not in lost.get("unmask", ()):
-                self.server.take_unmask(name, change("unmask", name, self.members[name].unmask(request)))
-        return self.server.finish()
+        """One whole round. A member that is lost in `mask` costs a further list, without it."""
+        lost, server = lost or {}, self.server
+        request = server.open_round(number, attempt, MODEL)
+        for name in self._answering("train", server.members, lost):
+            self.members[name].begin(request, MODEL)
+            server.take_ready(name, change("train", name, self.members[name].ready()))
+        gone: list[str] = []
+        while True:
+            request = server.mask_request(gone)
+            for name in self._answering("mask", server.cohort, lost):
+                server.take_masked(name, change("mask", name, self.members[name].mask(request, vectors[name])))
+            if not (gone := server.missing):
+                break
+        request = server.open_request()
+        for name in self._answering("open", server.cohort, lost):
+            server.take_opened(name, change("open", name, self.members[name].open(request)))
+        return server.finish()
 
-    def _answering(
-        self, phase: str, chosen: Collection[str], lost: Mapping[str, Collection[str]]
-    ) -> list[tuple[str, SecAggClient]]:
-        return [(n, self.members[n]) for n in chosen if n not in lost.get(phase, ())]
+    def _answering(self, phase: str, chosen: Collection[str], lost: Lost) -> list[str]:
+        return [n for n in chosen if n not in lost.get(phase, ())]
 
 
 def vectors(count: int, words: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -120,7 +127,7 @@ def vectors(count: int, words: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {n: generator.integers(0, 2**32, words, dtype=np.uint32) for n in names(count)}
 
 
-def plain_sum(summands: Mapping[str, np.ndarray], survivors: Collection[str]) -> np.ndarray:
+def plain_sum(summands: Mapping[str, np.ndarray], chosen: Collection[str]) -> np.ndarray:
     """What the protocol must give, added up with Python's own integers."""
-    columns = zip(*(summands[n].tolist() for n in survivors), strict=True)
+    columns = zip(*(summands[n].tolist() for n in chosen), strict=True)
     return np.array([sum(column) % 2**32 for column in columns], dtype=np.uint32)

@@ -12,13 +12,15 @@ from nvflare.apis.shareable import Shareable, make_reply
 
 JOIN = "join"
 ADVERTISE = "secagg_advertise"
+DEAL = "secagg_deal"
 CONFIRM = "secagg_confirm"
+SHOW = "secagg_show"
 TRAIN = "train"
-CONSISTENCY = "secagg_consistency"
-UNMASK = "secagg_unmask"
+MASK = "secagg_mask"
+OPEN = "secagg_open"
 VALIDATE = "validate"
 LEDGER = "ledger"
-TASKS = (JOIN, ADVERTISE, CONFIRM, TRAIN, CONSISTENCY, UNMASK, VALIDATE, LEDGER)
+TASKS = (JOIN, ADVERTISE, DEAL, CONFIRM, SHOW, TRAIN, MASK, OPEN, VALIDATE, LEDGER)
 
 # Sites and server must list these two, and need list nothing else, to run our jobs.
 CLASS_ALLOW_LIST = ("fedmpt_flare.site.executor.FedMPTExecutor", "fedmpt_flare.server.workflow.FedMPTWorkflow")

@@ -49,7 +49,8 @@ def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_
         encoding.words,
         floors_of(job),
         secagg.max_sites,
-        rounds=job.training.rounds - job.first_round + 1 + failures,
+        first_round=job.first_round,
+        rounds=job.training.rounds,
         attempts=failures,
     )
     return terms, encoding

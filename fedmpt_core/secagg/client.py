@@ -1,58 +1,43 @@
-"""A member's half of FLARE-SA/1: messages in, messages out, no network (Bonawitz et al. 2017, malicious server).
+"""A member's half of FLARE-SA/2: messages in, messages out, no network.
 
-Key exchange once per epoch, then in each round the masked vector with the sealed shares, the signature over the list
-of survivors, and the shares that open exactly one sum. A check that fails ends the round here and reveals nothing.
+Key exchange and dealing once per epoch; then in each round: ready, the masked vector, the shares that open exactly one
+sum. A check that fails ends the round here and reveals nothing.
 """
 
 import hmac
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from hashlib import sha256
 from typing import Any, NoReturn
 
 import numpy as np
 
-from fedmpt_core.secagg import context as contexts
 from fedmpt_core.secagg import messages as wire
+from fedmpt_core.secagg.context import context as context_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SiteIdentity, Trust
 from fedmpt_core.secagg.key_exchange import KeyExchange
-from fedmpt_core.secagg.keys import commit_edge, commit_self, self_mask_key
+from fedmpt_core.secagg.keys import self_mask_key
 from fedmpt_core.secagg.latch import Latch, digest_of, masked_digest
 from fedmpt_core.secagg.masking import add_all
 from fedmpt_core.secagg.policy import Terms
 from fedmpt_core.secagg.roster import Roster
-from fedmpt_core.secagg.shamir import SHARE_BYTES, split
 
-NEW, ADVERTISED, READY, TRAINING, MASKED, CONSISTENT = "NEW", "ADVERTISED", "READY", "TRAINING", "MASKED", "CONSISTENT"
+NEW, ADVERTISED, DEALT, READY, BEGUN, MASKED = "NEW", "ADVERTISED", "DEALT", "READY", "BEGUN", "MASKED"
 
 
 @dataclass
 class _Round:
-    """What a member keeps of an open round: nothing that opens a mask but its own row of shares."""
+    """What a member keeps of an open round: nothing that opens a mask but its shares of others'."""
 
     number: int
     attempt: int
-    request: bytes
-    cohort: tuple[int, ...]
-    threshold: int
-    context: bytes
-    own_row: bytes = field(default=b"", repr=False)
-    survivors: tuple[int, ...] = ()
-
-    def need(self, count: int, what: str) -> None:
-        if count < self.threshold:
-            raise SecAggError(
-                Abort.BELOW_THRESHOLD,
-                f"{count} {what} of {len(self.cohort)} members, the threshold is {self.threshold}",
-            )
-
-    def check(self, context: bytes) -> None:
-        if not hmac.compare_digest(context, self.context):
-            raise SecAggError(Abort.CTX_MISMATCH, "a message of another job, round or attempt")
+    model: bytes
+    slot: int = 0
+    cohort: tuple[int, ...] = ()
+    context: bytes = bytes(32)
 
 
 def _step(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,15 +46,14 @@ def _step(handler: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(handler)
     def answer(self: "SecAggClient", request: bytes, *rest: Any) -> Any:
         known = self._answers.get(handler.__name__)
-        if known and hmac.compare_digest(known[0], sha256(request).digest()):
+        if known and type(request) is bytes and hmac.compare_digest(known[0], sha256(request).digest()):
             return known[1]
         try:
             reply = handler(self, request, *rest)
         except SecAggError:
-            self._leave_round()
+            self.leave()
             raise
-        if reply is not None:
-            self._answers[handler.__name__] = sha256(request).digest(), reply
+        self._answers[handler.__name__] = sha256(request).digest(), reply
         return reply
 
     return answer
@@ -87,33 +71,36 @@ class SecAggClient:
         >>> from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity
         >>> from fedmpt_core.secagg.policy import Floors, Terms
         >>> from fedmpt_core.secagg.server import SecAggServer
-        >>> terms = Terms("job-1", bytes(32), words=2, floors=Floors(), max_sites=3, rounds=1, attempts=0)
+        >>> terms = Terms("job-1", bytes(32), 2, Floors(), max_sites=3, first_round=1, rounds=1, attempts=0)
         >>> def member(name):
         ...     identity = SiteIdentity.ephemeral(name)  # a real site has a start-up kit and a roster
         ...     return SecAggClient(terms, identity, roster=None, root_pem=None, latch=None, store=lambda latch: None)
         >>> members, server = {name: member(name) for name in "abc"}, SecAggServer(terms, ChainCheck(None))
 
-        Once: keys.
+        Once: keys, and shares of the secrets to come.
 
-        >>> request = server.open_epoch(list(members))
+        >>> request = server.open_epoch()
         >>> for name in members:
         ...     server.take_advertisement(name, members[name].advertise(request))
         >>> directory = server.directory()
         >>> for name in members:
-        ...     server.take_confirm(name, members[name].confirm(directory))
+        ...     server.take_deal(name, members[name].deal(directory))
+        >>> for name, request in server.deals().items():
+        ...     server.take_confirm(name, members[name].confirm(request))
 
-        In each round: masked vectors, signatures over who is in the sum, shares that open it.
+        In each round: who has an update, masked vectors, shares that open their sum.
 
         >>> model = model_digest({"state": np.zeros(2, "<f4")})
-        >>> request = server.open_round(1, 0, server.members, model)
+        >>> request = server.open_round(1, 0, model)
         >>> for name in members:
-        ...     train_first = members[name].begin(request, model) is None
-        ...     server.take_masked(name, members[name].mask(np.array([1, 20], dtype=np.uint32)))
-        >>> request = server.consistency_request()
+        ...     members[name].begin(request, model)
+        ...     server.take_ready(name, members[name].ready())
+        >>> request = server.mask_request()
         >>> for name in members:
-        ...     server.take_consistency(name, members[name].consistency(request))
-        >>> for name, request in server.unmask_requests().items():
-        ...     server.take_unmask(name, members[name].unmask(request))
+        ...     server.take_masked(name, members[name].mask(request, np.array([1, 20], dtype=np.uint32)))
+        >>> request = server.open_request()
+        >>> for name in members:
+        ...     server.take_opened(name, members[name].open(request))
         >>> server.finish().words
         array([ 3, 60], dtype=uint32)
     """
@@ -141,19 +128,23 @@ class SecAggClient:
             clock: seconds since 1970.
 
         Raises:
-            SecAggError: POLICY, a real identity without a roster or the other way round.
+            SecAggError: POLICY, a real identity without a roster or the other way round; ROSTER, the roster has another
+                key for this member than its own.
         """
         if identity.insecure != (roster is None):
             raise SecAggError(Abort.POLICY, "a start-up kit needs a roster, and an ephemeral identity must have none")
+        if roster:
+            roster.check_key(identity.name, identity.fingerprint)
         self.terms, self.name = terms, identity.name
         self._identity, self._clock = identity, clock
-        self._trust = Trust(roster, root_pem) if roster else None
+        self._trust = Trust(roster, root_pem)
         self._store, self._latch = store, latch or Latch(terms.job_id)
-        self._answers: dict[str, tuple[bytes, bytes]] = {}
+        self._answers: dict[str, tuple[bytes, bytes | None]] = {}
         self._state, self._epoch = NEW, 0
         self._exchange: KeyExchange | None = None
+        self._masked_in: KeyExchange | None = None  # the epoch in which the latch's round was masked
         self._round: _Round | None = None
-        self._left = bytes(32)  # context of the round that was left last
+        self._left = bytes(32)  # context of the round that was left last, or a directory's digest
 
     def __repr__(self) -> str:
         return f"SecAggClient({self.name}, {self._state}, round {self._latch.round})"
@@ -162,13 +153,8 @@ class SecAggClient:
         raise SecAggError(Abort.POLICY, "a member's keys may not be copied or stored")
 
     @property
-    def round(self) -> int:
-        """Number of the open round, 0 between rounds."""
-        return self._round.number if self._round else 0
-
-    @property
     def state(self) -> str:
-        """NEW, ADVERTISED, READY, TRAINING, MASKED, CONSISTENT or READY again: what came last, and what may come."""
+        """NEW, ADVERTISED, DEALT, READY, BEGUN, MASKED or READY again: what came last, and what may come."""
         return self._state
 
     @property
@@ -179,180 +165,154 @@ class SecAggClient:
     @_step
     def advertise(self, request: bytes) -> bytes:
         """Answer ADQ1 with this member's keys of a new epoch, signed with the key of its certificate."""
-        asked = wire.AdvertiseRequest.decode(request, self.terms.max_sites)
+        asked = wire.AdvertiseRequest.decode(request)
         if not hmac.compare_digest(asked.job_digest, self.terms.digest):
             raise SecAggError(
                 Abort.CTX_MISMATCH, "the server's terms of the job are not this site's: both must run the same release"
             )
         if asked.epoch <= self._epoch:
             raise UnexpectedMessage(f"epoch {asked.epoch}", f"one after {self._epoch}")
-        if self._identity.insecure:
-            if self.name not in asked.names:
-                raise SecAggError(Abort.ROSTER, f"{self.name} is not among the names that the server gave")
-            self._trust = Trust(Roster.unpinned(asked.names), None)
-        elif asked.names:
-            raise SecAggError(Abort.POLICY, "the server offers a list of members, but this site trusts its roster only")
         if self._exchange:
             self._exchange.erase()
-        self._leave_round()
+        self.leave()
         self._answers.clear()
-        if self._trust is None:
-            raise SecAggError(Abort.POLICY, "this site has no roster")
-        self._state, self._epoch = NEW, asked.epoch
+        self._state, self._epoch, self._left = NEW, asked.epoch, bytes(32)
         self._exchange = KeyExchange(self.terms, self._identity, self._trust, asked.epoch, clock=self._clock)
         self._save(replace(self._latch, setup=(digest_of(self._exchange.advert),)))
         self._state = ADVERTISED
         return self._exchange.advert
 
     @_step
-    def confirm(self, request: bytes) -> bytes:
-        """Answer DRC1, the directory of all adverts, with a signature over exactly that directory."""
+    def deal(self, request: bytes) -> bytes:
+        """Answer DRC1, the directory of all adverts, with this member's secrets, shared with all of them."""
         exchange = self._in("a directory", ADVERTISED)
         self._state = NEW  # until every check has passed
-        reply = exchange.confirm(request)
-        self._save(replace(self._latch, setup=(*self._latch.setup, digest_of(reply))))
-        self._state = READY
+        reply = self._setup(exchange, exchange.deal, request)
+        least = self._least(exchange)
+        if len(exchange.names) < least:
+            raise SecAggError(
+                Abort.POLICY,
+                f"the directory has {len(exchange.names)} members, but one of {self._latch.members} was confirmed "
+                f"before in this run, and no sum may have fewer than its threshold of {least}",
+            )
+        self._state = DEALT
         return reply
 
     @_step
-    def begin(self, request: bytes, model_digest: bytes) -> bytes | None:
-        """Check RND1, the start of a round.
+    def confirm(self, request: bytes) -> bytes:
+        """Answer DLS1, all dealings, with a signature over exactly these."""
+        exchange = self._in("dealings", DEALT)
+        self._state = NEW
+        reply = self._setup(exchange, exchange.confirm, request)
+        self._save(replace(self._latch, members=max(self._latch.members, len(exchange.names))))
+        self._state = READY
+        return reply
+
+    def show(self, request: bytes) -> bytes:
+        """Answer SHW1, others' complaints about the rows that this member has dealt, by showing these rows."""
+        if self._exchange is None:
+            raise UnexpectedMessage("complaints", "a directory")
+        return self._setup(self._exchange, self._exchange.show, request)
+
+    @_step
+    def begin(self, request: bytes, model_digest: bytes) -> None:
+        """Check RND1, the start of a round; after it the member may train, and says `ready`.
 
         Args:
             request: the message.
             model_digest: of the global parameters that came with it, worked out by this member.
-
-        Returns:
-            None: the member shall train and call `mask`. MSK1 when the same request came before.
         """
         asked = wire.RoundRequest.decode(request, self.terms.max_sites)
-        exchange = self._in("a round", READY, TRAINING, MASKED, CONSISTENT)
-        if asked.epoch != exchange.epoch:
-            raise UnexpectedMessage(f"a round of epoch {asked.epoch}", f"epoch {exchange.epoch}")
-        self._check_order(asked.round, asked.attempt, sha256(request).digest())
-        threshold = self._threshold(asked)
-        exchange.check_cohort(asked.cohort, dict(asked.confirms))
+        exchange = self._in("a round", READY, BEGUN, MASKED)
+        if not hmac.compare_digest(asked.epoch, exchange.digest):
+            raise SecAggError(Abort.CTX_MISMATCH, "a round of another epoch")
         if not hmac.compare_digest(asked.model_digest, model_digest):
             raise SecAggError(Abort.CTX_MISMATCH, "the model that came is not the one that the round names")
-        self._leave_round()
-        exchange.pairs.advance(asked.round)
-        cohort = contexts.cohort_digest(self.terms.digest, exchange.roster_digest, asked.cohort)
-        context = contexts.context(self.terms.job_id, asked.round, asked.attempt, cohort, model_digest)
-        self._round = _Round(
-            asked.round, asked.attempt, sha256(request).digest(), tuple(asked.cohort), threshold, context
+        self._check_order(asked)
+        exchange.check_confirms(dict(asked.confirms))
+        self.leave()
+        again = asked.round == self._latch.round
+        self._save(
+            replace(
+                self._latch,
+                round=asked.round,
+                attempt=asked.attempt,
+                stage=self._latch.stage if again else "begun",
+                model=model_digest.hex(),
+                said=(),
+                release="",
+            )
         )
-        for step in ("begin", "consistency", "unmask"):
+        self._round, self._state = _Round(asked.round, asked.attempt, model_digest), BEGUN
+        for step in ("mask", "open"):
             self._answers.pop(step, None)
-        self._state = TRAINING
-        return None
 
-    def mask(self, vector: np.ndarray, release: str = "") -> bytes:
-        """The masked vector of the round that `begin` has opened, MSK1.
+    def ready(self) -> bytes:
+        """RDY1: this member has an update for the round that `begin` has opened."""
+        exchange, now = self._in("an update", BEGUN), self._open()
+        message = wire.Ready(exchange.digest, now.number, now.attempt, exchange.own, bytes(64))
+        reply = replace(message, signature=exchange.sign(message.text)).encode()
+        self._save(self._latch.saying(digest_of(reply)))
+        return reply
+
+    @_step
+    def mask(self, request: bytes, vector: np.ndarray, release: str = "") -> bytes:
+        """Answer MRQ1, the list of whose vectors shall be summed, with this member's under masks, MSK1.
 
         Args:
+            request: the message; a further one may name fewer members, while no sum was opened.
             vector: (words,) uint32 of `encoding`; not changed.
             release: hex SHA-256 of the update in it, for the latch.
 
         Raises:
-            SecAggError: no round is open, another length, or the latch cannot be written; nothing may be sent then.
+            SecAggError: no round is open, the list is none, another length, or the latch cannot be written; nothing may
+                be sent then.
         """
-        exchange = self._in("a vector", TRAINING)
+        exchange, now = self._in("a list of members", BEGUN, MASKED), self._open()
         if vector.shape != (self.terms.words,) or vector.dtype != np.dtype("<u4"):
             raise SecAggError(
                 Abort.OVERFLOW, f"the vector has shape {vector.shape}, the job has {self.terms.words} words"
             )
-        now, own, pairs = self._open(), exchange.own, exchange.pairs
-        others = [m for m in now.cohort if m != own]
-        seed = os.urandom(32)
-        edges = {m: pairs.edge_seed(m, now.context) for m in others}
+        asked = wire.MaskRequest.decode(request, self.terms.max_sites)
+        if (asked.epoch, asked.round, asked.attempt) != (exchange.digest, now.number, now.attempt):
+            raise SecAggError(Abort.CTX_MISMATCH, "a list of another epoch, round or attempt")
+        self._check_cohort(exchange, asked.cohort)
+        seed = exchange.take_seed(asked.slot)
+        now.slot, now.cohort = asked.slot, asked.cohort
+        now.context = context_of(
+            self.terms.job_id, now.number, now.attempt, now.slot,
+            epoch=exchange.digest, cohort=now.cohort, model=now.model,
+        )  # fmt: skip
+        edges = {m: exchange.pairs.edge_seed(m, now.context) for m in now.cohort if m != exchange.own}
         masked = vector.copy()
-        plus = [self_mask_key(seed, now.context), *(edges[m] for m in others if own < m)]
-        add_all(masked, plus, [edges[m] for m in others if own > m])
-        shares = [split(secret, now.threshold, len(now.cohort)) for secret in (seed, *edges.values())]
-        rows = {m: b"".join(s[place] for s in shares) for place, m in enumerate(now.cohort)}
-        message = wire.Masked(
-            context=now.context,
-            member=own,
-            digest=sha256(masked.data).digest(),
-            self_commitment=commit_self(seed, now.context),
-            edge_commitments=tuple(commit_edge(edges[m], now.context, own, m) for m in others),
-            sealed=tuple(pairs.seal(m, now.context, rows[m]) for m in others),
-            signature=bytes(64),
-            vector=masked,
-        )
+        plus = [self_mask_key(seed, now.context), *(edge for m, edge in edges.items() if exchange.own < m)]
+        add_all(masked, plus, [edge for m, edge in edges.items() if exchange.own > m])
+        exchange.pairs.advance(asked.slot + 1)  # nothing opens an edge any more
+        message = wire.Masked(now.context, exchange.own, sha256(masked.data).digest(), bytes(64), masked)
         reply = replace(message, signature=exchange.sign(message.text)).encode()
         digest = masked_digest(reply[: len(reply) - masked.nbytes], message.digest)
-        fresh = Latch(
-            self.terms.job_id,
-            now.number,
-            now.attempt,
-            cohort=now.cohort,
-            threshold=now.threshold,
-            setup=self._latch.setup,
-            release=release,
-        )
-        try:
-            self._save(fresh.saying(digest, stage="masked", context=now.context.hex()))
-        except SecAggError:
-            self._leave_round()  # no second vector under the keys of this context, even though the first never left
-            raise
-        self._answers["begin"] = now.request, reply
-        now.own_row, self._state = rows[own], MASKED
+        self._save(self._latch.saying(digest, stage="masked", context=now.context.hex(), release=release))
+        self._masked_in, self._state = exchange, MASKED
         return reply
 
     @_step
-    def consistency(self, request: bytes) -> bytes:
-        """Answer CSY1: latch the list of survivors on disk, then sign it."""
-        exchange, now = self._in("a list of survivors", MASKED), self._open()
-        asked = wire.ConsistencyRequest.decode(request, self.terms.max_sites)
-        now.check(asked.context)
-        if exchange.own not in asked.survivors or not set(asked.survivors) <= set(now.cohort):
-            raise SecAggError(Abort.POLICY, "the survivors lack this site or hold one outside the cohort")
-        now.need(len(asked.survivors), "survivors")
-        text = wire.consistency_text(now.context, exchange.directory, asked.survivors)
-        reply = wire.Consistent(exchange.own, exchange.sign(text)).encode()
-        self._save(self._latch.saying(digest_of(reply), stage="signed", survivors=digest_of(text)))
-        now.survivors, self._state = tuple(asked.survivors), CONSISTENT
-        return reply
+    def open(self, request: bytes) -> bytes:
+        """Answer OPQ1: shares of the self masks of exactly those whose list this member has masked for.
 
-    @_step
-    def unmask(self, request: bytes) -> bytes:
-        """Answer UNQ1: shares of the latched survivors' self masks and of their edges to the dropped, no others."""
-        exchange, now = self._in("an unmask request", CONSISTENT), self._open()
-        asked = wire.UnmaskRequest.decode(request, cohort=len(now.cohort), max_sites=self.terms.max_sites)
-        now.check(asked.context)
-        if tuple(asked.survivors) != now.survivors:
-            raise SecAggError(Abort.LATCHED, "the survivors are not those that this site has signed")
-        text = wire.consistency_text(now.context, exchange.directory, now.survivors)
-        signers = [member for member, _ in asked.signatures]
-        if len(set(signers)) != len(signers) or not set(signers) <= set(now.survivors):
-            raise SecAggError(Abort.POLICY, "a signature is given twice or by a member outside the survivors")
-        now.need(len(signers), "signatures")
-        for member, signature in asked.signatures:
-            exchange.verify(member, signature, text, "the survivors")
-        others = [m for m in now.survivors if m != exchange.own]
-        rows = {exchange.own: now.own_row}
-        for member, sealed in zip(others, asked.sealed, strict=True):
-            rows[member] = exchange.pairs.open(member, now.context, sealed)
-            if len(rows[member]) != SHARE_BYTES * len(now.cohort):
-                raise SecAggError(Abort.BAD_SHARE, f"member {member} sealed a row of another length", culprit=member)
-        dropped = [m for m in now.cohort if m not in now.survivors]
-        message = wire.Unmasked(
-            context=now.context,
-            member=exchange.own,
-            self_shares=tuple(rows[m][:SHARE_BYTES] for m in now.survivors),
-            edge_shares=tuple(tuple(_edge_share(rows[m], now.cohort, m, d) for d in dropped) for m in now.survivors),
-            signature=bytes(64),
-        )
+        Once in a round of training, whatever becomes of it: the latch is on disk before the shares leave.
+        """
+        exchange, now = self._in("a request to open a sum", MASKED), self._open()
+        if not hmac.compare_digest(wire.OpenRequest.decode(request).context, now.context):
+            raise SecAggError(Abort.CTX_MISMATCH, "a message of another job, round, attempt or list")
+        message = wire.Opened(now.context, exchange.own, exchange.shares(now.slot, now.cohort), bytes(64))
         reply = replace(message, signature=exchange.sign(message.text)).encode()
-        self._save(self._latch.saying(digest_of(reply), stage="released"))
-        self._leave_round()
-        exchange.pairs.advance(now.number + 1)  # what the round's masks were made of is gone
+        self._save(self._latch.saying(digest_of(reply), stage="opened"))
+        self.leave()
         return reply
 
     def abort(self, error: SecAggError) -> bytes:
         """ABR1, which tells the server why this member left; empty when it has no keys yet."""
-        if self._exchange is None:
+        if self._exchange is None or self._exchange.own == wire.NOBODY:
             return b""
         culprit = wire.NOBODY if error.culprit is None else error.culprit
         message = wire.AbortMessage(self._left, self._exchange.own, error.code, culprit, bytes(64))
@@ -361,43 +321,63 @@ class SecAggClient:
         return reply
 
     def leave(self) -> None:
-        """Give up the open round, for a reason that this class knows nothing of."""
-        self._leave_round()
+        """Give up the open round, and forget what could open a mask of it; the epoch goes on."""
+        if self._round and self._exchange:
+            self._left = self._round.context
+            self._exchange.forget(self._round.slot)
+        self._round = None
+        if self._state in (BEGUN, MASKED):
+            self._state = READY
 
-    def _threshold(self, asked: wire.RoundRequest) -> int:
-        """Of a round; another attempt may neither bring in members nor lower it.
+    def _setup(self, exchange: KeyExchange, step: Callable[[bytes], bytes], request: bytes) -> bytes:
+        """One step of the key exchange, in the latch before its answer leaves."""
+        try:
+            reply = step(request)
+        finally:
+            self._left = exchange.directory
+        self._save(replace(self._latch, setup=(*self._latch.setup, digest_of(reply))))
+        return reply
 
-        Otherwise a server could open one attempt with the signatures of some members, and another with the signatures
-        of the rest, and members that masked in both would be in two sums.
+    def _least(self, exchange: KeyExchange) -> int:
+        """Fewest members of a sum: by the largest directory that this member has ever confirmed in the run.
+
+        Otherwise a server could show smaller directories later, and have the same round summed by halves.
         """
-        threshold, last = self.terms.floors.threshold(len(asked.cohort)), self._latch
-        if last.stage == "none" or asked.round != last.round:
-            return threshold
-        threshold = max(threshold, last.threshold)
-        if not set(asked.cohort) <= set(last.cohort) or threshold > len(asked.cohort):
-            raise SecAggError(
-                Abort.POLICY,
-                f"attempt {asked.attempt} of round {asked.round} has members that the last did not have, or fewer than "
-                f"its threshold of {last.threshold}",
-            )
-        return threshold
+        return self.terms.floors.threshold(max(len(exchange.names), self._latch.members))
 
-    def _check_order(self, number: int, attempt: int, request: bytes) -> None:
-        """Rounds only go up; an attempt is repeated only while nothing of the round was signed."""
-        if not 1 <= number <= self.terms.rounds or attempt > self.terms.attempts:
+    def _check_cohort(self, exchange: KeyExchange, cohort: tuple[int, ...]) -> None:
+        least = self._least(exchange)
+        if exchange.own not in cohort or not set(cohort) <= exchange.dealers:
+            raise SecAggError(Abort.POLICY, "the list lacks this site, or holds one that has dealt nothing")
+        if len(cohort) < least:
+            raise SecAggError(
+                Abort.BELOW_THRESHOLD,
+                f"{len(cohort)} members are to be summed of a directory of {len(exchange.names)}, the threshold is "
+                f"{least}",
+            )
+
+    def _check_order(self, asked: wire.RoundRequest) -> None:
+        """Rounds only go up, and one that was opened, or masked in an earlier epoch, is used up.
+
+        So no two sums of one round have an honest member in common (docs/secure-aggregation.md has the proof).
+        """
+        number, last = asked.round, self._latch
+        if not self.terms.first_round <= number <= self.terms.rounds or asked.attempt > self.terms.attempts:
             raise SecAggError(
                 Abort.POLICY,
-                f"round {number} attempt {attempt} is beyond the job's {self.terms.rounds} rounds and "
-                f"{self.terms.attempts} further attempts",
+                f"round {number} attempt {asked.attempt} is not one of rounds {self.terms.first_round} to "
+                f"{self.terms.rounds} with {self.terms.attempts} further attempts",
             )
-        last = self._latch
-        if number == last.round and last.stage in ("signed", "released"):
-            raise SecAggError(Abort.LATCHED, f"round {number} has a signed list of survivors: it cannot be repeated")
-        if last.stage != "none" and (number, attempt) <= (last.round, last.attempt):
-            raise UnexpectedMessage(f"round {number} attempt {attempt}", f"one after {last.round}, {last.attempt}")
-        begun = self._round
-        if begun and (begun.number, begun.attempt) == (number, attempt) and begun.request != request:
-            raise UnexpectedMessage(f"round {number} attempt {attempt} with other content", "what came before")
+        if number > last.round:
+            return
+        if number < last.round:
+            raise UnexpectedMessage(f"round {number}", f"round {last.round} or a later one")
+        if last.stage == "opened" or (last.stage == "masked" and self._masked_in is not self._exchange):
+            raise SecAggError(Abort.LATCHED, f"round {number} is used up at this site: go on with the next")
+        if not hmac.compare_digest(bytes.fromhex(last.model), asked.model_digest):
+            raise SecAggError(Abort.LATCHED, f"round {number} was begun here from other parameters")
+        if asked.attempt <= last.attempt:
+            raise UnexpectedMessage(f"round {number} attempt {asked.attempt}", f"one after attempt {last.attempt}")
 
     def _in(self, what: str, *states: str) -> KeyExchange:
         if self._state not in states or self._exchange is None:
@@ -412,15 +392,3 @@ class SecAggClient:
     def _save(self, latch: Latch) -> None:
         self._store(latch)
         self._latch = latch
-
-    def _leave_round(self) -> None:
-        """Forget what could open a mask of the round; the keys of the epoch stay."""
-        if self._round:
-            self._left, self._round = self._round.context, None
-        if self._state in (TRAINING, MASKED, CONSISTENT):
-            self._state = READY
-
-
-def _edge_share(row: bytes, cohort: tuple[int, ...], member: int, dropped: int) -> bytes:
-    place = 1 + [m for m in cohort if m != member].index(dropped)
-    return row[place * SHARE_BYTES : (place + 1) * SHARE_BYTES]

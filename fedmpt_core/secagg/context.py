@@ -1,4 +1,4 @@
-"""Digests that bind every key, share and signature of FLARE-SA/1 to one job, roster, cohort, round and model.
+"""Digests that bind every key, share and signature of FLARE-SA/2 to one job, roster, cohort, round and model.
 
 Members that disagree on anything hashed here derive different keys: their masks do not cancel and their shares do not
 open. Every field has a fixed length or a length before it, so no two different inputs hash the same bytes. The labels
@@ -14,7 +14,7 @@ import numpy as np
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.secagg.errors import Abort, SecAggError
 
-SUITE = 1
+SUITE = 2
 DIGEST_BYTES = 32
 
 
@@ -33,7 +33,7 @@ def job_digest(terms: Mapping[str, Any]) -> bytes:
         ValueError: NaN, an infinity, or a key that is not text.
         TypeError: any other value.
     """
-    return sha256(b"FLARE-SA/1/job\0" + lp(canonical(_plain(terms)))).digest()
+    return sha256(b"FLARE-SA/2/job\0" + lp(canonical(_plain(terms)))).digest()
 
 
 def roster_digest(members: Iterable[tuple[str, bytes]]) -> bytes:
@@ -63,7 +63,7 @@ def model_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
     Raises:
         ValueError: another dtype, whose bytes do not say what it holds, or 2^32 bytes or more in one tensor.
     """
-    digest = sha256(b"FLARE-SA/1/model\0")
+    digest = sha256(b"FLARE-SA/2/model\0")
     for name in sorted(tensors, key=str.encode):
         tensor = tensors[name]
         if tensor.dtype.kind not in "biuf":
@@ -77,41 +77,31 @@ def model_digest(tensors: Mapping[str, np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def cohort_digest(job: bytes, roster: bytes, cohort: Sequence[int]) -> bytes:
-    """Digest of who takes part in a round, 32 bytes.
+def context(
+    job_id: str, round_number: int, attempt: int, slot: int, *, epoch: bytes, cohort: Sequence[int], model: bytes
+) -> bytes:
+    """What every mask and share of one attempt at one round is bound to (ctx), 32 bytes.
 
     Args:
-        job: `job_digest`.
-        roster: `roster_digest`.
-        cohort: roster ids, 0..65535, strictly ascending.
+        job_id: name of the run.
+        round_number: of training, 0..2^32 - 1.
+        attempt: 0..65535, counts the retries of the round.
+        slot: 0..65535, which of the epoch's secrets masks it.
+        epoch: `epoch_digest`: who exchanged which keys and shares.
+        cohort: ids whose vectors are in the sum, 0..65535, strictly ascending.
+        model: `model_digest`.
 
     Raises:
         SecAggError: MALFORMED, the ids are not so.
+        ValueError: a number or a digest outside its range.
     """
     ids = list(cohort)
     if ids != sorted(set(ids)) or any(not 0 <= i < 1 << 16 for i in ids):
         raise SecAggError(Abort.MALFORMED, f"the cohort {ids} is not of distinct ids 0..65535 in ascending order")
-    return sha256(
-        _digest(job, "job") + _digest(roster, "roster") + b"".join(i.to_bytes(2, "big") for i in ids)
-    ).digest()
-
-
-def context(job_id: str, round_number: int, attempt: int, cohort: bytes, model: bytes) -> bytes:
-    """What every key, share and signature of one attempt at one round is bound to (ctx), 32 bytes.
-
-    Args:
-        job_id: name of the run.
-        round_number: 0..2^32 - 1.
-        attempt: 0..65535, counts the retries of the round.
-        cohort: `cohort_digest`.
-        model: `model_digest`.
-
-    Raises:
-        ValueError: a number or a digest outside its range.
-    """
-    turn = _unsigned(round_number, 4, "round") + _unsigned(attempt, 2, "attempt")
-    rest = lp(_digest(cohort, "cohort")) + lp(_digest(model, "model"))
-    return sha256(b"FLARE-SA/1/ctx\0" + lp(job_id.encode()) + turn + rest).digest()
+    turn = _unsigned(round_number, 4, "round") + _unsigned(attempt, 2, "attempt") + _unsigned(slot, 2, "slot")
+    members = b"".join(i.to_bytes(2, "big") for i in ids)
+    rest = lp(_digest(epoch, "epoch")) + lp(members) + lp(_digest(model, "model"))
+    return sha256(b"FLARE-SA/2/ctx\0" + lp(job_id.encode()) + turn + rest).digest()
 
 
 def directory_digest(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -125,7 +115,22 @@ def directory_digest(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
         ValueError: more than 65535 entries.
     """
     count = _unsigned(len(entries), 2, "the number of entries")
-    return sha256(b"FLARE-SA/1/dir\0" + count + b"".join(lp(body) + lp(tbs) for body, tbs in entries)).digest()
+    return sha256(b"FLARE-SA/2/dir\0" + count + b"".join(lp(body) + lp(tbs) for body, tbs in entries)).digest()
+
+
+def epoch_digest(directory: bytes, dealings: Sequence[bytes]) -> bytes:
+    """Digest of what all members of an epoch have checked: everybody's keys and the public part of all dealings.
+
+    Args:
+        directory: `directory_digest`.
+        dealings: the signed text of each dealing, ascending by dealer.
+
+    Raises:
+        ValueError: more than 65535 dealings, or a digest of another length.
+    """
+    count = _unsigned(len(dealings), 2, "the number of dealings")
+    texts = b"".join(map(lp, dealings))
+    return sha256(b"FLARE-SA/2/epoch\0" + lp(_digest(directory, "directory")) + count + texts).digest()
 
 
 def _unsigned(value: int, size: int, what: str) -> bytes:

@@ -1,7 +1,8 @@
 """Updates as integers modulo 2^32 and back: fixed point in two's complement, so that sums of masked words are exact.
 
-A vector is the update, then the weight, then figures of training if the job sums any. Under differential privacy the
-update has its noise already; rounding and cutting off what is too large are then post-processing and cost nothing.
+A vector is the update, then figures of training if the job sums any; both are scaled by the site's share, its weight
+over the largest one, which is public. Under differential privacy the update has its noise already; rounding and cutting
+off what is too large are then post-processing and cost nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fedmpt_core.secagg.errors import Abort, SecAggError
-from fedmpt_core.secagg.headroom import HALF, WEIGHT_BITS, headroom, largest_word
+from fedmpt_core.secagg.headroom import HALF, headroom, largest_word
 from fedmpt_core.secagg.masking import uniform_words
 
 METRIC_RANGE = 1000.0
@@ -36,14 +37,14 @@ class Decoded:
     """What a sum says.
 
     Attributes:
-        mean: (size,) float64 weighted mean of the updates.
-        weight: sum of the shares.
+        mean: (size,) float64 weighted mean of the updates; each number is one that updates within range can give.
         metrics: weighted means by name.
+        beyond: numbers that updates within range cannot give: a site has sent a false vector. They were cut off.
     """
 
     mean: np.ndarray
-    weight: float
     metrics: dict[str, float]
+    beyond: int
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,14 @@ class Encoding:
     @property
     def words(self) -> int:
         """Length of a vector."""
-        return self.size + 1 + len(self.metrics)
+        return self.size + len(self.metrics)
 
     def encode(self, update: np.ndarray, share: float = 1.0, metrics: Mapping[str, float] | None = None) -> Encoded:
         """A site's update as a vector.
 
         Args:
             update: (size,) finite floats; what is beyond `value_range` is cut off.
-            share: the site's weight over the largest one, (0, 1]; rounded to a multiple of 2^-20, at least one. The
-                rounded share scales update and figures, so the weighted mean of the rounded weights is exact.
+            share: the site's weight over the largest one, (0, 1].
             metrics: exactly the figures that the job names, finite, within +-1000.
 
         Raises:
@@ -104,39 +104,33 @@ class Encoding:
             raise SecAggError(Abort.OVERFLOW, "the update or a figure holds NaN or infinity: nothing is sent")
         if (np.abs(figures) > METRIC_RANGE).any():
             raise SecAggError(Abort.OVERFLOW, f"a figure is beyond +-{METRIC_RANGE:g}: nothing is sent")
-        units = max(1, round(share * 2**WEIGHT_BITS))
         words = np.empty(self.words, dtype="<i4")
-        clamped = self._fill(words, update, units / 2**WEIGHT_BITS * 2**self.fraction_bits)
-        words[self.size] = units
-        words[self.size + 1 :] = np.rint(figures * (units / 2**WEIGHT_BITS * 2**self._metric_bits))
+        clamped = self._fill(words, update, share * 2**self.fraction_bits)
+        words[self.size :] = np.rint(figures * (share * 2**self._metric_bits))
         return Encoded(words.view("<u4"), clamped)  # two's complement is the number modulo 2^32
 
-    def decode(self, total: np.ndarray, sites: int) -> Decoded:
-        """The sum of `sites` vectors, (words,) uint32, as weighted means.
+    def decode(self, total: np.ndarray, shares: Sequence[float]) -> Decoded:
+        """The sum of the vectors of sites with these shares, (words,) uint32, as weighted means.
 
         Raises:
-            SecAggError: MALFORMED for another length; OVERFLOW when the weights cannot be those of so many sites.
+            SecAggError: MALFORMED for another length, OVERFLOW for impossible shares.
         """
         if total.shape != (self.words,) or total.dtype != np.dtype("<u4"):
             raise SecAggError(Abort.MALFORMED, f"the sum has shape {total.shape}, the job has {self.words} words")
-        numbers = total.view("<i4").astype(np.float64)
-        weight = numbers[self.size] / 2**WEIGHT_BITS
-        if not 1 <= sites <= self.max_sites or not sites * 2**-WEIGHT_BITS <= weight <= sites:
-            raise SecAggError(
-                Abort.OVERFLOW, f"the weights of {sites} sites cannot add up to {weight:g}: the sum is not used"
-            )
-        figures = numbers[self.size + 1 :] / (2**self._metric_bits * weight)
-        return Decoded(
-            numbers[: self.size] / (2**self.fraction_bits * weight),
-            weight,
-            {name: float(value) for name, value in zip(self.metrics, figures, strict=True)},
-        )
+        if not 1 <= len(shares) <= self.max_sites or not all(0 < share <= 1 for share in shares):
+            raise SecAggError(Abort.OVERFLOW, f"shares={list(shares)}: 1 to {self.max_sites} in (0, 1] are possible")
+        numbers, weight = total.view("<i4").astype(np.float64), sum(shares)
+        mean = numbers[: self.size] / (2**self.fraction_bits * weight)
+        most = self.value_range + self.error_bound(shares)
+        beyond = int(np.count_nonzero(np.abs(mean) > most))
+        figures = np.clip(numbers[self.size :] / (2**self._metric_bits * weight), -METRIC_RANGE, METRIC_RANGE)
+        metrics = {name: float(figure) for name, figure in zip(self.metrics, figures, strict=True)}
+        return Decoded(np.clip(mean, -most, most), metrics, beyond)
 
     def error_bound(self, shares: Sequence[float]) -> float:
         """Most that rounding moves any number of the mean of updates within range, for sites of these shares."""
         unit = 0.5 if self.rounding == "deterministic" else 1.0
-        weight = sum(max(1, round(share * 2**WEIGHT_BITS)) for share in shares) / 2**WEIGHT_BITS
-        return unit * len(shares) / (2**self.fraction_bits * weight)
+        return unit * len(shares) / (2**self.fraction_bits * sum(shares))
 
     @property
     def _metric_bits(self) -> int:

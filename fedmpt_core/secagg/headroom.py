@@ -5,7 +5,6 @@ from math import ceil, floor
 from fedmpt_core.secagg.errors import Abort, SecAggError
 
 HALF = 2**31
-WEIGHT_BITS = 20
 
 
 def largest_word(value_range: float, fraction_bits: int) -> int:
@@ -27,6 +26,4 @@ def headroom(max_sites: int, value_range: float, fraction_bits: int) -> int:
             f"max_sites={max_sites} times value_range={value_range:g} times 2^{fraction_bits} is not below 2^31: sums "
             f"could run over; value_range={fits:.6g} is the largest that fits, or take fewer sites or bits",
         )
-    if max_sites << WEIGHT_BITS >= HALF:
-        raise SecAggError(Abort.OVERFLOW, f"max_sites={max_sites}: the sum of weights could run over 2^31")
     return largest

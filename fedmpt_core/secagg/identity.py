@@ -22,14 +22,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
 from fedmpt_core.common.signing import MIN_BITS, KeySigner, KeyVerifier, SigningError, certificates
-from fedmpt_core.secagg.context import lp
+from fedmpt_core.secagg.context import DIGEST_BYTES, lp
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.roster import MOST_NAME, Roster
 from fedmpt_core.secagg.wire import Reader
 
 SESSION_SECONDS = 24 * 3600  # chosen: longer than a round of any job, shorter than a stolen key is of use
 LONGEST_SESSION = SESSION_SECONDS + 600
-_SESSION = b"\xffFLARE-SA/1/session\0"
+_SESSION = b"\xffFLARE-SA/2/session\0"
 
 
 @dataclass(frozen=True)
@@ -219,20 +219,21 @@ class Trust:
     """What a member relies on: the federation's root and its own roster.
 
     Attributes:
-        roster: the members.
+        roster: the members; None in a simulation.
 
     Guarantees:
         With a pinned roster, no holder of the root's, the server's or another member's key passes for a member.
     """
 
-    def __init__(self, roster: Roster, root_pem: bytes | None) -> None:
-        """With the root certificate of a pinned roster; None with that of a simulation.
+    def __init__(self, roster: Roster | None, root_pem: bytes | None) -> None:
+        """With a roster and the root certificate; both None in a simulation, where everybody is believed.
 
         Raises SecAggError(ROSTER or BAD_CERT) when the two do not belong together.
         """
-        if roster.pinned != (root_pem is not None):
-            _refuse("a roster of keys needs the root certificate, that of a simulation has none", Abort.ROSTER)
-        if root_pem is not None and not hmac.compare_digest(root_sha256(root_pem), roster.root):
+        if roster is None or root_pem is None:
+            if roster is not None or root_pem is not None:
+                _refuse("a roster of keys needs the root certificate, a simulation has neither", Abort.ROSTER)
+        elif not hmac.compare_digest(root_sha256(root_pem), roster.root):
             _refuse(
                 f"the roster is of the root certificate {roster.root.hex()[:16]}..., this site's is "
                 f"{root_sha256(root_pem).hex()[:16]}...: collect the roster of this federation",
@@ -241,21 +242,16 @@ class Trust:
         self.roster = roster
         self._chain = ChainCheck(root_pem)
 
+    @property
+    def digest(self) -> bytes:
+        """Of the roster, 32 bytes; zeros without."""
+        return self.roster.digest() if self.roster else bytes(DIGEST_BYTES)
+
     def check(self, *, name: str, **stated: Any) -> None:
-        """`ChainCheck.check`, and that the certificate's key is the one in the roster (else ROSTER), with culprit."""
-        member, pinned = self.roster.id_of(name), self.roster.members[name].fingerprint
-        try:
-            leaf = self._chain.check(name=name, **stated)
-        except SecAggError as error:
-            raise SecAggError(error.code, str(error), culprit=member) from None
-        fingerprint = bytes.fromhex(_verifier(leaf, name).key_spki)
-        if self.roster.pinned and not hmac.compare_digest(fingerprint, pinned):
-            raise SecAggError(
-                Abort.ROSTER,
-                f"{name} has key {fingerprint.hex()[:16]}..., this site's roster has {pinned.hex()[:16]}...: ask it by "
-                "telephone whether its key was renewed, and collect the roster anew only then",
-                culprit=member,
-            )
+        """`ChainCheck.check`, and that the certificate's key is the one in the roster, else ROSTER."""
+        leaf = self._chain.check(name=name, **stated)
+        if self.roster:
+            self.roster.check_key(name, bytes.fromhex(_verifier(leaf, name).key_spki))
 
 
 def certificate_of(pem: bytes) -> x509.Certificate:

@@ -1,13 +1,14 @@
-"""One epoch of a member: fresh keys, signed with its certificate's key, and who else is in it.
+"""One epoch of a member: fresh keys that its certificate's key has signed, secrets shared with all, and who is in it.
 
-The directory of all adverts is checked by every member for itself and confirmed with a signature, so that no two
-members go on with different ones.
+Every member checks for itself the directory of all adverts and then all dealings, and signs exactly these, so that no
+two members go on with different ones, and no secret is used whose shares do not fit.
 """
 
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidSignature
@@ -15,23 +16,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedmpt_core.secagg import messages as wire
-from fedmpt_core.secagg.context import directory_digest
+from fedmpt_core.secagg.context import directory_digest, epoch_digest
+from fedmpt_core.secagg.dealing import SLOTS, deal, leaves, share_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, Session, SiteIdentity, Trust
 from fedmpt_core.secagg.keys import PairwiseKeys
 from fedmpt_core.secagg.policy import Terms
+from fedmpt_core.secagg.shamir import SHARE_BYTES, random_element
+from fedmpt_core.secagg.wire import u16
 
 CLOCK_SKEW = 300  # seconds by which clocks of two sites may differ
 
 
 class KeyExchange:
-    """A member's keys of one epoch.
+    """A member's keys and secrets of one epoch. In memory only.
 
     Attributes:
-        epoch: its number, from 1.
-        own: roster id of the member.
         advert: the ADV1 message.
-        directory: digest of the confirmed directory; empty before.
+        names: the members' names in the directory's order; empty before.
+        own: the member's place among them.
+        directory: digest of the directory; 32 zeros before.
+        digest: of the epoch, once all dealings are confirmed; empty before.
+        threshold: of the directory.
     """
 
     def __init__(
@@ -43,16 +49,18 @@ class KeyExchange:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Draws the keys and signs the advert. Raises SecAggError when the roster lacks the member."""
-        self.epoch, self.directory = epoch, b""
-        self._terms, self._name, self._trust, self._clock = terms, identity.name, trust, clock
-        self.own = trust.roster.id_of(identity.name)
+        """Draws the keys and signs the advert."""
+        self.names: tuple[str, ...] = ()
+        self.own, self.threshold, self.directory, self.digest = wire.NOBODY, 0, bytes(32), b""
+        self._terms, self._name, self._trust, self._clock, self._epoch = terms, identity.name, trust, clock, epoch
         self._exchange: X25519PrivateKey | None = X25519PrivateKey.generate()
         self._signing = Ed25519PrivateKey.generate()
-        self._voices: dict[int, Ed25519PublicKey] = {}
-        self._heard: set[int] = set()
+        self._voices: list[Ed25519PublicKey] = []
         self._pairs: PairwiseKeys | None = None
         self._expires = 0
+        self._seeds: dict[int, bytes] = {}  # of this member's own masks, by slot
+        self._dealt: list[bytes] = []  # rows that this member has dealt, until the epoch is confirmed
+        self._rows: dict[int, bytearray] = {}  # shares that others and the member itself dealt to it, by dealer
         now, signing_key = int(clock()), self._signing.public_key().public_bytes_raw()
         session = Session(
             job_id=terms.job_id,
@@ -64,8 +72,7 @@ class KeyExchange:
         ).encode()
         advert = wire.Advertisement(
             job_digest=terms.digest,
-            roster_digest=trust.roster.digest(),
-            member=self.own,
+            roster_digest=trust.digest,
             epoch=epoch,
             exchange_key=self._exchange.public_key().public_bytes_raw(),
             signing_key=signing_key,
@@ -78,80 +85,155 @@ class KeyExchange:
         self.advert = replace(advert, signature=self._signing.sign(advert.body)).encode()
 
     def __repr__(self) -> str:
-        return f"KeyExchange({self._name}, epoch {self.epoch})"
+        return f"KeyExchange({self._name}, epoch {self._epoch})"
 
     def __reduce__(self) -> NoReturn:
         raise SecAggError(Abort.POLICY, "a member's keys may not be copied or stored")
 
-    @property
-    def roster_digest(self) -> bytes:
-        """Of the members that this one trusts."""
-        return self._trust.roster.digest()
-
-    @property
-    def members(self) -> set[int]:
-        """Roster ids in the confirmed directory; empty before."""
-        return set(self._voices)
-
-    @property
-    def pairs(self) -> PairwiseKeys:
-        """The edges to all members. Raises UnexpectedMessage before the directory is confirmed."""
-        if self._pairs is None:
-            raise UnexpectedMessage("a message of a round", "a directory")
-        return self._pairs
-
-    def confirm(self, request: bytes) -> bytes:
-        """Check the directory, derive all edges, forget the exchange key.
+    def deal(self, request: bytes) -> bytes:
+        """Check the directory, derive all edges, forget the exchange key, and share the secrets of all slots.
 
         Args:
             request: DRC1.
 
         Returns:
-            CFM1.
+            DEA1.
 
         Raises:
             SecAggError: an advert is not of a trusted member for this job and epoch, or not this member's own.
         """
         encoded = wire.Directory.decode(request, self._terms.max_sites).adverts
-        adverts = [wire.Advertisement.decode(a) for a in encoded]
-        ids = [a.member for a in adverts]
-        if len(ids) < self._terms.floors.min_cohort:
-            raise SecAggError(
-                Abort.POLICY, f"the directory has {len(ids)} members, min_cohort={self._terms.floors.min_cohort}"
-            )
-        if ids != sorted(set(ids)):
-            raise SecAggError(Abort.ROSTER, "the directory is not in ascending order of distinct members")
+        if self._exchange is None:
+            raise UnexpectedMessage("a second directory", "dealings")
         if self.advert not in encoded:
-            raise SecAggError(Abort.ROSTER, "the directory does not hold what this site advertised", culprit=self.own)
-        for advert in adverts:
-            self._check(advert)
+            raise SecAggError(Abort.ROSTER, "the directory does not hold what this site advertised")
+        adverts = [wire.Advertisement.decode(a) for a in encoded]
+        self.directory = directory_digest([(a.body, a.session) for a in adverts])
+        self._voices = [_voice(a, place) for place, a in enumerate(adverts)]
+        sessions = [_session(a, place) for place, a in enumerate(adverts)]
+        self.own, self.names = encoded.index(self.advert), tuple(session.site for session in sessions)
+        if any(one.encode() >= other.encode() for one, other in zip(self.names, self.names[1:], strict=False)):
+            raise SecAggError(Abort.ROSTER, "the directory is not in ascending order of distinct sites")
+        for place, advert in enumerate(adverts):
+            self._check(place, advert)
         keys = [a.exchange_key for a in adverts] + [a.signing_key for a in adverts]
         if len(set(keys)) != len(keys):
             raise SecAggError(Abort.ROSTER, "two members of the directory have the same key")
-        if self._exchange is None:
-            raise UnexpectedMessage("a second directory", "a round")
-        peers = {a.member: a.exchange_key for a in adverts if a.member != self.own}
-        digest = directory_digest([(a.body, a.session) for a in adverts])
-        self._pairs = PairwiseKeys(self.own, self._exchange, peers, self._terms.digest, digest)
+        self.threshold = self._terms.floors.threshold(len(adverts))
+        peers = {place: a.exchange_key for place, a in enumerate(adverts) if place != self.own}
+        self._pairs = PairwiseKeys(self.own, self._exchange, peers, self._terms.digest, self.directory)
         self._exchange = None  # forward secrecy rests on this
-        self.directory = digest
-        self._voices = {a.member: Ed25519PublicKey.from_public_bytes(a.signing_key) for a in adverts}
-        self._expires = min(Session.decode(a.session).not_after for a in adverts)
-        return wire.Confirm(self.own, self.sign(self._confirm_text())).encode()
+        self._expires = min(session.not_after for session in sessions)
+        return self._deal(len(adverts))
 
-    def check_cohort(self, cohort: Sequence[int], confirms: Mapping[int, bytes]) -> None:
-        """Every member of a cohort has confirmed this directory, and no session has run out. Raises SecAggError."""
-        if self.own not in cohort or not set(cohort) <= self.members:
-            raise SecAggError(Abort.ROSTER, "the cohort lacks this site or holds a member outside the directory")
+    def confirm(self, request: bytes) -> bytes:
+        """Check all dealings and the rows dealt to this member, and sign them.
+
+        Args:
+            request: DLS1.
+
+        Returns:
+            CFM1.
+
+        Raises:
+            SecAggError: BAD_SHARE with the culprit, a dealer's row does not fit; another code, the server's message is
+                not one that a dealer signed.
+        """
+        deals = wire.Deals.decode(request, members=len(self.names), threshold=self.threshold)
+        dealers = [one.member for one in deals.deals]
+        if self.own not in dealers or dealers[-1] >= len(self.names):
+            raise SecAggError(Abort.ROSTER, "the dealings lack this site's own, or have one of a stranger")
+        if len(dealers) < self.threshold:
+            raise SecAggError(
+                Abort.BELOW_THRESHOLD,
+                f"{len(dealers)} of {len(self.names)} members have dealt, the threshold is {self.threshold}",
+            )
+        for one in deals.deals:
+            if one.directory != self.directory:
+                raise SecAggError(Abort.CTX_MISMATCH, f"the dealing of member {one.member} is for another directory")
+            self.verify(one.member, one.signature, one.text, "its dealing")
+        others = [one for one in deals.deals if one.member != self.own]
+        rows = {self.own: self._dealt[self.own]}
+        for one, sealed in zip(others, deals.sealed, strict=True):
+            rows[one.member] = self._row(one, sealed)
+        own = deals.deals[dealers.index(self.own)]
+        if not own.dealing.fits(self.own, rows[self.own]):
+            raise SecAggError(Abort.ROSTER, "the dealings have another than this site's own")
+        self._rows = {member: bytearray(row) for member, row in rows.items()}
+        self.pairs.forget_rows()
+        self.digest = epoch_digest(self.directory, [one.text for one in deals.deals])
+        return wire.Confirm(self.own, self.sign(wire.confirm_text(self.digest))).encode()
+
+    def show(self, request: bytes) -> bytes:
+        """Answer SHW1: the rows dealt to members that complained, which they know already if they are honest.
+
+        Returns:
+            SHO1, for the server to compare with what this member has committed to.
+
+        Raises:
+            SecAggError: a complaint is not one about this member, or not signed by who makes it.
+        """
+        accusers = []
+        for raw in wire.ShowRequest.decode(request, self._terms.max_sites).complaints:
+            complaint = wire.AbortMessage.decode(raw)
+            about = (complaint.context, complaint.code, complaint.culprit)
+            if about != (self.directory, Abort.BAD_SHARE, self.own) or complaint.member in (self.own, *accusers):
+                raise SecAggError(Abort.CTX_MISMATCH, "a complaint is of another directory or about another member")
+            self.verify(complaint.member, complaint.signature, complaint.text, "its complaint")
+            accusers.append(complaint.member)
+        if not self._dealt or accusers != sorted(accusers):
+            raise UnexpectedMessage("complaints", "complaints in ascending order, after this site has dealt")
+        message = wire.Show(self.directory, self.own, tuple(self._dealt[m] for m in accusers), bytes(64))
+        return replace(message, signature=self.sign(message.text)).encode()
+
+    def check_confirms(self, confirms: Mapping[int, bytes]) -> None:
+        """That enough members have confirmed this epoch, and no session has run out. Raises SecAggError."""
         if self._clock() > self._expires:
             raise SecAggError(Abort.BAD_CERT, "a member's session has expired: the server must start a new epoch")
-        for member in cohort:
-            if member in self._heard:
-                continue
-            if member not in confirms:
-                raise SecAggError(Abort.BAD_SIG, f"member {member} has not confirmed the directory", culprit=member)
-            self.verify(member, confirms[member], self._confirm_text(), "the directory")
-            self._heard.add(member)
+        if len(confirms) < self.threshold or self.own not in confirms:
+            raise SecAggError(
+                Abort.BELOW_THRESHOLD,
+                f"{len(confirms)} of {len(self.names)} members have confirmed, the threshold is {self.threshold}",
+            )
+        for member, signature in confirms.items():
+            self.verify(member, signature, wire.confirm_text(self.digest), "the directory and the dealings")
+        self._dealt.clear()  # no complaint is heard any more
+
+    @property
+    def pairs(self) -> PairwiseKeys:
+        """The edges to all members. Raises UnexpectedMessage before there is a directory."""
+        if self._pairs is None:
+            raise UnexpectedMessage("a message of a round", "a directory")
+        return self._pairs
+
+    @property
+    def dealers(self) -> set[int]:
+        """Members whose shares this one holds; empty before they are confirmed."""
+        return set(self._rows)
+
+    def take_seed(self, slot: int) -> bytes:
+        """The seed of this member's own mask; all that belongs to slots before is forgotten, as is the seed.
+
+        Raises:
+            SecAggError: CTX_MISMATCH, the slot is used up or does not exist.
+        """
+        if slot not in self._seeds:
+            raise SecAggError(Abort.CTX_MISMATCH, f"slot {slot} of the epoch is used up or beyond its {SLOTS}")
+        self.pairs.advance(slot)
+        self.forget(slot - 1)
+        seed = self._seeds[slot]
+        self._seeds = {later: value for later, value in self._seeds.items() if later > slot}
+        return seed
+
+    def shares(self, slot: int, cohort: Sequence[int]) -> tuple[bytes, ...]:
+        """This member's shares of the seeds of a cohort."""
+        return tuple(share_of(bytes(self._rows[member]), slot) for member in cohort)
+
+    def forget(self, slot: int) -> None:
+        """Erase the shares of a slot and of all before."""
+        until = SHARE_BYTES * (slot + 1)
+        for row in self._rows.values():
+            row[:until] = bytes(until)
 
     def sign(self, text: bytes) -> bytes:
         """Ed25519 signature of this epoch's key, 64 bytes."""
@@ -159,32 +241,74 @@ class KeyExchange:
 
     def verify(self, member: int, signature: bytes, text: bytes, what: str) -> None:
         """Raises SecAggError(BAD_SIG) naming the member and `what` it should have signed."""
+        if member >= len(self._voices):
+            raise SecAggError(Abort.ROSTER, f"member {member} is not in the directory")
         try:
             self._voices[member].verify(signature, text)
         except InvalidSignature:
-            raise SecAggError(Abort.BAD_SIG, f"member {member} did not sign {what}", culprit=member) from None
+            raise SecAggError(Abort.BAD_SIG, f"member {member} did not sign {what}") from None
 
     def erase(self) -> None:
-        """Forget every key that opens a mask."""
+        """Forget every key and share."""
         self._exchange = None
+        self._seeds.clear()
+        self._dealt.clear()
+        self._rows.clear()
         if self._pairs:
             self._pairs.erase()
 
-    def _confirm_text(self) -> bytes:
-        return wire.confirm_text(self._terms.digest, self.directory)
+    def _deal(self, members: int) -> bytes:
+        seeds = [random_element() for _ in range(SLOTS)]
+        self._seeds = dict(enumerate(seeds, 1))
+        dealing, self._dealt = deal(seeds, self.threshold, members, self.directory + u16(self.own))
+        sealed = [self.pairs.seal(m, row) for m, row in enumerate(self._dealt) if m != self.own]
+        message = wire.Deal(
+            member=self.own,
+            directory=self.directory,
+            dealing=dealing,
+            seals=tuple(sha256(row).digest() for row in sealed),
+            signature=bytes(64),
+            sealed=tuple(sealed),
+            leaves=tuple(b"".join(leaves(dealing.label, m, row)) for m, row in enumerate(self._dealt)),
+        )
+        return replace(message, signature=self.sign(message.text)).encode()
 
-    def _check(self, advert: wire.Advertisement) -> None:
-        roster, member = self._trust.roster, advert.member
-        name = roster.name_of(member)
-        agreed = (advert.job_digest, advert.roster_digest) == (self._terms.digest, roster.digest())
-        if not agreed or advert.epoch != self.epoch:
+    def _row(self, one: wire.Deal, sealed: bytes) -> bytes:
+        """The row that a dealer meant for this member. What it did not seal so itself is the server's doing."""
+        place = self.own - (one.member < self.own)
+        if sha256(sealed).digest() != one.seals[place]:
+            raise SecAggError(Abort.MALFORMED, f"the server sent another row than member {one.member} sealed")
+        row = self.pairs.open(one.member, sealed)
+        if not one.dealing.fits(self.own, row):
             raise SecAggError(
-                Abort.ROSTER,
-                f"{name} has another job, roster or epoch than {self._name}: compare the digests of the rosters",
-                culprit=member,
+                Abort.BAD_SHARE, f"the shares that {self.names[one.member]} dealt do not fit", culprit=one.member
             )
+        return row
+
+    def _check(self, place: int, advert: wire.Advertisement) -> None:
+        name = self.names[place]
         try:
-            Ed25519PublicKey.from_public_bytes(advert.signing_key).verify(advert.signature, advert.body)
-        except InvalidSignature:
-            raise SecAggError(Abort.BAD_SIG, f"the keys of {name} are not signed by it", culprit=member) from None
-        self._trust.check(name=name, job_id=self._terms.job_id, now=int(self._clock()), **advert.credentials)
+            agreed = (advert.job_digest, advert.roster_digest) == (self._terms.digest, self._trust.digest)
+            if not agreed or advert.epoch != self._epoch:
+                raise SecAggError(
+                    Abort.ROSTER,
+                    f"{name} has another job, roster or epoch than {self._name}: compare the digests of the rosters",
+                )
+            self.verify(place, advert.signature, advert.body, f"the keys of {name}")
+            self._trust.check(name=name, job_id=self._terms.job_id, now=int(self._clock()), **advert.credentials)
+        except SecAggError as error:
+            raise SecAggError(error.code, str(error), culprit=place) from None
+
+
+def _voice(advert: wire.Advertisement, place: int) -> Ed25519PublicKey:
+    try:
+        return Ed25519PublicKey.from_public_bytes(advert.signing_key)
+    except ValueError:
+        raise SecAggError(Abort.ROSTER, f"member {place} has no signing key", culprit=place) from None
+
+
+def _session(advert: wire.Advertisement, place: int) -> Session:
+    try:
+        return Session.decode(advert.session)
+    except SecAggError as error:
+        raise SecAggError(error.code, str(error), culprit=place) from None

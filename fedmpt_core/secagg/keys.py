@@ -1,22 +1,19 @@
-"""Keys of FLARE-SA/1: what two members share, one edge each, and the commitments that open it to nobody.
+"""Keys of FLARE-SA/2: what two members share, and what masks are made of.
 
 X25519 (RFC 7748) gives each pair a secret, HKDF-SHA256 (RFC 5869) everything else, AES-256-GCM (SP 800-38D) seals
 shares. Every info string is the bare label and its fields, all of fixed length, with nothing between or after them:
 
     root (64 bytes) = HKDF(X25519(i, j), "root" | job digest | directory digest | u16 min(i, j) | u16 max(i, j))
-    mask chain, share chain of round 0 = its halves; of round r + 1 = HKDF(chain of round r, "next")
-    edge seed  = HKDF(mask chain, "mask" | ctx)                    AES-256-CTR key of the mask of the edge
-    share key  = HKDF(share chain, "shr" | ctx | u16 from | u16 to)
+    mask chain of slot 0, row secret = its halves; mask chain of slot s + 1 = HKDF(mask chain of slot s, "next")
+    edge seed  = HKDF(mask chain of the slot, "mask" | ctx)        AES-256-CTR key of the mask of the edge
+    row key    = HKDF(row secret, "row" | u16 from | u16 to)       seals the shares dealt from one to the other
     self mask  = HKDF(b, "self" | ctx)                             AES-256-CTR key of a member's own mask
-    com_b      = SHA-256("com" | ctx | b)
-    com_k      = SHA-256("edge" | ctx | u16 min(i, j) | u16 max(i, j) | edge seed)
 
-with HKDF's salt "FLARE-SA/1" and 32 bytes but for the root. The chains only go forward, so keys of finished rounds
+with HKDF's salt "FLARE-SA/2" and 32 bytes but for the root. The chain only goes forward, so keys of finished rounds
 cannot be had from a member later. Python may keep copies of what is overwritten here: erasing is best effort.
 """
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -28,8 +25,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedmpt_core.secagg.errors import Abort, SecAggError
 
 KEY_BYTES = 32
-SALT = b"FLARE-SA/1"
-_NONCE = bytes(12)  # every share key seals one row only
+SALT = b"FLARE-SA/2"
+_NONCE = bytes(12)  # every row key seals one row only
 
 
 class PairwiseKeys:
@@ -41,12 +38,12 @@ class PairwiseKeys:
     def __init__(
         self, own: int, private: X25519PrivateKey, peers: Mapping[int, bytes], job: bytes, directory: bytes
     ) -> None:
-        """Derives the roots of all edges, for round 0. The caller drops `private` then: forward secrecy needs it.
+        """Derives the roots of all edges, for slot 0. The caller drops `private` then: forward secrecy needs it.
 
         Args:
-            own: roster id of the member, 0..65535.
+            own: id of the member, 0..65535.
             private: its exchange key of this epoch.
-            peers: by roster id, the 32-byte public exchange key of every other member.
+            peers: by id, the 32-byte public exchange key of every other member.
             job: `context.job_digest`, 32 bytes.
             directory: `context.directory_digest`, 32 bytes.
 
@@ -55,9 +52,9 @@ class PairwiseKeys:
                 the member itself.
             ValueError: an id or a digest outside its range.
         """
-        self._own, self._round = own, 0
-        self._erased = False
-        self._chains: dict[int, tuple[bytearray, bytearray]] = {}  # for masks, for shares
+        self._own, self._slot = own, 0
+        self._chains: dict[int, bytearray] = {}
+        self._row_secrets: dict[int, bytearray] = {}
         for peer, public in peers.items():
             if peer == own:
                 raise SecAggError(Abort.ROSTER, f"member {own} is its own peer: leave it out", culprit=own)
@@ -69,125 +66,108 @@ class PairwiseKeys:
                     Abort.ROSTER, f"member {peer} has an exchange key of low order or of wrong length", culprit=peer
                 ) from None
             root = _hkdf(secret, info, 2 * KEY_BYTES)
-            self._chains[peer] = bytearray(root[:KEY_BYTES]), bytearray(root[KEY_BYTES:])
+            self._chains[peer], self._row_secrets[peer] = bytearray(root[:KEY_BYTES]), bytearray(root[KEY_BYTES:])
 
     def __repr__(self) -> str:
-        return f"PairwiseKeys(member {self._own}, {len(self._chains)} edges, round {self._round})"
+        return f"PairwiseKeys(member {self._own}, {len(self._chains)} edges, slot {self._slot})"
 
     def __reduce__(self) -> NoReturn:
         raise SecAggError(Abort.POLICY, "a member's keys may not be copied or stored")
 
-    def advance(self, round_number: int) -> None:
-        """Go on to a round, overwriting the keys of all before. The round that it is in already changes nothing.
+    def advance(self, slot: int) -> None:
+        """Go on to a slot, overwriting the keys of all before. The slot that it is in already changes nothing.
 
         Args:
-            round_number: from 0. The work grows with it: the caller bounds it by the rounds of the job.
+            slot: from 0. The work grows with it: the caller bounds it by the slots of an epoch.
 
         Raises:
-            SecAggError: CTX_MISMATCH, an earlier round, whose keys are gone.
+            SecAggError: CTX_MISMATCH, an earlier slot, whose keys are gone.
         """
-        self._check()
-        if round_number < self._round:
-            raise SecAggError(
-                Abort.CTX_MISMATCH, f"round {round_number} came, but the keys before round {self._round} are erased"
-            )
-        for chains in self._chains.values():
-            for chain in chains:
-                for _ in range(round_number - self._round):
-                    chain[:] = _hkdf(chain, b"next")
-        self._round = round_number
+        if slot < self._slot:
+            raise SecAggError(Abort.CTX_MISMATCH, f"slot {slot} came, but the keys before slot {self._slot} are erased")
+        for chain in self._chains.values():
+            for _ in range(slot - self._slot):
+                chain[:] = _hkdf(chain, b"next")
+        self._slot = slot
 
     def edge_seed(self, peer: int, ctx: bytes) -> bytes:
-        """AES-256-CTR key of the mask shared with a peer in the current round, 32 bytes; the same at both ends.
+        """AES-256-CTR key of the mask shared with a peer in the current slot, 32 bytes; the same at both ends.
 
         Raises:
-            SecAggError: ROSTER, no such peer; CTX_MISMATCH, erased.
+            SecAggError: ROSTER, no such peer, or the keys are erased.
         """
-        return _hkdf(self._edge(peer)[0], b"mask" + _digest(ctx, "ctx"))
+        return _hkdf(_of(self._chains, peer), b"mask" + _digest(ctx, "ctx"))
 
-    def seal(self, recipient: int, ctx: bytes, row: bytes) -> bytes:
-        """Encrypt a row of shares for one recipient.
-
-        The nonce is constant, so for one recipient and ctx only one row may ever leave the member.
+    def seal(self, recipient: int, row: bytes) -> bytes:
+        """Encrypt the row of shares that this member deals to one recipient; once, as the nonce is constant.
 
         Args:
-            recipient: roster id.
-            ctx: of the attempt, 32 bytes.
+            recipient: its id.
             row: any length.
 
         Returns:
             Ciphertext and tag, 16 bytes longer than the row.
 
         Raises:
-            SecAggError: ROSTER, no such peer; CTX_MISMATCH, erased.
+            SecAggError: ROSTER, no such peer, or the keys are erased.
         """
-        key, info = self._share_key(self._own, recipient, ctx)
+        key, info = self._row_key(recipient, self._own, recipient)
         return AESGCM(key).encrypt(_NONCE, row, info)
 
-    def open(self, sender: int, ctx: bytes, sealed: bytes) -> bytes:
-        """The row that `sender` sealed for this member under the same ctx and round.
+    def open(self, sender: int, sealed: bytes) -> bytes:
+        """The row that `sender` sealed for this member.
 
         Raises:
-            SecAggError: BAD_SHARE, it is not; ROSTER, no such peer; CTX_MISMATCH, erased.
+            SecAggError: BAD_SHARE, it is not; ROSTER, no such peer, or the keys are erased.
         """
-        key, info = self._share_key(sender, self._own, ctx)
+        key, info = self._row_key(sender, sender, self._own)
         try:
             return AESGCM(key).decrypt(_NONCE, sealed, info)
         except InvalidTag:
             raise SecAggError(
                 Abort.BAD_SHARE,
                 f"the row of shares from member {sender} to {self._own} does not open: it was sealed for another "
-                "round, model, cohort or member, or changed on the way",
+                "directory or member",
                 culprit=sender,
             ) from None
 
+    def forget_rows(self) -> None:
+        """Overwrite what rows are sealed with: all of them were dealt."""
+        _wipe(self._row_secrets)
+
     def erase(self) -> None:
-        """Overwrite every key. All later calls but this raise SecAggError(CTX_MISMATCH)."""
-        for chains in self._chains.values():
-            for chain in chains:
-                chain[:] = bytes(KEY_BYTES)
-        self._chains.clear()
-        self._erased = True
+        """Overwrite every key. All later calls but this raise SecAggError(ROSTER)."""
+        _wipe(self._row_secrets)
+        _wipe(self._chains)
 
-    def _check(self) -> None:
-        if self._erased:
-            raise SecAggError(Abort.CTX_MISMATCH, f"the keys of member {self._own} are erased: start a new epoch")
+    def _row_key(self, peer: int, sender: int, recipient: int) -> tuple[bytes, bytes]:
+        info = b"row" + _id(sender) + _id(recipient)
+        return _hkdf(_of(self._row_secrets, peer), info), info
 
-    def _edge(self, peer: int) -> tuple[bytearray, bytearray]:
-        self._check()
-        if peer not in self._chains:
-            raise SecAggError(Abort.ROSTER, f"member {peer} has no edge to member {self._own} in this epoch")
-        return self._chains[peer]
 
-    def _share_key(self, sender: int, recipient: int, ctx: bytes) -> tuple[bytes, bytes]:
-        chain = self._edge(recipient if sender == self._own else sender)[1]
-        info = b"shr" + _digest(ctx, "ctx") + _id(sender) + _id(recipient)
-        return _hkdf(chain, info), info
+def usable(public: bytes) -> bool:
+    """Whether an exchange key is 32 bytes and not of low order, which would make secrets that everyone knows."""
+    try:
+        return bool(X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(public)))
+    except ValueError:
+        return False
 
 
 def self_mask_key(seed: bytes, ctx: bytes) -> bytes:
-    """AES-256-CTR key of a member's own mask, 32 bytes, from its 32 random bytes b. Raises ValueError on a length."""
-    return _hkdf(_key(seed), b"self" + _digest(ctx, "ctx"))
+    """AES-256-CTR key of a member's own mask, 32 bytes, from its secret b of a slot, 33 bytes."""
+    return _hkdf(seed, b"self" + _digest(ctx, "ctx"))
 
 
-def commit_self(seed: bytes, ctx: bytes) -> bytes:
-    """Commitment to b (com_b), 32 bytes; hides it because b has 256 random bits. Raises ValueError on a length."""
-    return sha256(b"com" + _digest(ctx, "ctx") + _key(seed)).digest()
+def _of(keys: Mapping[int, bytearray], peer: int) -> bytearray:
+    if peer not in keys:
+        raise SecAggError(Abort.ROSTER, f"member {peer} has no edge to this one in this epoch, or its key is erased")
+    return keys[peer]
 
 
-def commit_edge(edge: bytes, ctx: bytes, one: int, other: int) -> bytes:
-    """Commitment to an edge seed (com_k), 32 bytes; the same from both ends.
-
-    Args:
-        edge: 32 bytes.
-        ctx: of the attempt, 32 bytes.
-        one: roster id of an end, 0..65535.
-        other: of the other end.
-
-    Raises:
-        ValueError: a length or an id outside its range, or both ends the same.
-    """
-    return sha256(b"edge" + _digest(ctx, "ctx") + _pair(one, other) + _key(edge)).digest()
+def _wipe(keys: dict[int, bytearray]) -> None:
+    for key in keys.values():
+        key[:] = bytes(KEY_BYTES)
+    keys.clear()
 
 
 def _hkdf(secret: bytes | bytearray, info: bytes, length: int = KEY_BYTES) -> bytes:
@@ -209,10 +189,4 @@ def _pair(one: int, other: int) -> bytes:
 def _digest(value: bytes, what: str) -> bytes:
     if len(value) != 32:
         raise ValueError(f"the {what} digest has {len(value)} bytes, it must have 32")
-    return value
-
-
-def _key(value: bytes) -> bytes:
-    if len(value) != KEY_BYTES:
-        raise ValueError(f"a seed has {len(value)} bytes, it must have {KEY_BYTES}")
     return value

@@ -12,9 +12,16 @@ from typing import Any, Literal, get_args
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.wire import kind_of
 
-LATCH_VERSION = 1
-NUMBERS, LISTS = ("round", "attempt", "threshold", "version"), ("cohort", "setup", "said")
-Stage = Literal["none", "masked", "signed", "released"]
+LATCH_VERSION = 2
+NUMBERS, LISTS = ("round", "attempt", "members", "version"), ("setup", "said")
+Stage = Literal["none", "begun", "masked", "opened"]
+
+
+class LatchError(SecAggError):
+    """The record cannot be read, or is not one: nothing is signed then."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Abort.STORAGE, text)
 
 
 @dataclass(frozen=True)
@@ -23,37 +30,39 @@ class Latch:
 
     Attributes:
         job_id: the run.
-        round: newest round in which it sent a masked vector; 0 before.
-        attempt: its newest attempt.
-        stage: what it has sent in it: `masked` vector, `signed` survivor list, `released` shares.
-        cohort: member ids of that attempt; a further attempt may only have fewer.
-        threshold: of that attempt; a further one may only have a higher.
-        context: hex of that attempt's context.
-        survivors: hex SHA-256 of the survivor list that it signed.
+        round: newest round of training that was begun; 0 before.
+        attempt: its newest attempt; -1 before.
+        stage: what was done in this round, in any of its attempts: it was `begun`, a vector `masked`, a sum `opened`.
+        model: hex digest of the parameters that this round starts from.
+        members: size of the largest directory that this member has confirmed.
+        context: hex of the newest masked vector's context.
         release: hex SHA-256 of the update inside the masked vector, as the site's ledger names it; may be empty.
         setup: hex SHA-256 of the messages of the newest key exchange.
         said: hex SHA-256 of the messages of the newest attempt.
-        left: hex SHA-256 of the newest message that says why the member left a round.
+        left: hex SHA-256 of the newest message that says why the member left.
         version: version of this record.
     """
 
     job_id: str
     round: int = 0
-    attempt: int = 0
+    attempt: int = -1
     stage: Stage = "none"
-    cohort: tuple[int, ...] = ()
-    threshold: int = 0
+    model: str = ""
+    members: int = 0
     context: str = ""
-    survivors: str = ""
     release: str = ""
     setup: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     left: str = ""
     version: int = LATCH_VERSION
 
-    def saying(self, digest: str, **changes: object) -> "Latch":
+    def saying(self, message: str, **changes: object) -> "Latch":
         """With one more message of the attempt, by its `digest_of`."""
-        return replace(self, said=(*self.said, digest), **changes)
+        return replace(self, said=(*self.said, message), **changes)
+
+    def continued(self, job_id: str) -> "Latch":
+        """For a run that goes on from this one: the rounds that were used up stay so."""
+        return Latch(job_id, self.round, stage=self.stage, model=self.model)
 
     def has_said(self, message: bytes) -> bool:
         """Whether this message is one of the member's newest attempt or key exchange."""
@@ -65,20 +74,19 @@ class Latch:
 
     @staticmethod
     def from_json(text: str) -> "Latch":
-        """Raises SecAggError(STORAGE) when the text is not such a record."""
+        """Raises LatchError when the text is not such a record."""
         try:
             values = json.loads(text)
             known: dict[str, Any] = {k: tuple(v) if k in LISTS else v for k, v in values.items()}
             latch = Latch(**known)
             kinds = {k: type(v) for k, v in asdict(latch).items()}
             right = all(kinds[k] is (int if k in NUMBERS else tuple if k in LISTS else str) for k in kinds)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             right, latch = False, Latch("")
         if not right or latch.version != LATCH_VERSION or latch.stage not in get_args(Stage):
-            raise SecAggError(
-                Abort.STORAGE,
+            raise LatchError(
                 "the record of what this site has said is damaged or of another release: it must not be deleted while "
-                "the job runs, so end the job first",
+                "the job runs, so end the job first"
             )
         return latch
 

@@ -1,6 +1,7 @@
 """What all members agreed on before the first round, and the floors that no message can lower.
 
-The threshold follows from the size of the cohort and two numbers of the job; a server never chooses it.
+The threshold follows from the number of members whose keys all have confirmed and two numbers of the job; a server
+never chooses it.
 """
 
 from dataclasses import dataclass
@@ -31,21 +32,24 @@ class Floors:
                 f"least {LEAST_COHORT} and colluders of at least 0",
             )
 
-    def threshold(self, cohort: int) -> int:
-        """Members that must answer before a sum over a cohort is revealed.
+    def threshold(self, members: int) -> int:
+        """Members that must be in a sum, and that must open it.
 
         The least t with t > 2n/3, 2t > n + c (two different sums of one round would need more honest members than
         there are), t - c >= 2 (an honest member hides among at least one other) and t >= min_cohort.
 
+        Args:
+            members: n, those in the confirmed directory.
+
         Raises:
-            SecAggError: POLICY, the cohort is too small for these floors.
+            SecAggError: POLICY, they are too few for these floors.
         """
-        least = max(2 * cohort // 3, (cohort + self.colluders) // 2) + 1
+        least = max(2 * members // 3, (members + self.colluders) // 2) + 1
         least = max(least, self.colluders + 2, self.min_cohort)
-        if least > cohort:
+        if least > members:
             raise SecAggError(
                 Abort.POLICY,
-                f"a cohort of {cohort} cannot protect its members: min_cohort={self.min_cohort} and "
+                f"{members} members cannot protect each other: min_cohort={self.min_cohort} and "
                 f"colluders={self.colluders} need {least} to answer",
             )
         return least
@@ -65,7 +69,8 @@ class Terms:
         words: length of a vector, 1..2^31.
         floors: the job's; every member has compared them with its own.
         max_sites: bound on members and on every count in a message, 3..65535.
-        rounds: largest round number.
+        first_round: the first round of training, from 1.
+        rounds: the last.
         attempts: largest attempt number of a round, from 0.
     """
 
@@ -74,5 +79,6 @@ class Terms:
     words: int
     floors: Floors
     max_sites: int
+    first_round: int
     rounds: int
     attempts: int

@@ -5,10 +5,10 @@ writes a `KeyCard` from its own start-up kit, the cards become one roster, peopl
 Files are JSON, read strictly: whatever is unknown, missing or there twice is refused.
 """
 
+import hmac
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NoReturn
@@ -97,9 +97,7 @@ class Roster:
 
     Attributes:
         root: SHA-256 of the root certificate (DER), 32 bytes.
-        members: 1 to 1000 by name (1 to 256 printable bytes), in the order of the names' UTF-8 bytes; a member's id is
-            its place.
-        pinned: whether fingerprints count; False only in simulations.
+        members: 1 to 1000 by name (1 to 256 printable bytes), in the order of the names' UTF-8 bytes.
 
     Raises:
         SecAggError: ROSTER, impossible names or digests, two members with one key, or too many or no members.
@@ -107,7 +105,6 @@ class Roster:
 
     root: bytes
     members: Mapping[str, Member]
-    pinned: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.members) <= MOST_MEMBERS:
@@ -117,14 +114,14 @@ class Roster:
             _check_text(name, member.org)
             if {len(self.root), len(member.fingerprint)} != {DIGEST_BYTES}:
                 _refuse(f"a digest of {name} or of the root certificate has not {DIGEST_BYTES} bytes")
-            if self.pinned and (other := owners.setdefault(member.fingerprint, name)) != name:
+            if (other := owners.setdefault(member.fingerprint, name)) != name:
                 _refuse(f"the roster gives {other} and {name} the same key: every site must have its own kit")
         ordered = dict(sorted(self.members.items(), key=lambda item: item[0].encode()))
         object.__setattr__(self, "members", ordered)
 
     @staticmethod
     def from_json(text: str) -> "Roster":
-        """Read a roster's file; the result is pinned. Raises SecAggError(ROSTER) that names what is wrong."""
+        """Read a roster's file. Raises SecAggError(ROSTER) that names what is wrong."""
         remedy = "collect it again with `fedmpt roster collect`"
         values = _parsed(text, ("root_sha256", "members"), f"the roster: {remedy}")
         if not isinstance(values["members"], dict):
@@ -137,9 +134,7 @@ class Roster:
         return Roster(_digest(values["root_sha256"], "root_sha256"), members)
 
     def to_json(self) -> str:
-        """As `from_json` reads it. Raises SecAggError(ROSTER) for the roster of a simulation."""
-        if not self.pinned:
-            _refuse("this roster is that of a simulation, whose keys are made up: it cannot be written")
+        """As `from_json` reads it."""
         members = {n: {"spki_sha256": m.fingerprint.hex(), "org": m.org} for n, m in self.members.items()}
         values = {"version": ROSTER_VERSION, "root_sha256": self.root.hex(), "members": members}
         return json.dumps(values, indent=2, ensure_ascii=False)
@@ -179,28 +174,17 @@ class Roster:
             )
         return Roster(first[1].root, members)
 
-    @staticmethod
-    def unpinned(names: Sequence[str]) -> "Roster":
-        """Names only, for simulations. Raises SecAggError(ROSTER) for a name that is impossible or there twice."""
-        name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-        if times > 1:
-            _refuse(f"the simulation names {name!r} {times} times: give every site its own name")
-        return Roster(bytes(DIGEST_BYTES), {n: Member(bytes(DIGEST_BYTES), "") for n in names}, pinned=False)
-
-    def id_of(self, name: str) -> int:
-        """A member's id. Raises SecAggError(ROSTER) for a stranger."""
-        for place, known in enumerate(self.members):
-            if known == name:
-                return place
-        _refuse(f"{name} is not in the roster: every site must add it before it takes part")
-
-    def name_of(self, member: int) -> str:
-        """The name of an id. Raises SecAggError(ROSTER) when there is none."""
-        if not 0 <= member < len(self.members):
+    def check_key(self, name: str, fingerprint: bytes) -> None:
+        """That a key is the one of this member. Raises SecAggError(ROSTER)."""
+        if name not in self.members:
+            _refuse(f"{name} is not in the roster: every site must add it before it takes part")
+        pinned = self.members[name].fingerprint
+        if not hmac.compare_digest(fingerprint, pinned):
             _refuse(
-                f"member {member} is not in the roster of {len(self.members)} members: compare the rosters' digests"
+                f"{name} has key {fingerprint.hex()[:16]}..., the roster has {pinned.hex()[:16]}...: ask it by "
+                "telephone; if its key was renewed, every site must collect the roster anew; if not, somebody else "
+                "made that entry"
             )
-        return list(self.members)[member]
 
     def digest(self) -> bytes:
         """What all sites compare, 32 bytes."""

@@ -1,42 +1,44 @@
-"""The server's half of FLARE-SA/1: it adds masked vectors as they arrive and learns one sum a round.
+"""The server's half of FLARE-SA/2: it adds masked vectors as they arrive and learns one sum a round.
 
 No network and no knowledge of the vectors. Whatever a member sends is checked against the keys of its advert; a fault
-costs the member that made it, and a round that cannot be opened is lost without anything revealed.
+costs the member that made it, by name, and a round that cannot be opened is lost without anything revealed.
 """
 
 import hmac
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import combinations
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedmpt_core.secagg import context as contexts
 from fedmpt_core.secagg import messages as wire
+from fedmpt_core.secagg.context import context as context_of
+from fedmpt_core.secagg.context import directory_digest, epoch_digest
+from fedmpt_core.secagg.dealing import SLOTS, is_share
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck
+from fedmpt_core.secagg.keys import self_mask_key, usable
 from fedmpt_core.secagg.masking import add_all
-from fedmpt_core.secagg.opening import Opening, suspects
 from fedmpt_core.secagg.policy import Terms
+from fedmpt_core.secagg.shamir import Lagrange
 
 
 class RoundLost(Exception):
     """The round ends without a sum, and nothing of any vector is known.
 
     Attributes:
-        culprits: names of members whose fault it is shown to be; the next attempt goes without them.
-        signed: whether members have signed a list of survivors, so that the round's number is used up.
+        culprits: by name, what members were shown to have done; nothing goes on with them.
+        used_up: whether members have been asked to open a sum, so that they refuse this round of training from now on.
     """
 
-    def __init__(self, text: str, *, culprits: Sequence[str] = (), signed: bool = False) -> None:
+    def __init__(self, text: str, *, culprits: Mapping[str, str] | None = None, used_up: bool = False) -> None:
         super().__init__(text)
-        self.culprits, self.signed = tuple(culprits), signed
+        self.culprits, self.used_up = dict(culprits or {}), used_up
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class Sum:
     """What a round reveals.
 
     Attributes:
-        words: (words,) uint32, the sum of the survivors' vectors mod 2^32.
-        survivors: their names.
-        culprits: names of members that dealt or sent wrong shares, which had to be corrected.
-        transcript: hex SHA-256 over context, survivors and sum.
+        words: (words,) uint32, the sum of the cohort's vectors mod 2^32.
+        cohort: their names.
+        culprits: by name, what members did wrong that the sum did without.
+        transcript: hex SHA-256 over context, cohort and sum.
     """
 
     words: np.ndarray
-    survivors: tuple[str, ...]
-    culprits: tuple[str, ...]
+    cohort: tuple[str, ...]
+    culprits: dict[str, str]
     transcript: str
 
 
@@ -62,6 +64,7 @@ class _Member:
     advert: wire.Advertisement
     raw: bytes
     voice: Ed25519PublicKey
+    deal: wire.Deal | None = None
     confirm: bytes = b""
 
 
@@ -69,14 +72,15 @@ class _Member:
 class _Round:
     number: int
     attempt: int
-    cohort: tuple[int, ...]
-    threshold: int
-    context: bytes
-    total: np.ndarray
-    masked: dict[int, wire.Masked] = field(default_factory=dict)
-    survivors: tuple[int, ...] = ()
-    signatures: dict[int, bytes] = field(default_factory=dict)
-    shares: dict[int, wire.Unmasked] = field(default_factory=dict)
+    model: bytes
+    ready: set[int] = field(default_factory=set)
+    cohort: tuple[int, ...] = ()
+    slot: int = 0
+    context: bytes = bytes(32)
+    total: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype="<u4"))
+    masked: set[int] = field(default_factory=set)
+    opening: bool = False
+    shares: dict[int, wire.Opened] = field(default_factory=dict)
 
 
 class SecAggServer:
@@ -93,10 +97,11 @@ class SecAggServer:
         self.terms, self._check, self._clock = terms, check, clock
         self._lock = threading.Lock()
         self._epoch, self._opened = 0, 0.0
-        self._members: dict[int, _Member] = {}
-        self._directory = b""
+        self._adverts: dict[str, _Member] = {}  # by name, while they come
+        self._members: list[_Member] = []  # in the directory's order
+        self._directory, self._digest, self._slot = b"", b"", 0
+        self._complaints: dict[tuple[int, int], bytes] = {}  # by accuser and accused
         self._round: _Round | None = None
-        self._last: tuple[int, int, tuple[int, ...]] = (0, 0, ())  # number, threshold and cohort of the newest attempt
 
     @property
     def epoch(self) -> int:
@@ -105,110 +110,203 @@ class SecAggServer:
 
     @property
     def members(self) -> list[str]:
-        """Names that have confirmed the directory."""
-        return sorted(m.name for m in self._members.values() if m.confirm)
-
-    @property
-    def expires_soon(self) -> bool:
-        """Whether the sessions of this epoch end within a sixth of their time."""
-        return self._clock() - self._opened > SESSION_SECONDS * 5 / 6
-
-    @property
-    def survivors(self) -> list[str]:
-        """Names in the list that `consistency_request` has closed."""
-        return self._names(self._now().survivors)
+        """Names that have confirmed the epoch, in the directory's order."""
+        return [m.name for m in self._members if m.confirm]
 
     @property
     def threshold(self) -> int:
-        """Of the newest attempt."""
-        return self._last[1]
+        """Of the directory: fewest members of a sum, and fewest that open it."""
+        return self.terms.floors.threshold(len(self._members))
 
-    def open_epoch(self, names: Sequence[str] = ()) -> bytes:
-        """Start a key exchange; any open round is given up.
+    @property
+    def needs_epoch(self) -> bool:
+        """Whether there is no epoch that another round can use: too few members, no slot left, or soon too old."""
+        old = self._clock() - self._opened > SESSION_SECONDS * 5 / 6
+        return old or self._slot >= SLOTS or not self._digest or len(self.members) < self.threshold
 
-        Args:
-            names: all invited sites, only where identities are ephemeral.
+    @property
+    def cohort(self) -> list[str]:
+        """Names whose vectors are to be in the sum."""
+        return self._names(self._now().cohort)
 
-        Returns:
-            ADQ1, for every site.
-        """
+    def open_epoch(self) -> bytes:
+        """Start a key exchange; any open round is given up. ADQ1, for every site."""
         self._epoch, self._opened, self._round = self._epoch + 1, self._clock(), None
-        self._members, self._directory = {}, b""
-        return wire.AdvertiseRequest(self.terms.digest, self._epoch, tuple(sorted(names, key=str.encode))).encode()
+        self._adverts, self._members, self._complaints = {}, [], {}
+        self._directory, self._digest, self._slot = b"", b"", 0
+        return wire.AdvertiseRequest(self.terms.digest, self._epoch).encode()
 
     def take_advertisement(self, site: str, data: bytes) -> None:
         """Note a member's keys. Raises SecAggError when they are not its own or not for this job and epoch."""
         advert = wire.Advertisement.decode(data)
         if (advert.job_digest, advert.epoch) != (self.terms.digest, self._epoch):
             raise SecAggError(Abort.CTX_MISMATCH, f"{site} advertises for another job, release or epoch")
-        voice = Ed25519PublicKey.from_public_bytes(advert.signing_key)
+        try:
+            voice = Ed25519PublicKey.from_public_bytes(advert.signing_key)
+        except ValueError:
+            raise SecAggError(Abort.ROSTER, f"{site} has no signing key") from None
         _verify(voice, advert.signature, advert.body, site)
         self._check.check(name=site, job_id=self.terms.job_id, now=int(self._clock()), **advert.credentials)
+        if not usable(advert.exchange_key):
+            raise SecAggError(Abort.ROSTER, f"{site} has an exchange key of low order")
         with self._lock:
-            if self._directory or advert.member in self._members:
-                raise UnexpectedMessage(f"an advert of {site} as member {advert.member}", "one advert of each member")
-            self._members[advert.member] = _Member(site, advert, data, voice)
+            if self._directory or site in self._adverts:
+                raise UnexpectedMessage(f"an advert of {site}", "one advert of each site")
+            keys = {key for m in self._adverts.values() for key in (m.advert.exchange_key, m.advert.signing_key)}
+            if keys & {advert.exchange_key, advert.signing_key}:
+                raise SecAggError(Abort.ROSTER, f"{site} advertises a key of another site")
+            self._adverts[site] = _Member(site, advert, data, voice)
 
     def directory(self) -> bytes:
-        """DRC1, all adverts that agree on the roster. Raises RoundLost when they are fewer than a cohort."""
-        rosters = Counter(m.advert.roster_digest for m in self._members.values())
-        common = rosters.most_common(1)[0][0] if rosters else b""
-        odd = sorted(m.name for m in self._members.values() if m.advert.roster_digest != common)
-        self._members = {i: m for i, m in sorted(self._members.items()) if m.advert.roster_digest == common}
-        if len(self._members) < self.terms.floors.min_cohort:
-            differ = f"; {', '.join(odd)} rely on another roster" if odd else ""
-            raise RoundLost(
-                f"{len(self._members)} sites advertised keys, min_cohort={self.terms.floors.min_cohort}{differ}"
-            )
-        members = self._members.values()
-        self._directory = contexts.directory_digest([(m.advert.body, m.advert.session) for m in members])
-        return wire.Directory(tuple(m.raw for m in members)).encode()
-
-    def take_confirm(self, site: str, data: bytes) -> None:
-        """Note that a member has checked the directory. Raises SecAggError."""
-        confirm = wire.Confirm.decode(data)
-        member = self._member(site, confirm.member)
-        _verify(member.voice, confirm.signature, wire.confirm_text(self.terms.digest, self._directory), site)
-        member.confirm = confirm.signature
-
-    def may_repeat(self, sites: Sequence[str]) -> bool:
-        """Whether members would accept another attempt of the newest round with this cohort."""
-        _, threshold, before = self._last
-        cohort = self._cohort(sites)
-        return set(cohort) <= set(before) and len(cohort) >= threshold
-
-    def open_round(self, number: int, attempt: int, sites: Sequence[str], model_digest: bytes) -> bytes:
-        """Start a round.
-
-        Args:
-            number: from 1, larger than that of any round whose survivors were signed.
-            attempt: from 0, larger than that of the last attempt.
-            sites: names of the cohort, all of them members.
-            model_digest: of the global parameters that go with it.
-
-        Returns:
-            RND1, for every site of the cohort.
+        """DRC1, all adverts that agree on the roster.
 
         Raises:
-            SecAggError: POLICY, the cohort is too small.
+            RoundLost: they are fewer than a sum needs; the culprits rely on another roster than most.
         """
-        cohort = self._cohort(sites)
-        threshold = self.terms.floors.threshold(len(cohort))
-        if self._last[0] == number:
-            threshold = max(threshold, self._last[1])
-        self._last = number, threshold, cohort
-        roster = self._members[cohort[0]].advert.roster_digest
-        digest = contexts.cohort_digest(self.terms.digest, roster, cohort)
-        context = contexts.context(self.terms.job_id, number, attempt, digest, model_digest)
-        total = np.zeros(self.terms.words, dtype="<u4")
-        self._round = _Round(number, attempt, cohort, threshold, context, total)
-        confirms = tuple((i, self._members[i].confirm) for i in cohort)
-        return wire.RoundRequest(number, attempt, self._epoch, model_digest, cohort, confirms).encode()
+        rosters = Counter(m.advert.roster_digest for m in self._adverts.values())
+        common = rosters.most_common(1)[0][0] if rosters else b""
+        odd = {
+            name: "its roster is not that of the other sites: all must collect the same one"
+            for name, m in self._adverts.items()
+            if m.advert.roster_digest != common
+        }
+        if odd:
+            raise RoundLost(f"{', '.join(sorted(odd))} rely on another roster", culprits=odd)
+        if len(self._adverts) < self.terms.floors.min_cohort:
+            raise RoundLost(f"{len(self._adverts)} sites advertised keys, min_cohort={self.terms.floors.min_cohort}")
+        self._members = [self._adverts[name] for name in sorted(self._adverts, key=str.encode)]
+        self._directory = directory_digest([(m.advert.body, m.advert.session) for m in self._members])
+        return wire.Directory(tuple(m.raw for m in self._members)).encode()
+
+    def take_deal(self, site: str, data: bytes) -> None:
+        """Note a member's shared secrets. Raises SecAggError."""
+        deal = wire.Deal.decode(data, members=len(self._members), threshold=self.threshold)
+        member = self._member(site, deal.member)
+        if deal.directory != self._directory or member.deal:
+            raise SecAggError(Abort.CTX_MISMATCH, f"the dealing of {site} is for another directory, or a second one")
+        _verify(member.voice, deal.signature, deal.text, site)
+        member.deal = deal
+
+    def deals(self) -> dict[str, bytes]:
+        """DLS1 by site, for every member that has dealt.
+
+        Raises:
+            RoundLost: fewer than the threshold have, or members do not accept each other's keys: culprits.
+        """
+        self._judge_adverts()
+        dealers = [i for i, m in enumerate(self._members) if m.deal]
+        if len(dealers) < self.threshold:
+            raise RoundLost(f"{len(dealers)} of {len(self._members)} sites dealt, the threshold is {self.threshold}")
+        deals = tuple(m.deal for m in self._members if m.deal)
+        self._digest = epoch_digest(self._directory, [deal.text for deal in deals])
+        return {
+            self._members[i].name: wire.Deals(
+                deals, tuple(deal.sealed[i - (deal.member < i)] for deal in deals if deal.member != i)
+            ).encode()
+            for i in dealers
+        }
+
+    def take_confirm(self, site: str, data: bytes) -> None:
+        """Note that a member has checked directory and dealings. Raises SecAggError."""
+        confirm = wire.Confirm.decode(data)
+        member = self._member(site, confirm.member)
+        _verify(member.voice, confirm.signature, wire.confirm_text(self._digest), site)
+        member.confirm = confirm.signature
+
+    def show_requests(self) -> dict[str, bytes]:
+        """SHW1 by dealer, where members complain of the rows that it dealt them; empty where none does."""
+        return {
+            self._members[dealer].name: wire.ShowRequest(
+                tuple(self._complaints[accuser, dealer] for accuser in self._accusers(dealer))
+            ).encode()
+            for dealer in sorted({accused for _, accused in self._complaints})
+        }
+
+    def judge(self, shown: Mapping[str, bytes]) -> dict[str, str]:
+        """Who is at fault where members complained of rows, by name.
+
+        Args:
+            shown: SHO1 by dealer; a dealer that shows nothing is at fault, and so is a member that complained of a row
+                that is right.
+        """
+        faults: dict[str, str] = {}
+        for dealer in sorted({accused for _, accused in self._complaints}):
+            member, accusers = self._members[dealer], self._accusers(dealer)
+            try:
+                show = wire.Show.decode(shown.get(member.name, b""), len(accusers))
+                _verify(member.voice, show.signature, show.text, member.name)
+                right = [self._fits(dealer, i, row) for i, row in zip(accusers, show.rows, strict=True)]
+                if show.directory != self._directory or show.member != dealer:
+                    raise SecAggError(Abort.CTX_MISMATCH, "rows of another directory or member")
+            except SecAggError:
+                right = [False] * len(accusers)
+            if not all(right):
+                faults[member.name] = "the shares that it dealt do not fit"
+            for accuser, is_right in zip(accusers, right, strict=True):
+                if is_right:
+                    faults[self._members[accuser].name] = f"it complained of shares of {member.name} that are right"
+        return faults
+
+    def open_round(self, number: int, attempt: int, model_digest: bytes) -> bytes:
+        """Start a round of training; RND1, for every member.
+
+        Args:
+            number: of the round.
+            attempt: from 0, larger than that of the last attempt.
+            model_digest: of the global parameters that go with it.
+
+        Raises:
+            RoundLost: fewer than the threshold have confirmed the epoch.
+        """
+        if len(self.members) < self.threshold:
+            raise RoundLost(
+                f"{len(self.members)} of {len(self._members)} sites confirmed each other's keys, the threshold is "
+                f"{self.threshold}"
+            )
+        self._round = _Round(number, attempt, model_digest)
+        confirms = tuple((i, m.confirm) for i, m in enumerate(self._members) if m.confirm)
+        return wire.RoundRequest(self._digest, number, attempt, model_digest, confirms).encode()
+
+    def take_ready(self, site: str, data: bytes) -> None:
+        """Note that a member has an update for the round. Raises SecAggError."""
+        now, ready = self._now(), wire.Ready.decode(data)
+        member = self._member(site, ready.member)
+        if (ready.epoch, ready.round, ready.attempt) != (self._digest, now.number, now.attempt) or not member.confirm:
+            raise SecAggError(Abort.CTX_MISMATCH, f"{site} is ready for another round or has not confirmed the keys")
+        _verify(member.voice, ready.signature, ready.text, site)
+        with self._lock:
+            now.ready.add(ready.member)
+
+    def mask_request(self, without: Iterable[str] = ()) -> bytes:
+        """Name whose vectors shall be summed, MRQ1, for each of them; every call takes another slot.
+
+        Args:
+            without: names that were ready and are not any more.
+
+        Raises:
+            RoundLost: too few are left; nothing was opened, so another attempt may follow.
+        """
+        now, gone = self._now(), set(without)
+        now.ready = {i for i in now.ready if self._members[i].name not in gone}
+        if len(now.ready) < self.threshold:
+            raise RoundLost(
+                f"{len(now.ready)} of {len(self._members)} sites have an update, the threshold is {self.threshold}"
+            )
+        if self._slot >= SLOTS:
+            raise RoundLost("the secrets of this epoch are used up")
+        self._slot += 1
+        now.slot, now.cohort = self._slot, tuple(sorted(now.ready))
+        now.context = context_of(
+            self.terms.job_id, now.number, now.attempt, now.slot,
+            epoch=self._digest, cohort=now.cohort, model=now.model,
+        )  # fmt: skip
+        now.total, now.masked = np.zeros(self.terms.words, dtype="<u4"), set()
+        return wire.MaskRequest(self._digest, now.number, now.attempt, now.slot, now.cohort).encode()
 
     def take_masked(self, site: str, data: bytes) -> None:
         """Add a masked vector to the sum; the vector itself is not kept. Raises SecAggError when it is not used."""
         now = self._now()
-        masked = wire.Masked.decode(data, cohort=len(now.cohort), words=self.terms.words)
+        masked = wire.Masked.decode(data, self.terms.words)
         member = self._member(site, masked.member)
         if not hmac.compare_digest(masked.context, now.context) or masked.member not in now.cohort:
             raise SecAggError(Abort.CTX_MISMATCH, f"the vector of {site} is of another job, round or attempt")
@@ -216,119 +314,100 @@ class SecAggServer:
         if not hmac.compare_digest(masked.digest, sha256(masked.vector.data).digest()):
             raise SecAggError(Abort.MALFORMED, f"the vector of {site} is not the one it signed")
         with self._lock:
-            if now.survivors or masked.member in now.masked:
-                raise UnexpectedMessage(f"a vector of {site}", "one vector of each member, before the round is closed")
+            if now.opening or masked.member in now.masked:
+                raise UnexpectedMessage(f"a vector of {site}", "one vector of each member, before the sum is opened")
             np.add(now.total, masked.vector, out=now.total)
-            now.masked[masked.member] = masked.without_vector()
+            now.masked.add(masked.member)
 
-    def consistency_request(self) -> bytes:
-        """Close the phase of masked vectors and name the survivors, CSY1.
-
-        Raises:
-            RoundLost: too few arrived, or two members do not agree on the edge between them. Another attempt with
-                fresh masks may follow, as nothing was signed.
-        """
+    @property
+    def missing(self) -> list[str]:
+        """Names of the cohort whose masked vector has not come: the sum cannot be opened without it."""
         now = self._now()
-        liars = self._disagreeing(now)
-        if liars:
-            raise RoundLost(
-                f"members disagree on their common key: {', '.join(self._names(liars))}", culprits=self._names(liars)
-            )
-        if len(now.masked) < now.threshold:
-            raise RoundLost(f"{len(now.masked)} of {len(now.cohort)} vectors arrived, the threshold is {now.threshold}")
-        now.survivors = tuple(sorted(now.masked))
-        return wire.ConsistencyRequest(now.context, now.survivors).encode()
+        return self._names(i for i in now.cohort if i not in now.masked)
 
-    def take_consistency(self, site: str, data: bytes) -> None:
-        """Note a survivor's signature over the list. Raises SecAggError."""
-        now, consistent = self._now(), wire.Consistent.decode(data)
-        member = self._member(site, consistent.member)
-        if consistent.member not in now.survivors:
-            raise UnexpectedMessage(f"a signature of {site}", "one of a survivor")
-        text = wire.consistency_text(now.context, self._directory, now.survivors)
-        _verify(member.voice, consistent.signature, text, site)
+    def open_request(self) -> bytes:
+        """Ask to open the sum, OPQ1; for every member of the cohort, whose vectors are all there."""
+        now = self._now()
+        if not now.cohort or self.missing:
+            raise UnexpectedMessage("an opening", "the masked vectors of the whole cohort")
+        now.opening = True
+        return wire.OpenRequest(now.context).encode()
+
+    def take_opened(self, site: str, data: bytes) -> None:
+        """Note a member's shares. Raises SecAggError."""
+        now = self._now()
+        opened = wire.Opened.decode(data, len(now.cohort))
+        member = self._member(site, opened.member)
+        if not now.opening or opened.member not in now.cohort or not hmac.compare_digest(opened.context, now.context):
+            raise SecAggError(Abort.CTX_MISMATCH, f"the shares of {site} are of another round")
+        _verify(member.voice, opened.signature, opened.text, site)
         with self._lock:
-            now.signatures[consistent.member] = consistent.signature
-
-    def unmask_requests(self) -> dict[str, bytes]:
-        """UNQ1 by site, for every survivor that has signed. Raises RoundLost below the threshold."""
-        now = self._now()
-        if len(now.signatures) < now.threshold:
-            raise RoundLost(
-                f"{len(now.signatures)} of {len(now.survivors)} survivors signed, the threshold is {now.threshold}",
-                signed=True,
-            )
-        signatures = tuple(sorted(now.signatures.items()))
-        places = {m: place for place, m in enumerate(now.cohort)}
-        requests = {}
-        for recipient in now.signatures:
-            place = places[recipient]
-            # a member's rows leave out its own place
-            sealed = tuple(now.masked[u].sealed[place - (places[u] < place)] for u in now.survivors if u != recipient)
-            message = wire.UnmaskRequest(now.context, now.survivors, signatures, sealed)
-            requests[self._members[recipient].name] = message.encode()
-        return requests
-
-    def take_unmask(self, site: str, data: bytes) -> None:
-        """Note a survivor's shares. Raises SecAggError."""
-        now = self._now()
-        dropped = len(now.cohort) - len(now.survivors)
-        unmasked = wire.Unmasked.decode(data, survivors=len(now.survivors), dropped=dropped)
-        member = self._member(site, unmasked.member)
-        if not hmac.compare_digest(unmasked.context, now.context) or unmasked.member not in now.signatures:
-            raise SecAggError(Abort.CTX_MISMATCH, f"the shares of {site} are of another round, or it has not signed")
-        _verify(member.voice, unmasked.signature, unmasked.text, site)
-        with self._lock:
-            now.shares[unmasked.member] = unmasked
+            now.shares[opened.member] = opened
 
     def finish(self) -> Sum:
-        """Take the masks off the sum.
+        """Take the masks off the sum. Wrong shares are told from right ones by what their dealers committed to.
 
         Raises:
-            RoundLost: too few shares, or too many wrong ones.
+            RoundLost: too few right shares.
         """
-        now = self._now()
-        if len(now.shares) < now.threshold:
+        now, wrong = self._now(), dict[str, str]()
+        senders = [i for i, opened in sorted(now.shares.items()) if self._right(now, opened, wrong)]
+        if len(senders) < self.threshold:
             raise RoundLost(
-                f"{len(now.shares)} of {len(now.survivors)} survivors sent shares, the threshold is {now.threshold}",
-                signed=True,
+                f"{len(senders)} of {len(now.cohort)} sites sent their shares, the threshold is {self.threshold}",
+                culprits=wrong,
+                used_up=True,
             )
-        opening = Opening(now.context, now.cohort, now.survivors, now.threshold, now.masked, now.shares)
-        try:
-            self_masks, plus, minus = opening.masks()
-        except SecAggError as error:
-            raise RoundLost(str(error), culprits=self._names(opening.culprits), signed=True) from None
-        # a dropped member's edge stayed in the sum with the sign of the survivor at its end
-        add_all(now.total, minus, [*self_masks, *plus])
-        text = wire.result_text(now.context, now.survivors, sha256(now.total.data).digest())
-        result = Sum(
-            now.total, tuple(self._names(now.survivors)), tuple(self._names(opening.culprits)), sha256(text).hexdigest()
-        )
+        chosen = senders[: self.threshold]
+        lagrange = Lagrange([i + 1 for i in chosen])
+        seeds = [lagrange.combine([now.shares[i].shares[place] for i in chosen]) for place in range(len(now.cohort))]
+        add_all(now.total, [], [self_mask_key(seed, now.context) for seed in seeds])
+        text = wire.result_text(now.context, now.cohort, sha256(now.total.data).digest())
         self._round = None
-        return result
+        return Sum(now.total, tuple(self._names(now.cohort)), wrong, sha256(text).hexdigest())
 
     def take_abort(self, site: str, data: bytes) -> tuple[Abort, str]:
         """Read why a member left: the reason, and the name of the member that it blames or ''. Raises SecAggError."""
         abort = wire.AbortMessage.decode(data)
         member = self._member(site, abort.member)
         _verify(member.voice, abort.signature, abort.text, site)
-        blamed = self._members.get(abort.culprit)
-        if not self._round or not hmac.compare_digest(abort.context, self._round.context):
-            return abort.code, ""  # of a round that is over, or before any
-        return abort.code, blamed.name if blamed else ""
+        # adverts are complained of before anybody has dealt, dealings after
+        due = abort.context == self._directory and (abort.code == Abort.BAD_SHARE) == bool(self._digest)
+        if not due or abort.culprit >= len(self._members) or abort.culprit == abort.member:
+            return abort.code, ""
+        with self._lock:
+            self._complaints[abort.member, abort.culprit] = data
+        return abort.code, self._members[abort.culprit].name
 
-    def _disagreeing(self, now: _Round) -> list[int]:
-        places = {m: place for place, m in enumerate(now.cohort)}
-        arrived = sorted(now.masked)
-        return suspects(
-            (i, j)
-            for i, j in combinations(arrived, 2)
-            if now.masked[i].edge_commitments[places[j] - 1] != now.masked[j].edge_commitments[places[i]]
-        )
+    def _judge_adverts(self) -> None:
+        """Where members do not accept each other's adverts: honest ones have one roster and say the same."""
+        faults: dict[str, str] = {}
+        for accused in sorted({accused for _, accused in self._complaints}):
+            name, accusers = self._members[accused].name, self._accusers(accused)
+            if 2 * len(accusers) > len(self._members) - 1:
+                faults[name] = f"{len(accusers)} sites do not know its key or refuse its advert"
+            else:
+                faults |= {self._members[i].name: f"it alone refuses the advert of {name}" for i in accusers}
+        if faults:
+            raise RoundLost(f"left out: {'; '.join(f'{n}: {why}' for n, why in faults.items())}", culprits=faults)
 
-    def _cohort(self, sites: Sequence[str]) -> tuple[int, ...]:
-        chosen = set(sites)
-        return tuple(sorted(i for i, m in self._members.items() if m.name in chosen and m.confirm))
+    def _accusers(self, accused: int) -> list[int]:
+        return sorted(accuser for accuser, other in self._complaints if other == accused)
+
+    def _fits(self, dealer: int, recipient: int, row: bytes) -> bool:
+        deal = self._members[dealer].deal
+        return deal is not None and deal.dealing.fits(recipient, row)
+
+    def _right(self, now: _Round, opened: wire.Opened, wrong: dict[str, str]) -> bool:
+        """Whether all shares of a member are those that were dealt to it; else its name and why go to `wrong`."""
+        for dealer, share in zip(now.cohort, opened.shares, strict=True):
+            deal = self._members[dealer].deal
+            if deal is None or not is_share(
+                deal.dealing.label, opened.member, now.slot, share, deal.leaf(opened.member, now.slot)
+            ):
+                wrong[self._members[opened.member].name] = "it sent other shares than were dealt to it"
+                return False
+        return True
 
     def _now(self) -> _Round:
         if self._round is None:
@@ -336,12 +415,11 @@ class SecAggServer:
         return self._round
 
     def _member(self, site: str, number: int) -> _Member:
-        member = self._members.get(number)
-        if member is None or member.name != site:
+        if number >= len(self._members) or self._members[number].name != site:
             raise SecAggError(Abort.ROSTER, f"{site} speaks as member {number}, which it is not")
-        return member
+        return self._members[number]
 
-    def _names(self, members: Sequence[int]) -> list[str]:
+    def _names(self, members: Iterable[int]) -> list[str]:
         return [self._members[i].name for i in members]
 
 

@@ -83,15 +83,7 @@ def check_kit(roster: Roster, card: KeyCard) -> None:
             f"{card.root.hex()[:16]}...: collect the roster of this federation",
             Abort.ROSTER,
         )
-    roster.id_of(card.name)
-    pinned = roster.members[card.name].fingerprint
-    if card.fingerprint != pinned:
-        _refuse(
-            f"the roster gives {card.name} the key {pinned.hex()[:16]}..., its kit has "
-            f"{card.fingerprint.hex()[:16]}...: if the kit was renewed, every site must collect the roster anew; if "
-            "not, somebody else made that entry",
-            Abort.ROSTER,
-        )
+    roster.check_key(card.name, card.fingerprint)
 
 
 def load_roster(path: Path) -> Roster:

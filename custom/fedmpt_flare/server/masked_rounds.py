@@ -1,21 +1,22 @@
-"""The server's conversation with the sites in a masked job: key exchange, then three phases a round.
+"""The server's conversation with the sites in a masked job: key exchange, then training and two short phases a round.
 
 What the messages mean is `fedmpt_core.secagg.server`; here they become tasks, each with its own timeout.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nvflare.apis.shareable import Shareable
 
 from fedmpt_core.config.job import JobConfig
-from fedmpt_core.federation.server.rounds import MeanUpdate, RoundFailed, Training
+from fedmpt_core.federation.server.rounds import MeanUpdate, RoundFailed, RoundUsedUp, Training
 from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.context import model_digest
-from fedmpt_core.secagg.errors import SecAggError
+from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import ChainCheck
 from fedmpt_core.secagg.server import RoundLost, SecAggServer
 from fedmpt_core.secagg.start_up_kit import load_root
@@ -26,7 +27,12 @@ TakeMessage = Callable[[str, bytes], None]
 
 
 class MaskedRounds:
-    """Runs the protocol over FLARE's tasks."""
+    """Runs the protocol over FLARE's tasks.
+
+    Attributes:
+        left_out: by site, what it was shown to have done, or which of its keys others do not know; nothing goes on with
+            it in this run.
+    """
 
     def __init__(
         self,
@@ -54,14 +60,14 @@ class MaskedRounds:
             SecAggError: the job's terms are impossible, or the kit cannot be used.
         """
         terms, self._encoding = secure_terms(job, run_id, layout, backbone_digest)
-        self._job, self._phases = job, phases
+        self._phases, self._wait = phases, job.secagg.phase_timeout
         self._server = SecAggServer(terms, ChainCheck(load_root(kit) if kit else None), clock=clock)
-        self._number, self._attempt = 1, 0
+        self.left_out: dict[str, str] = {}
         self._stale = True
-        self._left_out: set[str] = set()
-        self._accusers: dict[str, set[str]] = {}
+        self._reasons: dict[str, str] = {}  # by site, why it is not in the newest attempt
+        self._ready = self._used_up = 0  # sites with an update, and those that have the round behind them
         self._sent: Counter[str] = Counter()
-        self._seconds: dict[str, float] = {}
+        self._seconds: Counter[str] = Counter()
 
     def train(self, training: Training, task: Shareable, timeout: int) -> None:
         """One attempt at a round; the mean goes to `training`.
@@ -72,100 +78,129 @@ class MaskedRounds:
             timeout: seconds for training.
 
         Raises:
-            RoundFailed: there is no sum; what the sites may do next was noted.
+            RoundFailed: there is no sum; RoundUsedUp, and there will be none in this round.
         """
         self._sent.clear()
-        self._seconds = {}
+        self._seconds.clear()
+        self._reasons, self._ready, self._used_up = {}, 0, 0
         try:
             self._train(training, task, timeout)
         except RoundLost as lost:
-            self._left_out |= set(lost.culprits)
+            self.left_out |= lost.culprits
             self._stale = True  # whoever missed the key exchange gets another chance
-            if lost.signed:
-                self._next_number()
-            else:
-                self._attempt += 1
+            # sites that have the round behind them from a run that broke off: the next round is theirs too
+            behind = self._used_up and self._ready + self._used_up >= self._server.threshold
+            if lost.used_up or behind:
+                raise RoundUsedUp(str(lost), before=not lost.used_up) from None
             raise RoundFailed(str(lost)) from None
         except SecAggError as error:
             raise RoundFailed(str(error)) from None
 
     def _train(self, training: Training, task: Shareable, timeout: int) -> None:
-        server, wait = self._server, self._job.secagg.phase_timeout
-        sites = [site for site in training.sites if site not in self._left_out]
-        if self._stale or server.expires_soon:
-            self._exchange_keys(sites, wait)
-        self._stale = False
-        cohort = [site for site in sites if site in server.members]
-        if self._attempt and not server.may_repeat(cohort):
-            self._next_number()
+        server = self._server
+        if self._stale or server.needs_epoch:
+            self._new_epoch(training.sites)
         digest = model_digest(training.layout.split(training.state))
-        task[tasks.PROTOCOL] = server.open_round(self._number, self._attempt, cohort, digest)
-        threshold = server.threshold
+        task[tasks.PROTOCOL] = server.open_round(training.round, training.attempt, digest)
 
-        def take_masked(site: str, answer: Shareable) -> None:
+        def take_ready(site: str, answer: Shareable) -> None:
+            self._take(server.take_ready, site, answer)
             training.note(site, answer[tasks.FIELDS].get(tasks.PRIVACY))
-            self._take(server.take_masked, site, answer)
 
         began = time.monotonic()
-        self._phases.run(Phase(tasks.TRAIN, task, cohort, timeout), take_masked, self._blame)
-        request = server.consistency_request()
-        self._seconds["train"] = time.monotonic() - began
-        signed = self._ask(tasks.CONSISTENCY, request, server.survivors, wait, server.take_consistency)
-        began = time.monotonic()
-        private = server.unmask_requests()
-        asked = [site for site in signed if site in private]
-        self._run(Phase(tasks.UNMASK, tasks.message(), asked, wait, private), server.take_unmask)
+        phase = Phase(tasks.TRAIN, task, server.members, timeout)
+        self._ready = len(self._phases.run(phase, take_ready, self._refused))
+        self._seconds["train"] += time.monotonic() - began
+        cohort = self._masked()
+        self._ask(tasks.OPEN, server.open_request(), cohort, server.take_opened)
         total = server.finish()
-        self._seconds["unmask"] = time.monotonic() - began
+        self.left_out |= total.culprits
+        decoded = self._encoding.decode(total.words, [training.shares[site] for site in cohort])
         facts = {
             "cohort": cohort,
-            "threshold": threshold,
-            "number": self._number,
-            "attempt": self._attempt,
+            "threshold": server.threshold,
+            "attempt": training.attempt,
             "epoch": server.epoch,
             "transcript": total.transcript,
-            "corrected": list(total.culprits),
+            "left_out": self._absent(training.sites, cohort),
+            "faults": total.culprits,
+            "beyond": decoded.beyond,
             "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
         }
-        self._next_number()
-        mean = self._encoding.decode(total.words, len(total.survivors))
-        sent = {site: self._sent[site] for site in total.survivors}
-        training.take_mean(MeanUpdate(mean.mean, sent, facts | {"metrics": mean.metrics}))
+        sent = {site: self._sent[site] for site in cohort}
+        training.take_mean(MeanUpdate(decoded.mean, sent, facts | {"metrics": decoded.metrics}))
 
-    def _next_number(self) -> None:
-        self._number, self._attempt = self._number + 1, 0
+    def _masked(self) -> list[str]:
+        """Vectors of all that are ready; without those of sites that fail meanwhile, which costs nobody a training."""
+        gone: list[str] = []
+        while True:
+            request = self._server.mask_request(gone)
+            cohort = self._server.cohort
+            self._ask(tasks.MASK, request, cohort, self._server.take_masked)
+            gone = self._server.missing
+            if not gone:
+                return cohort
+            for site in gone:
+                self._reasons.setdefault(site, "it had an update and sent no masked vector")
 
-    def _exchange_keys(self, sites: list[str], wait: int) -> None:
-        names = sites if self._job.secagg.insecure_identities else []
-        request = self._server.open_epoch(names)
-        known = self._ask(tasks.ADVERTISE, request, sites, wait, self._server.take_advertisement)
-        self._ask(tasks.CONFIRM, self._server.directory(), known, wait, self._server.take_confirm)
+    def _new_epoch(self, sites: list[str]) -> None:
+        """Exchange keys; whoever is at fault is left out, and the others begin again. Raises RoundLost."""
+        while True:
+            try:
+                self._exchange_keys([site for site in sites if site not in self.left_out])
+                self._stale = False
+                return
+            except RoundLost as lost:
+                if not lost.culprits:
+                    raise
+                self.left_out |= lost.culprits
 
-    def _ask(self, name: str, request: bytes, sites: list[str], wait: int, take: TakeMessage) -> list[str]:
-        began = time.monotonic()
-        answered = self._run(Phase(name, tasks.message(protocol=request), sites, wait), take)
-        self._seconds[name.removeprefix("secagg_")] = time.monotonic() - began
-        return answered
+    def _exchange_keys(self, sites: list[str]) -> None:
+        server = self._server
+        known = self._ask(tasks.ADVERTISE, server.open_epoch(), sites, server.take_advertisement)
+        self._ask(tasks.DEAL, server.directory(), known, server.take_deal)
+        self._ask_each(tasks.CONFIRM, server.deals(), server.take_confirm)
+        complaints = server.show_requests()
+        if complaints:
+            shown: dict[str, bytes] = {}
+            self._ask_each(tasks.SHOW, complaints, shown.__setitem__)
+            faults = server.judge(shown)
+            raise RoundLost("; ".join(f"{site}: {why}" for site, why in faults.items()), culprits=faults)
+
+    def _absent(self, sites: list[str], cohort: list[str]) -> dict[str, str]:
+        reasons = self._reasons | self.left_out
+        return {site: reasons.get(site, "it did not answer") for site in sites if site not in cohort}
+
+    def _ask(self, name: str, request: bytes, sites: list[str], take: TakeMessage) -> list[str]:
+        return self._run(Phase(name, tasks.message(protocol=request), sites, self._wait), take)
+
+    def _ask_each(self, name: str, requests: Mapping[str, bytes], take: TakeMessage) -> list[str]:
+        return self._run(Phase(name, tasks.message(), sorted(requests), self._wait, requests), take)
 
     def _run(self, phase: Phase, take: TakeMessage) -> list[str]:
-        return self._phases.run(phase, lambda site, answer: self._take(take, site, answer), self._blame)
+        began = time.monotonic()
+        taken = self._phases.run(phase, lambda site, answer: self._take(take, site, answer), self._refused)
+        self._seconds[phase.task.removeprefix("secagg_")] += time.monotonic() - began
+        return taken
 
     def _take(self, take: TakeMessage, site: str, answer: Shareable) -> None:
-        data = answer.get(tasks.PROTOCOL)
-        if type(data) is not bytes:
-            raise ValueError("the answer holds no message of the protocol")
-        take(site, data)
+        data: Any = answer.get(tasks.PROTOCOL)
+        try:
+            if type(data) is not bytes:
+                raise ValueError("the answer holds no message of the protocol")
+            take(site, data)
+        except ValueError as error:
+            self._reasons[site] = str(error)
+            raise
         self._sent[site] += len(data)
 
-    def _blame(self, site: str, answer: Shareable) -> str:
-        """Read a site's signed reason for leaving; a member blamed by more than the assumed colluders is left out."""
+    def _refused(self, site: str, answer: Shareable) -> str:
+        """Note why a site refuses, and hear the complaint that it signed."""
+        self._reasons[site] = str(answer.get_header(tasks.REASON, "it refused"))
         abort = answer.get_header(tasks.ABORT)
         try:
-            culprit = self._server.take_abort(site, abort)[1] if type(abort) is bytes else ""
+            code, culprit = self._server.take_abort(site, abort) if type(abort) is bytes else (None, "")
         except SecAggError:
             return ""
-        if culprit and culprit != site:
-            self._accusers.setdefault(culprit, set()).add(site)
-            if len(self._accusers[culprit]) > self._job.secagg.colluders:
-                self._left_out.add(culprit)
+        self._used_up += code == Abort.LATCHED
         return f" (it blames {culprit})" if culprit else ""

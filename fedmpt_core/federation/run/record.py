@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class RunRecord:
         run_id: name of the run, as ledgers and checkpoints have it.
         aggregation: `masked`: the server has seen sums only; or `unmasked`: it has seen every site's updates.
         identities: `start-up kits`, or `insecure`: made up for a simulation.
+        lost: by round, in text, why it has no sum and never will: its number is used up.
         resumed: the run that this one continues and its last round; None when it began anew.
         schema: version of this record.
     """
@@ -65,6 +66,7 @@ class RunRecord:
     run_id: str = ""
     aggregation: str = ""
     identities: str = ""
+    lost: dict[str, str] = field(default_factory=dict)
     resumed: dict[str, Any] | None = None
     schema: int = RESULT_SCHEMA
 
@@ -111,6 +113,10 @@ class RunRecord:
             **figures,
         }
         return replace(self, rounds=(*self.rounds, row))
+
+    def without_round(self, number: int, reason: str) -> "RunRecord":
+        """With a round that was lost for good."""
+        return replace(self, lost=self.lost | {str(number): reason})
 
     def ended_as(self, outcome: str) -> "RunRecord":
         """With its end."""

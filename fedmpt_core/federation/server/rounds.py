@@ -29,6 +29,18 @@ class RoundFailed(Exception):
     """Too few sites answered; a round of training may be tried again."""
 
 
+class RoundUsedUp(RoundFailed):
+    """Sites have opened a sum in this round, or were about to, and refuse it from now on; the next one may follow.
+
+    Attributes:
+        before: whether they did so before this attempt, in a run that broke off.
+    """
+
+    def __init__(self, text: str, *, before: bool) -> None:
+        super().__init__(text)
+        self.before = before
+
+
 @dataclass(frozen=True)
 class MeanUpdate:
     """What a round of training gave.
@@ -72,12 +84,14 @@ class Training(Ask):
     Attributes:
         attempt: from 0; a further one asks for the same round again.
         heads: by site, the newest entry of its ledger that the server has seen.
+        shares: by site, its declared weight over the largest one, (0, 1].
         private: whether a site must say what it has spent.
         privacy: by site, what it said of its budget in this attempt.
     """
 
     attempt: int
     heads: dict[str, dict[str, Any]]
+    shares: dict[str, float]
     private: bool
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
     _updates: dict[str, np.ndarray] = field(default_factory=dict, init=False)
@@ -262,7 +276,11 @@ class Rounds:
         else:
             yield self._finish(carriage, 0, time.monotonic(), MeanUpdate(np.zeros(0), {}, {}))
         for number in range(self._job.first_round, self._job.training.rounds + 1):
-            began, mean = self._train(carriage, number)
+            try:
+                began, mean = self._train(carriage, number)
+            except RoundUsedUp as error:
+                self.record = self.record.without_round(number, str(error))
+                continue
             self.state = apply(self.state, mean.update)
             self._keeper.write_model(self.layout, self.state)
             row = self._finish(carriage, number, began, mean)
@@ -281,7 +299,7 @@ class Rounds:
         if earlier.layout != self.layout:
             raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
         self.state, self._privacy = earlier.state, dict(earlier.privacy)
-        self.record = replace(self.record, rounds=earlier.record.rounds)
+        self.record = replace(self.record, rounds=earlier.record.rounds, lost=earlier.record.lost)
 
     def _train(self, carriage: Carriage, number: int) -> tuple[float, MeanUpdate]:
         """When the attempt that gave a mean began, and the mean."""
@@ -291,21 +309,30 @@ class Rounds:
             try:
                 return began, self._attempt(carriage, number, attempt)
             except RoundFailed as error:
-                attempt, self._failed_attempts = attempt + 1, self._failed_attempts + 1
+                used_up = isinstance(error, RoundUsedUp)
+                attempt, self._failed_attempts = attempt + 1, self._failed_attempts + (not used_up or not error.before)
                 self._keeper.event("round_failed", round=number, reason=str(error))
                 if carriage.stopped or self._failed_attempts > self._job.federation.max_failed_rounds:
                     raise RuntimeError(f"round {number} failed: {error}") from error
+                if used_up:
+                    raise
 
     def _attempt(self, carriage: Carriage, number: int, attempt: int) -> MeanUpdate:
         asked = participants(self.sites, self._job, number, attempt)
         heads = {site: budget["head"] for site, budget in self._privacy.items()}
-        training = Training(number, asked, self.layout, self.state, attempt, heads, self._job.privacy.private)
+        shares = {site: self._share(site) for site in asked}
+        training = Training(number, asked, self.layout, self.state, attempt, heads, shares, self._job.privacy.private)
         self._keeper.event("training", round=number, sites=asked)
         try:
             carriage.train(training)
             return training.mean(self._job.federation.min_sites)
         finally:
             self._privacy |= training.privacy  # charged at the site, whatever became of the round
+
+    def _share(self, site: str) -> float:
+        if self._job.federation.weighting == "equal" or self._job.secagg.max_weight is None:
+            return 1.0
+        return min(1.0, self.sites[site].weight / self._job.secagg.max_weight)
 
     def _finish(self, carriage: Carriage, number: int, began: float, mean: MeanUpdate) -> dict[str, Any]:
         figures = self._evaluate(carriage, number)
