@@ -56,6 +56,7 @@ class KeyExchange:
         self._exchange: X25519PrivateKey | None = X25519PrivateKey.generate()
         self._signing = Ed25519PrivateKey.generate()
         self._voices: list[Ed25519PublicKey] = []
+        self._heard: set[int] = set()  # members whose confirmation was checked
         self._pairs: PairwiseKeys | None = None
         self._expires = 0
         self._seeds: dict[int, bytes] = {}  # of this member's own masks, by slot
@@ -195,8 +196,9 @@ class KeyExchange:
                 Abort.BELOW_THRESHOLD,
                 f"{len(confirms)} of {len(self.names)} members have confirmed, the threshold is {self.threshold}",
             )
-        for member, signature in confirms.items():
-            self.verify(member, signature, wire.confirm_text(self.digest), "the directory and the dealings")
+        for member in confirms.keys() - self._heard:
+            self.verify(member, confirms[member], wire.confirm_text(self.digest), "the directory and the dealings")
+            self._heard.add(member)
         self._dealt.clear()  # no complaint is heard any more
 
     @property

@@ -7,6 +7,7 @@ the directory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
@@ -124,7 +125,7 @@ class Deal:
     sealed: tuple[bytes, ...] = ()
     leaves: tuple[bytes, ...] = ()
 
-    @property
+    @cached_property
     def text(self) -> bytes:
         """tag, member u16, directory digest 32, commitments to rows, combination, digests of the sealed rows."""
         public = b"".join((*self.dealing.rows, *self.dealing.combination, *self.seals))
