@@ -125,7 +125,7 @@ class Encoding:
         beyond = int(np.count_nonzero(np.abs(mean) > most))
         figures = np.clip(numbers[self.size :] / (2**self._metric_bits * weight), -METRIC_RANGE, METRIC_RANGE)
         metrics = {name: float(figure) for name, figure in zip(self.metrics, figures, strict=True)}
-        return Decoded(np.clip(mean, -most, most), metrics, beyond)
+        return Decoded(np.clip(mean, -self.value_range, self.value_range), metrics, beyond)
 
     def error_bound(self, shares: Sequence[float]) -> float:
         """Most that rounding moves any number of the mean of updates within range, for sites of these shares."""

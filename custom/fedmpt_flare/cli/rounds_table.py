@@ -12,10 +12,12 @@ from fedmpt_flare import tasks
 _PHASES = {
     tasks.JOIN: "sites are starting",
     tasks.ADVERTISE: "sites exchange keys",
-    tasks.CONFIRM: "sites check each other's keys",
+    tasks.DEAL: "sites check each other's keys",
+    tasks.CONFIRM: "sites check each other's shares",
+    tasks.SHOW: "sites settle a complaint",
     tasks.TRAIN: "training",
-    tasks.CONSISTENCY: "sites agree on who is in the sum",
-    tasks.UNMASK: "opening the sum",
+    tasks.MASK: "sites mask their updates",
+    tasks.OPEN: "opening the sum",
     tasks.VALIDATE: "evaluating",
     tasks.LEDGER: "sites hand over their ledgers",
 }

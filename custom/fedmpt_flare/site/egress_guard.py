@@ -39,10 +39,12 @@ FIGURES += ("classes_without_positives", "gate_entropy")
 SAME_EPSILON = 1e-9  # the same accountant in another process
 PROTOCOL_KINDS = {
     tasks.ADVERTISE: "ADV1",
+    tasks.DEAL: "DEA1",
     tasks.CONFIRM: "CFM1",
-    tasks.TRAIN: "MSK1",
-    tasks.CONSISTENCY: "CNS1",
-    tasks.UNMASK: "UNM1",
+    tasks.SHOW: "SHO1",
+    tasks.TRAIN: "RDY1",
+    tasks.MASK: "MSK1",
+    tasks.OPEN: "OPN1",
 }
 
 
@@ -97,15 +99,15 @@ def _checked(task: Any, answer: Shareable, rules: _Rules) -> Shareable:
     """The answer, copied part by part. Raises HeldBack."""
     parts = _parts(task, answer, masked=rules.job.secagg.masked)
     fields, vector, protocol = parts[tasks.FIELDS], parts.get(tasks.VECTOR), parts.get(tasks.PROTOCOL)
-    release = _masked_release(task, protocol, rules) if protocol is not None else None
+    masked = _masked_release(task, protocol, rules) if protocol is not None else ""
     match task:
         case tasks.JOIN:
             _check_join(fields, vector, rules)
         case tasks.TRAIN:
-            if release is None and vector is not None:
-                release = hashlib.sha256(vector).hexdigest()
+            if vector is not None:
                 _check_weight(fields, rules)
-            _check_update(fields, str(release), rules)
+                _check_release(hashlib.sha256(vector).hexdigest(), rules)
+            _check_budget(fields, rules)
         case tasks.VALIDATE:
             _check_figures(fields, rules)
         case tasks.LEDGER:
@@ -113,6 +115,8 @@ def _checked(task: Any, answer: Shareable, rules: _Rules) -> Shareable:
             return tasks.ledger_message(parts[tasks.LEDGER_COPY], parts[tasks.CERTIFICATE])
         case _ if fields:
             raise HeldBack("it has fields beside its message")
+        case tasks.MASK:
+            _check_release(masked, rules)
     return tasks.message(fields=fields, vector=vector, protocol=protocol)
 
 
@@ -193,7 +197,16 @@ def _check_weight(fields: dict[str, Any], rules: _Rules) -> None:
         raise HeldBack("its fields are not the declared weight and the state of the budget")
 
 
-def _check_update(fields: dict[str, Any], release: str, rules: _Rules) -> None:
+def _check_release(release: str, rules: _Rules) -> None:
+    """That an update, or the one under a mask, is one that the site's ledger holds as released by this job."""
+    if not rules.job.privacy.private:
+        return
+    entries = read_site_ledger(rules.policy, rules.kit)
+    if not any(e.kind == "commit" and e.job == rules.run_id and e.release == release for e in entries):
+        raise HeldBack("its vector is not a release of this job in the site's ledger")
+
+
+def _check_budget(fields: dict[str, Any], rules: _Rules) -> None:
     job = rules.job
     names = {tasks.PRIVACY} if job.secagg.masked else {tasks.PRIVACY, tasks.WEIGHT}
     state = fields.get(tasks.PRIVACY)
@@ -204,8 +217,6 @@ def _check_update(fields: dict[str, Any], release: str, rules: _Rules) -> None:
             raise HeldBack("its fields are not those of an update without a budget")
         return
     entries = read_site_ledger(rules.policy, rules.kit)
-    if not any(e.kind == "commit" and e.job == rules.run_id and e.release == release for e in entries):
-        raise HeldBack("its vector is not a release of this job in the site's ledger")
     own = (rules.run_id, job.resume.job) if job.resume else (rules.run_id,)
     spent = epsilon(history(entries, *own), job.privacy.delta)
     heads = [LedgerHead(e.seq, e.hash, e.sig).to_dict() for e in entries]

@@ -112,9 +112,11 @@ class FedMPTExecutor(Executor):
         asked.check(job)
         steps: dict[str, Callable[[MaskedUpdates, bytes], bytes]] = {
             tasks.ADVERTISE: MaskedUpdates.advertise,
+            tasks.DEAL: MaskedUpdates.deal,
             tasks.CONFIRM: MaskedUpdates.confirm,
-            tasks.CONSISTENCY: MaskedUpdates.consistency,
-            tasks.UNMASK: MaskedUpdates.unmask,
+            tasks.SHOW: MaskedUpdates.show,
+            tasks.MASK: MaskedUpdates.mask,
+            tasks.OPEN: MaskedUpdates.open,
         }
         if step := steps.get(asked.task):
             return tasks.message(protocol=step(self._masks(), asked.protocol or b""))
@@ -163,9 +165,9 @@ class FedMPTExecutor(Executor):
     def _train(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:
         number, state = asked.round or 0, asked.vector or b""
         if job.secagg.masked:
-            masked = self._masks().begin(asked.protocol or b"", number, state)
-            if masked:
-                return tasks.message(fields=self._said, protocol=masked)
+            ready = self._masks().begin(asked.protocol or b"", number, state)
+            if ready:
+                return tasks.message(fields=self._said, protocol=ready)
         else:
             self._known().before(number, state)
         self._ready(fl_ctx, abort)
@@ -173,8 +175,8 @@ class FedMPTExecutor(Executor):
         self.log_info(fl_ctx, f"round {number}: {fields['steps']} steps done")
         self._said = {tasks.PRIVACY: fields[tasks.PRIVACY]}
         if job.secagg.masked:
-            masked = self._masks().mask(update, fields[tasks.WEIGHT], fields["metrics"])
-            return tasks.message(fields=self._said, protocol=masked)
+            ready = self._masks().hold(update, fields[tasks.WEIGHT], fields["metrics"])
+            return tasks.message(fields=self._said, protocol=ready)
         return tasks.message(fields=self._said | {tasks.WEIGHT: fields[tasks.WEIGHT]}, vector=update)
 
     def _validate(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:

@@ -16,7 +16,8 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.privacy.ledger.chain import LedgerError, LedgerHead
 from fedmpt_flare import tasks
 
-PROTOCOL_TASKS = (tasks.ADVERTISE, tasks.CONFIRM, tasks.CONSISTENCY, tasks.UNMASK)
+PRIVATE_TASKS = (tasks.CONFIRM, tasks.SHOW)  # each site gets a message of its own
+PROTOCOL_TASKS = (tasks.ADVERTISE, tasks.DEAL, tasks.MASK, tasks.OPEN, *PRIVATE_TASKS)
 MOST = 2**31  # chosen: above every round and attempt that a job can have
 
 
@@ -34,7 +35,8 @@ class Request:
         attempt: at it, from 0; None likewise.
         job_digest: of `join`.
         vector: global parameters in wire bytes; None where the task has none.
-        protocol: a message of secure aggregation; None where the task has none. That of `unmask` is for one site.
+        protocol: a message of secure aggregation; None where the task has none. That of `PRIVATE_TASKS`
+            is for this site alone.
         head: the newest entry of this site's ledger that the server has seen (`LedgerHead.to_dict`), if any.
     """
 
@@ -57,9 +59,9 @@ class Request:
             raise RequestError(f"the task is not one of {', '.join(tasks.TASKS)}")
         headers = shareable.get_header
         training = task == tasks.TRAIN
-        peer = fl_ctx.get_peer_context() if task == tasks.UNMASK else None
+        peer = fl_ctx.get_peer_context() if task in PRIVATE_TASKS else None
         protocol = shareable.get(tasks.PROTOCOL)
-        if task == tasks.UNMASK:
+        if task in PRIVATE_TASKS:
             protocol = peer.get_prop(tasks.FOR_YOU) if peer else None
         return Request(
             task,

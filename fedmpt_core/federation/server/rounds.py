@@ -17,6 +17,7 @@ import numpy as np
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.joined import Joined
+from fedmpt_core.federation.movement import shortened
 from fedmpt_core.federation.run.record import RunRecord, mean_figures
 from fedmpt_core.federation.server.averaging import apply, average
 from fedmpt_core.federation.server.checkpoint import Checkpoint, CheckpointError
@@ -281,7 +282,10 @@ class Rounds:
             except RoundUsedUp as error:
                 self.record = self.record.without_round(number, str(error))
                 continue
-            self.state = apply(self.state, mean.update)
+            update = shortened(mean.update, self._job, self.layout, number, self.state)
+            if update is not mean.update:
+                self._keeper.event("shortened", round=number)  # a site has sent what no honest one can
+            self.state = apply(self.state, update)
             self._keeper.write_model(self.layout, self.state)
             row = self._finish(carriage, number, began, mean)
             privacy = dict(self._privacy)

@@ -20,14 +20,15 @@ from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.context import model_digest
-from fedmpt_core.secagg.errors import Abort, SecAggError
+from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SiteIdentity
+from fedmpt_core.secagg.latch import Latch
+from fedmpt_core.secagg.messages import RoundRequest
 from fedmpt_core.secagg.start_up_kit import load_identity, load_root, load_roster
 
 
 @dataclass(frozen=True)
-class _Pending:
-    number: int  # of the protocol's round: in another one the same update could be in a second sum
+class _Held:
     round: int
     model: bytes
     words: np.ndarray
@@ -81,21 +82,29 @@ class MaskedUpdates:
             identity,
             load_roster(Path(site.secagg.roster)) if kit else None,
             load_root(kit) if kit else None,
-            read_latch(path),
+            _latch(job, site, run_id),
             lambda latch: write_latch(path, latch),
             clock=clock,
         )
         self.states = States(job, layout, initial)
-        self._asked: tuple[int, int, bytes] = (0, 0, b"")
-        self._pending: _Pending | None = None
+        self._begun: tuple[int, bytes] = (0, b"")
+        self._held: _Held | None = None
 
     def advertise(self, request: bytes) -> bytes:
         """Keys of a new epoch. Raises SecAggError."""
         return self._client.advertise(request)
 
+    def deal(self, request: bytes) -> bytes:
+        """Check everybody's keys, and share this site's secrets with all. Raises SecAggError."""
+        return self._client.deal(request)
+
     def confirm(self, request: bytes) -> bytes:
-        """Check everybody's keys and sign the directory. Raises SecAggError."""
+        """Check everybody's shares and sign what was checked. Raises SecAggError."""
         return self._client.confirm(request)
+
+    def show(self, request: bytes) -> bytes:
+        """Show what was dealt to sites that complain of it. Raises SecAggError."""
+        return self._client.show(request)
 
     def begin(self, request: bytes, round_number: int, block: bytes) -> bytes | None:
         """Start a round.
@@ -106,30 +115,27 @@ class MaskedUpdates:
             block: the global parameters in wire bytes.
 
         Returns:
-            The masked update, where the site still has an update for these parameters; None when it must be trained.
+            That the site is ready, where it still has an update for these parameters; None when it must train.
 
         Raises:
             SecAggError: the protocol or the site's bound on parameters refuses the round.
             LayoutError: the parameters are not of the job's layout, or not finite.
         """
-        digest = model_digest(self._layout.split(self._layout.decode(block)))
-        masked = self._client.begin(request, digest)
-        if masked is not None:
-            return masked
+        if RoundRequest.decode(request, self._job.secagg.max_sites).round != round_number:
+            raise SecAggError(Abort.CTX_MISMATCH, "the protocol's message is of another round than the task")
         try:
-            self.states.before(round_number, block)
+            state = self.states.before(round_number, block)
         except StateRefused as refused:
-            self._client.leave()
             raise SecAggError(Abort.POLICY, str(refused)) from None
-        self._asked = self._client.round, round_number, digest
-        held = self._pending
-        if held and (held.number, held.round, held.model) == self._asked:
-            return self._client.mask(held.words, held.release)
-        self._pending = None
+        self._begun = round_number, model_digest(self._layout.split(state))
+        self._client.begin(request, self._begun[1])
+        if self._held and (self._held.round, self._held.model) == self._begun:
+            return self._client.ready()
+        self._held = None
         return None
 
-    def mask(self, block: bytes, weight: float, metrics: Mapping[str, float]) -> bytes:
-        """The masked update of the round that `begin` has opened.
+    def hold(self, block: bytes, weight: float, metrics: Mapping[str, float]) -> bytes:
+        """Keep the update of the round that `begin` has opened, and say that the site is ready.
 
         Args:
             block: the update in wire bytes.
@@ -144,21 +150,35 @@ class MaskedUpdates:
             raise SecAggError(Abort.OVERFLOW, f"this site's weight is above secagg.max_weight={largest} of the job")
         chosen = {name: metrics[name] for name in self._job.secagg.metrics}
         words = self._encoding.encode(self._layout.decode(block), weight / largest, chosen).words
-        release = sha256(block).hexdigest()
-        masked = self._client.mask(words, release)
-        self._pending = _Pending(*self._asked, words, release)
-        return masked
+        ready = self._client.ready()
+        self._held = _Held(*self._begun, words, sha256(block).hexdigest())
+        return ready
 
-    def consistency(self, request: bytes) -> bytes:
-        """Sign the list of survivors; from here on the update is never masked again. Raises SecAggError."""
-        signed = self._client.consistency(request)
-        self._pending = None
-        return signed
+    def mask(self, request: bytes) -> bytes:
+        """The update under masks that cancel in the sum of a list of sites. Raises SecAggError."""
+        if self._held is None:
+            raise UnexpectedMessage("a list of sites", "an update of the round")
+        return self._client.mask(request, self._held.words, self._held.release)
 
-    def unmask(self, request: bytes) -> bytes:
-        """Shares that open the one signed sum. Raises SecAggError."""
-        return self._client.unmask(request)
+    def open(self, request: bytes) -> bytes:
+        """Shares that open the one sum; from here on the update is never masked again. Raises SecAggError."""
+        opened = self._client.open(request)
+        self._held = None
+        return opened
 
     def abort(self, error: SecAggError) -> bytes:
         """What the server is told of a refusal; may be empty."""
         return self._client.abort(error)
+
+    def leave(self) -> None:
+        """The round is over: what could open a mask of it is forgotten."""
+        self._client.leave()
+
+
+def _latch(job: JobConfig, site: SiteConfig, run_id: str) -> Latch | None:
+    """What the site has said in this run, or which rounds it used up in the run that this one continues."""
+    known = read_latch(latch_path(site, run_id))
+    if known is None and job.resume:
+        earlier = read_latch(latch_path(site, job.resume.job))
+        return earlier.continued(run_id) if earlier else None
+    return known
