@@ -48,10 +48,12 @@ SPENT = epsilon([Steps(0.5, 1.5, 2)], 1e-5)  # one round
 MASKED_JOB = replace(JOB, secagg=SecAggConfig(), federation=FederationConfig(max_failed_rounds=0))
 MESSAGES = {
     tasks.ADVERTISE: b"\xffADV1 keys",
+    tasks.DEAL: b"\xffDEA1 shares",
     tasks.CONFIRM: b"\xffCFM1 signature",
-    tasks.TRAIN: b"\xffMSK1 masked words",
-    tasks.CONSISTENCY: b"\xffCNS1 signature",
-    tasks.UNMASK: b"\xffUNM1 shares",
+    tasks.SHOW: b"\xffSHO1 rows",
+    tasks.TRAIN: b"\xffRDY1 signature",
+    tasks.MASK: b"\xffMSK1 masked words",
+    tasks.OPEN: b"\xffOPN1 shares",
 }
 ABORT = b"\xffABR1 reason"
 

@@ -11,7 +11,7 @@ from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, R
 from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.run.record import RunRecord
 from fedmpt_core.federation.server.checkpoint import Checkpoint, CheckpointError
-from fedmpt_core.federation.server.rounds import Evaluation, Keeper, MeanUpdate, RoundFailed, Rounds, Training
+from fedmpt_core.federation.server.rounds import Evaluation, Keeper, MeanUpdate, RoundFailed, RoundUsedUp, Rounds, Training
 from fedmpt_core.model.vector import ParameterLayout
 from tests.settings import UNMASKED, UNPROTECTED
 
@@ -27,10 +27,10 @@ def job(rounds: int = 2, privacy: PrivacyConfig = UNPROTECTED, **federation: Any
     return JobConfig(
         "r",
         ("cat", "dog"),
-        training=TrainingConfig(rounds=rounds),
+        training=TrainingConfig(rounds=rounds, learning_rate=100.0),  # the sites of these tests take long steps
         privacy=privacy,
         secagg=UNMASKED,
-        federation=FederationConfig(**{"min_sites": 2, **federation}),
+        federation=FederationConfig(**{"min_sites": 2, "max_movement": 1e4, **federation}),
     )
 
 
@@ -290,6 +290,36 @@ def test_a_mean_that_masks_gave_is_applied_as_it_is() -> None:
     assert sorted(row["privacy"]) == ["a", "b"]
     assert kept.of("round_failed")[0]["reason"] == "2 of 3 vectors arrived, the threshold is 3"
     assert sites.trained[1].heads["c"]["seq"] == 10
+
+
+def test_a_mean_that_no_honest_sites_can_have_is_shortened_and_said() -> None:
+    kept = Kept()
+    rounds = begun(job(rounds=1, max_movement=0.5), kept)
+    list(rounds.run(Sites()))  # a mean of 3 in each of three numbers
+    assert rounds.state.tolist() == pytest.approx([1.5, 2.5, 3.5])
+    assert kept.of("shortened") == [{"round": 1}]
+    rounds = begun(job(rounds=1, max_movement=3.0), kept := Kept())
+    list(rounds.run(Sites()))
+    assert (rounds.state.tolist(), kept.of("shortened")) == ([4, 5, 6], [])
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_round_that_is_used_up_is_left_out_by_name(before: bool) -> None:
+    """One that sites had used up in the run before costs none of the attempts that may fail."""
+
+    class Masked(Sites):
+        def train(self, training: Training) -> None:
+            if training.round == 2:
+                raise RoundUsedUp("2 of 3 sites sent their shares", before=before)
+            super().train(training)
+
+    rounds = begun(job(rounds=3, max_failed_rounds=0 if before else 1), kept := Kept())
+    assert [row["round"] for row in rounds.run(Masked())] == [0, 1, 3]
+    assert rounds.record.lost == {"2": "2 of 3 sites sent their shares"}
+    assert [c.round for c in kept.checkpoints] == [1, 3]
+    if not before:
+        with pytest.raises(RuntimeError, match="round 2 failed: 2 of 3 sites"):
+            list(begun(job(rounds=3, max_failed_rounds=0)).run(Masked()))
 
 
 def test_sites_are_told_the_newest_head_that_the_server_saw() -> None:

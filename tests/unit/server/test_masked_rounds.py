@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from fedmpt_core.federation.server.checkpoint import load_checkpoint
 from fedmpt_core.federation.server.rounds import MeanUpdate, RoundFailed, Training
 from fedmpt_core.federation.site.masked_updates import MaskedUpdates
 from fedmpt_core.model.vector import ParameterLayout
-from fedmpt_core.secagg.errors import SecAggError
+from fedmpt_core.secagg.dealing import Dealing, deal
+from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity
-from fedmpt_core.secagg.messages import Masked
 from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import MaskedRounds
 from fedmpt_flare.server.phases import Phases
@@ -100,17 +101,19 @@ class Site:
                 fields |= {"backbone_digest": "00", "device": "cpu", "versions": {}, "weight": 1}
                 return tasks.message(fields=fields, vector=LAYOUT.encode(INITIAL))
             case tasks.TRAIN:
-                masked = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND), data[tasks.VECTOR])
-                if masked is None:
+                ready = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND), data[tasks.VECTOR])
+                if ready is None:
                     self.trained += 1
-                    masked = self.secure.mask(LAYOUT.encode(np.full(3, self.step, np.float32)), 1.0, {})
-                return tasks.message(fields={tasks.PRIVACY: {}}, protocol=masked)
-            case tasks.UNMASK:
-                return tasks.message(protocol=self.secure.unmask(private))
+                    ready = self.secure.hold(LAYOUT.encode(np.full(3, self.step, np.float32)), 1.0, {})
+                return tasks.message(fields={tasks.PRIVACY: {}}, protocol=ready)
+            case tasks.CONFIRM | tasks.SHOW:
+                step = self.secure.confirm if task == tasks.CONFIRM else self.secure.show
+                return tasks.message(protocol=step(private))
         step = {
             tasks.ADVERTISE: self.secure.advertise,
-            tasks.CONFIRM: self.secure.confirm,
-            tasks.CONSISTENCY: self.secure.consistency,
+            tasks.DEAL: self.secure.deal,
+            tasks.MASK: self.secure.mask,
+            tasks.OPEN: self.secure.open,
         }[task]
         return tasks.message(protocol=step(data[tasks.PROTOCOL]))
 
@@ -192,71 +195,75 @@ def test_rounds_move_the_model_by_the_mean_and_keep_the_protocol_s_facts(tmp_pat
     workflow = Workflow(job(rounds=3), tmp_path)
     rows = workflow.run()
     assert workflow.state.tolist() == [10, 11, 12]  # three means of 3
-    assert [r["secagg"]["number"] for r in rows[1:]] == [1, 2, 3]
+    facts = rows[1]["secagg"]
     assert [r["secagg"]["epoch"] for r in rows[1:]] == [1, 1, 1]
-    assert {len(r["secagg"]["transcript"]) for r in rows[1:]} == {64}
-    assert rows[1]["secagg"]["threshold"] == 4
-    assert rows[1]["secagg"]["cohort"] == list(NAMES)
+    assert len({r["secagg"]["transcript"] for r in rows[1:]}) == 3
+    assert (facts["threshold"], facts["cohort"], facts["left_out"], facts["faults"]) == (4, list(NAMES), {}, {})
+    assert facts["beyond"] == 0
     assert workflow.record["aggregation"] == "masked"
     assert workflow.sites["a"].asked.count(tasks.ADVERTISE) == 1
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("task", [tasks.ADVERTISE, tasks.CONFIRM, tasks.TRAIN])
-def test_a_site_lost_before_it_masked_costs_its_contribution(tmp_path: Path, task: str, fault: Fault) -> None:
+@pytest.mark.parametrize("task", [tasks.ADVERTISE, tasks.DEAL, tasks.CONFIRM, tasks.TRAIN, tasks.MASK])
+def test_a_site_lost_before_the_sum_costs_its_contribution_and_nobody_a_second_training(
+    tmp_path: Path, task: str, fault: Fault
+) -> None:
     workflow = Workflow(job(), tmp_path)
     workflow.sites["e"].faults[task, 1] = fault
     rows = workflow.run()
     assert rows[1]["sites"] == ["a", "b", "c", "d"]
-    assert tasks.CONSISTENCY not in workflow.sites["e"].asked  # nobody waits for a site that is gone
+    assert tasks.OPEN not in workflow.sites["e"].asked  # nobody waits for a site that is gone
     assert workflow.state.tolist() == [3.5, 4.5, 5.5]
     assert rows[1]["secagg"]["attempt"] == 0
+    assert list(rows[1]["secagg"]["left_out"]) == ["e"]
+    assert {workflow.sites[n].trained for n in "abcd"} == {1}
     assert any("e" in w for w in workflow.warnings)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("task", [tasks.CONSISTENCY, tasks.UNMASK])
-def test_a_site_lost_after_it_masked_is_in_the_sum(tmp_path: Path, task: str, fault: Fault) -> None:
+def test_a_site_lost_after_it_masked_is_in_the_sum(tmp_path: Path, fault: Fault) -> None:
     workflow = Workflow(job(), tmp_path)
-    workflow.sites["e"].faults[task, 1] = fault
+    workflow.sites["e"].faults[tasks.OPEN, 1] = fault
     rows = workflow.run()
     assert rows[1]["sites"] == list(NAMES)
     assert workflow.state.tolist() == [4, 5, 6]
 
 
-def test_an_attempt_that_fails_before_signatures_costs_no_second_training(tmp_path: Path) -> None:
-    workflow = Workflow(job(), tmp_path)
-    for name in ("d", "e"):
-        workflow.sites[name].faults[tasks.TRAIN, 1] = lost
-    rows = workflow.run()
-    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"], rows[1]["secagg"]["epoch"]) == (1, 1, 2)
-    assert rows[1]["sites"] == list(NAMES)
-    assert workflow.state.tolist() == [4, 5, 6]
-    assert {s.trained for s in workflow.sites.values()} == {1}
-    assert "3 of 5 vectors arrived, the threshold is 4" in str(events(workflow, "round_failed"))
-
-
-@pytest.mark.parametrize("task", [tasks.CONSISTENCY, tasks.UNMASK])
-def test_a_round_that_fails_after_signatures_is_trained_again_under_a_new_number(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize("task", [tasks.DEAL, tasks.CONFIRM, tasks.TRAIN])
+def test_an_attempt_with_too_few_sites_is_made_again_and_costs_no_second_training(tmp_path: Path, task: str) -> None:
     workflow = Workflow(job(), tmp_path)
     for name in ("d", "e"):
         workflow.sites[name].faults[task, 1] = lost
     rows = workflow.run()
-    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"]) == (2, 0)
-    assert {s.trained for s in workflow.sites.values()} == {2}
-    assert workflow.state.tolist() == [4, 5, 6]
-
-
-def test_a_site_that_missed_the_key_exchange_comes_back_under_a_new_number(tmp_path: Path) -> None:
-    """A further attempt may have no new members, so the ones that have masked train again rather than risk two sums."""
-    workflow = Workflow(job(), tmp_path)
-    workflow.sites["e"].faults[tasks.CONFIRM, 1] = lost
-    for name in ("c", "d"):
-        workflow.sites[name].faults[tasks.TRAIN, 1] = lost
-    rows = workflow.run()
+    assert (rows[1]["secagg"]["attempt"], rows[1]["secagg"]["epoch"]) == (1, 2)
     assert rows[1]["sites"] == list(NAMES)
-    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"], rows[1]["secagg"]["epoch"]) == (2, 0, 2)
-    assert [s.trained for s in workflow.sites.values()] == [2, 2, 2, 2, 1]
+    assert workflow.state.tolist() == [4, 5, 6]
+    assert {s.trained for s in workflow.sites.values()} == {1}
+    assert "3 of 5 sites" in str(events(workflow, "round_failed"))
+
+
+def test_a_round_that_was_to_be_opened_and_was_not_is_used_up(tmp_path: Path) -> None:
+    """The sum of the next round is another one, of other updates; the record says which round is missing."""
+    workflow = Workflow(job(rounds=3), tmp_path)
+    for name in ("d", "e"):
+        workflow.sites[name].faults[tasks.OPEN, 1] = lost
+    rows = workflow.run()
+    assert [r["round"] for r in rows] == [0, 2, 3]
+    assert "3 of 5 sites sent their shares, the threshold is 4" in workflow.record["lost"]["1"]
+    assert {s.trained for s in workflow.sites.values()} == {3}
+    assert workflow.state.tolist() == [7, 8, 9]
+
+
+def test_a_round_whose_vectors_are_masked_is_not_masked_again_under_other_keys(tmp_path: Path) -> None:
+    """Sites d and e fail after all have masked: with fresh keys a to c refuse the round, and the next one is taken."""
+    workflow = Workflow(job(rounds=2), tmp_path)
+    for name in ("d", "e"):
+        workflow.sites[name].faults[tasks.MASK, 1] = lost
+    rows = workflow.run()
+    assert [r["round"] for r in rows] == [0, 2]
+    assert list(workflow.record["lost"]) == ["1"]
+    assert workflow.state.tolist() == [4, 5, 6]
 
 
 def test_a_job_with_too_few_sites_ends_with_a_sentence_and_without_a_model(tmp_path: Path) -> None:
@@ -264,32 +271,51 @@ def test_a_job_with_too_few_sites_ends_with_a_sentence_and_without_a_model(tmp_p
     for name in ("d", "e"):
         for attempt in (1, 2):
             workflow.sites[name].faults[tasks.TRAIN, attempt] = lost
-    with pytest.raises(RuntimeError, match="round 1 failed: 3 of 5 vectors arrived, the threshold is 4"):
+    with pytest.raises(RuntimeError, match="round 1 failed: 3 of 5 sites have an update, the threshold is 4"):
         workflow.run()
     assert workflow.record["outcome"].startswith("failed: round 1 failed: ")
     assert not (workflow.run_folder / "model.safetensors").exists()
 
 
-def test_a_liar_about_its_edges_and_the_peer_that_it_quarrels_with_are_left_out(tmp_path: Path) -> None:
-    workflow = Workflow(job(rounds=2, failures=2), tmp_path)
+def steeper(secrets: Any, threshold: int, recipients: int, label: bytes) -> tuple[Dealing, list[bytes]]:
+    """Shares of which one more than the threshold is needed; all else is as it should be."""
+    dealing, rows = deal(secrets, threshold + 1, recipients, label)
+    return dataclasses.replace(dealing, combination=dealing.combination[:-1]), rows
 
-    def lying(answer: Shareable) -> Shareable:
-        secure = workflow.sites["b"].secure
-        masked = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
-        edges = (bytes(32), *masked.edge_commitments[1:])
-        forged = dataclasses.replace(masked, edge_commitments=edges)
-        exchange = secure._client._exchange
-        assert exchange
-        signed = dataclasses.replace(forged, signature=exchange.sign(forged.text))
-        return tasks.message(fields=answer[tasks.FIELDS], protocol=signed.encode())
 
-    workflow.sites["b"].faults[tasks.TRAIN, 1] = lying
+def test_a_dealer_of_false_shares_is_named_before_anybody_trains(tmp_path: Path) -> None:
+    workflow = Workflow(job(rounds=2), tmp_path)
+    honest = workflow.sites["e"].secure.deal
+
+    def dealing(request: bytes) -> bytes:
+        with mock.patch("fedmpt_core.secagg.key_exchange.deal", steeper):
+            return honest(request)
+
+    workflow.sites["e"].secure.deal = dealing  # type: ignore[method-assign]
     rows = workflow.run()
-    assert "members disagree on their common key: a, b" in str(events(workflow, "round_failed"))
-    assert [r["sites"] for r in rows[1:]] == [["c", "d", "e"]] * 2
-    # three are left where four had to answer, so it is another round and not another attempt
-    assert (rows[1]["secagg"]["number"], rows[1]["secagg"]["attempt"]) == (2, 0)
-    assert workflow.state.tolist() == [9, 10, 11]
+    assert [r["sites"] for r in rows[1:]] == [["a", "b", "c", "d"]] * 2
+    assert rows[1]["secagg"]["left_out"] == {"e": "the shares that it dealt do not fit"}
+    assert rows[1]["secagg"]["attempt"] == 0
+    assert [workflow.sites[n].trained for n in "abcde"] == [2, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "code"), [(tasks.DEAL, Abort.ROSTER), (tasks.CONFIRM, Abort.BAD_SHARE)], ids=["key", "shares"]
+)
+def test_a_complaint_against_an_honest_site_costs_who_makes_it_its_place(
+    tmp_path: Path, task: str, code: Abort
+) -> None:
+    workflow = Workflow(job(rounds=1), tmp_path)
+
+    def complaining(answer: Shareable) -> Shareable:
+        abort = workflow.sites["e"].secure.abort(SecAggError(code, "", culprit=1))
+        return tasks.refusal(tasks.SITE_REFUSED, "b is at fault", abort)
+
+    workflow.sites["e"].faults[task, 1] = complaining
+    rows = workflow.run()
+    assert rows[1]["sites"] == ["a", "b", "c", "d"]
+    assert list(rows[1]["secagg"]["left_out"]) == ["e"]
+    assert "of b" in rows[1]["secagg"]["left_out"]["e"]
 
 
 def test_a_server_that_sends_other_parameters_than_it_can_have_is_refused(tmp_path: Path) -> None:
@@ -297,11 +323,11 @@ def test_a_server_that_sends_other_parameters_than_it_can_have_is_refused(tmp_pa
     workflow = Workflow(agreed, tmp_path)
     sites = workflow.sites.values()
     masks = masks_over(workflow, agreed)
-    with pytest.raises(RoundFailed, match="0 of 5 vectors arrived"):
+    with pytest.raises(RoundFailed, match="0 of 5 sites have an update"):
         train(masks, 1, 0, INITIAL + np.float32(1e-3))
     assert {s.trained for s in sites} == {0}
     assert "moved by 0.001 since round 1, at most 0 can be" in str(workflow.warnings)
-    with pytest.raises(RoundFailed, match="0 of 5 vectors arrived"):
+    with pytest.raises(RoundFailed, match="0 of 5 sites have an update"):
         train(masks, 2, 0, INITIAL + np.float32(16.1))
     train(masks, 2, 1, INITIAL + np.float32(15.9))
     assert {s.trained for s in sites} == {1}
@@ -369,27 +395,6 @@ def test_sessions_are_renewed_before_they_run_out(tmp_path: Path) -> None:
     assert [*epochs, train(masks, 3, 0, INITIAL).facts["epoch"]] == [1, 1, 2]
 
 
-def test_the_blame_of_few_leaves_nobody_out(tmp_path: Path) -> None:
-    """Member e deals a row that does not open to some members; they say so, signed."""
-    for count, left_out in ((1, False), (2, True)):
-        workflow = Workflow(job(rounds=2), tmp_path / str(count))
-
-        def dealing(answer: Shareable, workflow: Workflow = workflow, count: int = count) -> Shareable:
-            masked = Masked.decode(answer[tasks.PROTOCOL], cohort=5, words=4)
-            bad = dataclasses.replace(
-                masked, sealed=(*[bytes(len(row)) for row in masked.sealed[:count]], *masked.sealed[count:])
-            )
-            exchange = workflow.sites["e"].secure._client._exchange
-            assert exchange
-            signed = dataclasses.replace(bad, signature=exchange.sign(bad.text))
-            return tasks.message(fields=answer[tasks.FIELDS], protocol=signed.encode())
-
-        workflow.sites["e"].faults[tasks.TRAIN, 1] = dealing
-        rows = workflow.run()
-        assert "it blames e" in str(events(workflow, "dropped"))
-        assert ("e" not in rows[2]["sites"]) == left_out
-
-
 def masks_over(workflow: Workflow, agreed: JobConfig, **options: Any) -> MaskedRounds:
     """The protocol alone, over the workflow's delivery to its sites."""
     folder = RunFolder(workflow.run_folder, workflow.run_folder)
@@ -399,7 +404,7 @@ def masks_over(workflow: Workflow, agreed: JobConfig, **options: Any) -> MaskedR
 
 def train(masks: MaskedRounds, number: int, attempt: int, state: np.ndarray) -> MeanUpdate:
     """One attempt at a round of training."""
-    training = Training(number, list(NAMES), LAYOUT, state, attempt, {}, private=False)
+    training = Training(number, list(NAMES), LAYOUT, state, attempt, {}, dict.fromkeys(NAMES, 1.0), private=False)
     headers = {tasks.ROUND: number, tasks.ATTEMPT: attempt}
     masks.train(training, tasks.message(vector=training.vector(), headers=headers), 60)
     return training.mean(3)

@@ -107,7 +107,7 @@ def job(rounds: int = 2, **federation: Any) -> JobConfig:
         training=TrainingConfig(rounds=rounds),
         privacy=UNPROTECTED,
         secagg=UNMASKED,
-        federation=FederationConfig(**{"min_sites": 2, **federation}),
+        federation=FederationConfig(**{"min_sites": 2, "max_movement": 1e4, **federation}),
     )
 
 

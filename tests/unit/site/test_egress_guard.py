@@ -299,8 +299,8 @@ def test_the_guard_never_raises(site: Site, answer: Any) -> None:
 
 
 def masked_answer(site: Site, task: str) -> Shareable:
-    fields = {tasks.PRIVACY: site.release(job=MASKED_JOB)} if task == tasks.TRAIN else {}
-    return tasks.message(fields=fields, protocol=MESSAGES[task])
+    spent = site.release(job=MASKED_JOB) if task in (tasks.TRAIN, tasks.MASK) else {}
+    return tasks.message(fields={tasks.PRIVACY: spent} if task == tasks.TRAIN else {}, protocol=MESSAGES[task])
 
 
 @pytest.mark.parametrize("task", list(MESSAGES))
@@ -318,7 +318,7 @@ def test_a_protocol_message_changed_in_one_place_is_held_back(masked: Site, task
         case "bytes":
             answer[tasks.PROTOCOL] += b"!"
         case "kind":
-            answer[tasks.PROTOCOL] = MESSAGES[tasks.TRAIN if task != tasks.TRAIN else tasks.UNMASK]
+            answer[tasks.PROTOCOL] = MESSAGES[tasks.TRAIN if task != tasks.TRAIN else tasks.OPEN]
         case "field":
             answer[tasks.FIELDS]["loss"] = 0.25
         case "vector":
@@ -339,8 +339,8 @@ def test_a_plain_update_never_leaves_in_a_masked_job(masked: Site) -> None:
 
 
 def test_a_masked_update_that_the_ledger_lacks_is_held_back(masked: Site) -> None:
-    fields = {tasks.PRIVACY: masked.release(LAYOUT.encode(np.ones(6, np.float32)), job=MASKED_JOB)}
-    held = masked.guard(tasks.TRAIN, tasks.message(fields=fields, protocol=MESSAGES[tasks.TRAIN]))
+    masked.release(LAYOUT.encode(np.ones(6, np.float32)), job=MASKED_JOB)
+    held = masked.guard(tasks.MASK, tasks.message(protocol=MESSAGES[tasks.MASK]))
     assert "not a release of this job" in reason(held)
 
 
@@ -351,7 +351,7 @@ def test_masks_have_no_place_in_a_job_without(site: Site) -> None:
 
 def test_only_the_site_s_own_reason_for_leaving_goes_with_a_refusal(masked: Site) -> None:
     for abort, kept in ((ABORT, ABORT), (ABORT + b"!", None), (MESSAGES[tasks.TRAIN], None), ("text", None)):
-        held = masked.guard(tasks.UNMASK, tasks.refusal(tasks.SITE_REFUSED, "no", abort))  # type: ignore[arg-type]
+        held = masked.guard(tasks.OPEN, tasks.refusal(tasks.SITE_REFUSED, "no", abort))  # type: ignore[arg-type]
         assert held.get_header(tasks.ABORT) == kept
         assert (set(held), held.get_header(tasks.REASON)) == ({ReservedHeaderKey.HEADERS}, "no")
 

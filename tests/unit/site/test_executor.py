@@ -99,7 +99,7 @@ def test_a_masked_job_never_gives_a_plain_update(masked: RunningSite) -> None:
     assert not masked.trained
 
 
-@pytest.mark.parametrize("task", [tasks.JOIN, tasks.TRAIN, tasks.VALIDATE, tasks.LEDGER, tasks.ADVERTISE, tasks.UNMASK])
+@pytest.mark.parametrize("task", [tasks.JOIN, tasks.TRAIN, tasks.VALIDATE, tasks.LEDGER, tasks.ADVERTISE, tasks.CONFIRM])
 def test_a_job_without_masks_takes_no_message_of_them(plain: RunningSite, task: str) -> None:
     plain.join()
     data = train_task(protocol=MESSAGE)
@@ -108,7 +108,7 @@ def test_a_job_without_masks_takes_no_message_of_them(plain: RunningSite, task: 
     assert not plain.trained
 
 
-@pytest.mark.parametrize("task", [tasks.ADVERTISE, tasks.CONFIRM, tasks.CONSISTENCY, tasks.UNMASK])
+@pytest.mark.parametrize("task", [tasks.ADVERTISE, tasks.DEAL, tasks.CONFIRM, tasks.SHOW, tasks.MASK, tasks.OPEN])
 def test_a_job_without_masks_has_no_task_of_them(plain: RunningSite, task: str) -> None:
     plain.join()
     assert "no masks" in reason(plain.ask(task, tasks.message()))
