@@ -11,7 +11,15 @@ from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, R
 from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.run.record import RunRecord
 from fedmpt_core.federation.server.checkpoint import Checkpoint, CheckpointError
-from fedmpt_core.federation.server.rounds import Evaluation, Keeper, MeanUpdate, RoundFailed, RoundUsedUp, Rounds, Training
+from fedmpt_core.federation.server.rounds import (
+    Evaluation,
+    Keeper,
+    MeanUpdate,
+    RoundFailed,
+    Rounds,
+    RoundUsedUp,
+    Training,
+)
 from fedmpt_core.model.vector import ParameterLayout
 from tests.settings import UNMASKED, UNPROTECTED
 

@@ -52,7 +52,9 @@ def masked(site: Site) -> Site:
     site.settle()
     site.deploy(MASKED_JOB)
     latch = Latch(JOB_ID, 1, release=hashlib.sha256(UPDATE).hexdigest(), stage="masked")
-    latch = replace(latch, setup=tuple(digest_of(MESSAGES[t]) for t in (tasks.ADVERTISE, tasks.DEAL, tasks.CONFIRM, tasks.SHOW)))
+    latch = replace(
+        latch, setup=tuple(digest_of(MESSAGES[t]) for t in (tasks.ADVERTISE, tasks.DEAL, tasks.CONFIRM, tasks.SHOW))
+    )
     for message in (MESSAGES[tasks.TRAIN], MESSAGES[tasks.MASK], MESSAGES[tasks.OPEN], ABORT):
         latch = latch.saying(digest_of(message))
     write_latch(latch_path(site.settings, JOB_ID), latch)

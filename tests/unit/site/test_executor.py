@@ -99,7 +99,9 @@ def test_a_masked_job_never_gives_a_plain_update(masked: RunningSite) -> None:
     assert not masked.trained
 
 
-@pytest.mark.parametrize("task", [tasks.JOIN, tasks.TRAIN, tasks.VALIDATE, tasks.LEDGER, tasks.ADVERTISE, tasks.CONFIRM])
+@pytest.mark.parametrize(
+    "task", [tasks.JOIN, tasks.TRAIN, tasks.VALIDATE, tasks.LEDGER, tasks.ADVERTISE, tasks.CONFIRM]
+)
 def test_a_job_without_masks_takes_no_message_of_them(plain: RunningSite, task: str) -> None:
     plain.join()
     data = train_task(protocol=MESSAGE)
