@@ -40,6 +40,7 @@ class Latch:
         setup: hex SHA-256 of the messages of the newest key exchange.
         said: hex SHA-256 of the messages of the newest attempt.
         left: hex SHA-256 of the newest message that says why the member left.
+        continued_by: the run that goes on from this one, in which nothing is said any more; empty while there is none.
         version: version of this record.
     """
 
@@ -54,6 +55,7 @@ class Latch:
     setup: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     left: str = ""
+    continued_by: str = ""
     version: int = LATCH_VERSION
 
     def saying(self, message: str, **changes: object) -> "Latch":

@@ -114,9 +114,14 @@ class SecAggServer:
         return [m.name for m in self._members if m.confirm]
 
     @property
+    def size(self) -> int:
+        """Members of the directory."""
+        return len(self._members)
+
+    @property
     def threshold(self) -> int:
         """Of the directory: fewest members of a sum, and fewest that open it."""
-        return self.terms.floors.threshold(len(self._members))
+        return self.terms.floors.threshold(self.size)
 
     @property
     def needs_epoch(self) -> bool:

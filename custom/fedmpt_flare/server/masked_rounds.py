@@ -60,7 +60,7 @@ class MaskedRounds:
             SecAggError: the job's terms are impossible, or the kit cannot be used.
         """
         terms, self._encoding = secure_terms(job, run_id, layout, backbone_digest)
-        self._phases, self._wait = phases, job.secagg.phase_timeout
+        self._phases, self._wait, self._colluders = phases, job.secagg.phase_timeout, job.secagg.colluders
         self._server = SecAggServer(terms, ChainCheck(load_root(kit) if kit else None), clock=clock)
         self.left_out: dict[str, str] = {}
         self._stale = True
@@ -89,7 +89,7 @@ class MaskedRounds:
             self.left_out |= lost.culprits
             self._stale = True  # whoever missed the key exchange gets another chance
             # sites that have the round behind them from a run that broke off: the next round is theirs too
-            behind = self._used_up and self._ready + self._used_up >= self._server.threshold
+            behind = self._used_up > self._colluders and self._ready + self._used_up >= self._server.threshold
             if lost.used_up or behind:
                 raise RoundUsedUp(str(lost), before=not lost.used_up) from None
             raise RoundFailed(str(lost)) from None
@@ -118,6 +118,7 @@ class MaskedRounds:
         decoded = self._encoding.decode(total.words, [training.shares[site] for site in cohort])
         facts = {
             "cohort": cohort,
+            "members": server.size,
             "threshold": server.threshold,
             "attempt": training.attempt,
             "epoch": server.epoch,

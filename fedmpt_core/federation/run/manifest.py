@@ -20,7 +20,7 @@ from fedmpt_core.federation.run.record import MANIFEST, MODEL, RESULT, RunRecord
 
 MANIFEST_SCHEMA = 1
 _OF_RECORD = ("run_id", "config_digest", "outcome", "started", "ended", "aggregation", "identities", "resumed")
-_SECAGG = ("cohort", "threshold", "number", "attempt", "epoch", "transcript", "corrected")
+_SECAGG = ("cohort", "members", "threshold", "attempt", "epoch", "transcript", "left_out", "faults", "beyond")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class RunRecord:
         sites: by site, what it said when it joined (device, versions, whether it evaluates).
         rounds: one dict per round from 0: `round`, `seconds`, `bytes_sent` by site, `sites`, `privacy` by site
             (epsilon of the job so far at `delta`, and the `head` of the site's ledger; empty without differential
-            privacy), `secagg` (cohort, threshold, attempt, transcript and seconds by phase; empty without masks), and,
+            privacy), `secagg` (cohort, members of the directory, threshold, attempt, transcript, who was left out and why, and
+            seconds by phase; empty without masks), and,
             where it was evaluated, the figures of `evaluation.evaluate` averaged over the evaluating
             sites; at round 0 also `zero_shot`, the same figures of the plain prompt on the untouched towers.
         server: hardware and platform of the server.

@@ -3,12 +3,13 @@
 It lies outside every job folder, since it must outlive the job's processes.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from fedmpt_core.common.files import WriteError, write_whole
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.secagg.errors import Abort, SecAggError
-from fedmpt_core.secagg.latch import Latch
+from fedmpt_core.secagg.latch import Latch, LatchError
 
 
 def latch_path(site: SiteConfig, run_id: str) -> Path:
@@ -25,28 +26,62 @@ def latch_path(site: SiteConfig, run_id: str) -> Path:
     elif ledger:
         folder = Path(ledger) / "secagg"
     else:
-        raise SecAggError(
-            Abort.STORAGE, "secagg.state='' and this site has no ledger folder: name a folder outside the job's"
-        )
+        raise LatchError("secagg.state='' and this site has no ledger folder: name a folder outside the job's")
     return folder / f"{run_id}.json"
 
 
 def read_latch(path: Path) -> Latch | None:
-    """What the site has said; None when it has said nothing yet. Raises SecAggError(STORAGE) when unreadable."""
+    """What the site has said; None when it has said nothing yet. Raises LatchError when unreadable."""
     try:
         return Latch.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise SecAggError(Abort.STORAGE, f"{path} cannot be read ({type(error).__name__}): nothing is signed") from None
+        raise LatchError(f"{path} cannot be read ({type(error).__name__}): nothing is signed") from None
+
+
+def open_latch(site: SiteConfig, run_id: str, resumed: str) -> Latch | None:
+    """What the site has said in a run, or, as it begins to continue another one, which rounds that one used up.
+
+    Runs that continue the same one follow each other: each takes up the rounds of all before, and the one before says
+    nothing any more.
+
+    Args:
+        site: where the records lie.
+        run_id: name of the run.
+        resumed: name of the run that it continues; empty for none.
+
+    Raises:
+        LatchError: a record cannot be read or written.
+    """
+    known = read_latch(latch_path(site, run_id))
+    if known or not resumed:
+        return known
+    last = read_latch(latch_path(site, resumed))
+    if last is None:
+        return None
+    while last.continued_by:
+        following = read_latch(latch_path(site, last.continued_by))
+        if following is None:
+            raise LatchError(f"the record of run {last.continued_by}, which continued {resumed}, is missing: restore it")
+        last = following
+    ours = last.continued(run_id)
+    write_latch(latch_path(site, run_id), ours)
+    write_latch(latch_path(site, last.job_id), replace(last, continued_by=run_id))
+    return ours
 
 
 def write_latch(path: Path, latch: Latch) -> None:
-    """Replace the record; on disk when this returns. Raises SecAggError(STORAGE), and nothing may be sent then."""
+    """Replace the record; on disk when this returns.
+
+    Raises:
+        LatchError: it cannot be written, or another run has continued this one; nothing may be sent then.
+    """
+    before = read_latch(path)
+    if before and before.continued_by:
+        raise LatchError(f"run {before.continued_by} goes on from this one: nothing is signed here any more")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(path, latch.to_json().encode())
     except (OSError, WriteError) as error:
-        raise SecAggError(
-            Abort.STORAGE, f"{path} cannot be written ({error.strerror}): nothing is signed until it can"
-        ) from None
+        raise LatchError(f"{path} cannot be written ({error.strerror}): nothing is signed until it can") from None

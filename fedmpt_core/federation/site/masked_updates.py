@@ -14,7 +14,7 @@ import numpy as np
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
-from fedmpt_core.federation.site.latch_file import latch_path, read_latch, write_latch
+from fedmpt_core.federation.site.latch_file import latch_path, open_latch, write_latch
 from fedmpt_core.federation.site.states import StateRefused, States
 from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.vector import ParameterLayout
@@ -22,7 +22,6 @@ from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.context import model_digest
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SiteIdentity
-from fedmpt_core.secagg.latch import Latch
 from fedmpt_core.secagg.messages import RoundRequest
 from fedmpt_core.secagg.start_up_kit import load_identity, load_root, load_roster
 
@@ -82,7 +81,7 @@ class MaskedUpdates:
             identity,
             load_roster(Path(site.secagg.roster)) if kit else None,
             load_root(kit) if kit else None,
-            _latch(job, site, run_id),
+            open_latch(site, run_id, job.resume.job if job.resume else ""),
             lambda latch: write_latch(path, latch),
             clock=clock,
         )
@@ -173,12 +172,3 @@ class MaskedUpdates:
     def leave(self) -> None:
         """The round is over: what could open a mask of it is forgotten."""
         self._client.leave()
-
-
-def _latch(job: JobConfig, site: SiteConfig, run_id: str) -> Latch | None:
-    """What the site has said in this run, or which rounds it used up in the run that this one continues."""
-    known = read_latch(latch_path(site, run_id))
-    if known is None and job.resume:
-        earlier = read_latch(latch_path(site, job.resume.job))
-        return earlier.continued(run_id) if earlier else None
-    return known
