@@ -116,12 +116,15 @@ class Federation:
                 privacy[site] = {"epsilon": budget.spent(), "delta": job.privacy.delta, "head": head}
             there = [site for site in self.sites if site not in gone]
             facts = {
-                "cohort": list(self.sites),
+                "cohort": there,
+                "members": len(self.sites),
                 "threshold": Floors(3, 1).threshold(len(self.sites)),
-                "number": number,
                 "epoch": 1,
+                "left_out": dict.fromkeys(gone, "it did not answer"),
+                "faults": {},
+                "beyond": 0,
             }
-            facts |= {"attempt": int(number == 2), "corrected": [], "transcript": f"{run_id}-{number}"}
+            facts |= {"attempt": int(number == 2), "transcript": f"{run_id}-{number}"}
             privacy = {site: privacy[site] for site in there}
             record = record.with_round(
                 number, 0.1, dict.fromkeys(there, 10), {}, privacy, facts if job.secagg.masked else {}

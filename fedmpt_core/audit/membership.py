@@ -20,19 +20,24 @@ class MaskedSum:
     """What the record says of the masks of one round; nothing else of the audit knows these names.
 
     Attributes:
-        cohort: the sites that were asked, the sum's among them.
-        threshold: fewest that had to answer; `attempt` of the round, from 0.
-        epoch: of the keys, from 1; `transcript` of all that was said.
-        corrected: sites whose shares were wrong and were put right.
+        cohort: the sites in the sum.
+        members: of the directory of keys; `threshold`: fewest of them that had to be in the sum, and to open it.
+        attempt: of the round, from 0; `epoch` of the keys, from 1; `transcript` of context, cohort and sum.
+        left_out: sites that were asked and are not in the sum.
+        faults: sites that did wrong at the opening; the sum did without their shares.
+        beyond: numbers of the sum that no honest updates give.
         metrics: names of the figures of training in the sum.
     """
 
     cohort: tuple[str, ...]
+    members: int
     threshold: int
     attempt: int
     epoch: int
     transcript: str
-    corrected: tuple[str, ...]
+    left_out: tuple[str, ...]
+    faults: tuple[str, ...]
+    beyond: int
     metrics: tuple[str, ...]
 
     @staticmethod
@@ -41,18 +46,26 @@ class MaskedSum:
         facts = row["secagg"]
         return MaskedSum(
             tuple(facts["cohort"]),
+            facts["members"],
             facts["threshold"],
             facts["attempt"],
             facts["epoch"],
             facts["transcript"],
-            tuple(facts["corrected"]),
+            tuple(facts["left_out"]),
+            tuple(facts["faults"]),
+            facts["beyond"],
             tuple(facts.get("metrics", ())),
         )
 
 
 def cohort_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Who was asked in a masked round; nobody where the record does not say."""
+    """Who is in a masked sum; nobody where the record does not say."""
     return tuple(row["secagg"].get("cohort", ()))
+
+
+def asked_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Who was asked in a masked round, the sum's among them."""
+    return (*cohort_of(row), *row["secagg"].get("left_out", ()))
 
 
 def check_membership(run: Run) -> None:
@@ -72,21 +85,25 @@ def check_membership(run: Run) -> None:
 
 
 def _check_numbers(run: Run) -> None:
-    """Rounds are 0, 1, 2, 3, ... once each, as many as the job has when it completed."""
+    """Rounds are 0, 1, 2, 3, ... once each, but for those that were lost, and all of the job's when it completed."""
     numbers: list[Any] = [row["round"] for row in run.record["rounds"]]
-    if numbers != list(range(len(numbers))):
+    lost = {int(number) for number in run.record["lost"]}
+    if numbers != [n for n in range(len(numbers) + len(lost) + 1) if n not in lost][: len(numbers)]:
         text = f"its rounds are {str(numbers)[:200]}"
         run.say("round-twice", "run", text, "a round was copied, moved or removed in the record")
-    elif run.record["outcome"] == "completed" and len(run.rounds) != run.job.training.rounds:
+    elif run.record["outcome"] == "completed" and len(run.rounds) + len(lost) != run.job.training.rounds:
         text = f"it completed with {len(run.rounds)} of {run.job.training.rounds} rounds"
         run.say("round-missing", "run", text, "a round was removed from the record")
+    for number, reason in run.record["lost"].items():
+        text = f"sites may have trained in it, and it has no sum: {reason[:200]}"
+        run.say("round-lost", f"round {number}", text, "", "note")
     if run.record["outcome"] != "completed":
         run.say("not-completed", "run", f"the run ended as {str(run.record['outcome'])[:200]!r}", "", "note")
 
 
 def _check_names(run: Run) -> None:
     """No name passes for another, and every one is in the roster."""
-    everybody = {*run.sites}.union(*(row["sites"] for row in run.record["rounds"]), *map(cohort_of, run.rounds))
+    everybody = {*run.sites}.union(*(row["sites"] for row in run.record["rounds"]), *map(asked_of, run.rounds))
     alike: dict[str, list[str]] = defaultdict(list)
     for site in sorted(everybody):
         alike[_bare(site)].append(site)
@@ -106,7 +123,11 @@ def _bare(name: str) -> str:
 
 def _check_row(run: Run, row: Mapping[str, Any]) -> None:
     where, sites = f"round {row['round']}", row["sites"]
-    for what, names in (("its sum", sites), ("its cohort", cohort_of(row))):
+    for what, names in (
+        ("its sum", sites),
+        ("its cohort", cohort_of(row)),
+        ("its list of the left out", asked_of(row)),
+    ):
         if twice := sorted(name for name, count in Counter(names).items() if count > 1):
             run.say("member-twice", where, f"{what} has {', '.join(twice)[:200]} more than once", CHANGED)
         if strangers := sorted({*names} - {*run.sites}):
@@ -169,18 +190,21 @@ def _check_masks(run: Run) -> None:
 def _broken_rules(run: Run, sites: Sequence[str], masks: MaskedSum) -> Iterable[str]:
     survivors, cohort, job = {*sites}, {*masks.cohort}, run.job
     try:
-        threshold = floors_of(job).threshold(len(cohort))
+        threshold = floors_of(job).threshold(masks.members)
     except SecAggError as error:
         yield f"its sum is not described: {error}"
         return
-    if masks.threshold != threshold or len(survivors) < threshold or not survivors <= cohort:
-        sizes = f"{len(survivors)} of {len(cohort)} sites, threshold {masks.threshold}"
-        outside = "".join(f", {site} is not among those asked" for site in sorted(survivors - cohort))
-        yield f"{sizes}: the rules ask for {threshold}{outside[:200]}"
+    if masks.threshold != threshold or len(cohort) < threshold or masks.members < len(cohort):
+        sizes = f"{len(cohort)} of {masks.members} sites, threshold {masks.threshold}"
+        yield f"{sizes}: the rules ask for {threshold}"
+    if differ := sorted(survivors ^ cohort):
+        yield f"its sites and the cohort of its sum differ in {', '.join(differ)[:200]}"
     if masks.attempt > job.federation.max_failed_rounds:
         yield f"attempt {masks.attempt}, the job allows {job.federation.max_failed_rounds} to fail"
-    if not {*masks.corrected} <= cohort or len({*masks.corrected}) != len(masks.corrected):
-        yield f"shares of {', '.join(sorted(masks.corrected))[:200]} were put right, which were not asked"
+    if strangers := sorted({*masks.faults} - cohort):
+        yield f"shares of {', '.join(strangers)[:200]} were left aside, which are not in the sum"
+    if masks.beyond:
+        yield f"{masks.beyond} numbers of its sum are none that honest updates give: a site sent a false one"
     if {*masks.metrics} != {*job.secagg.metrics}:
         yield f"it sums the figures {', '.join(sorted(masks.metrics))[:200] or 'of none'}, the job asks for others"
 

@@ -132,11 +132,14 @@ class _Charged(TypedDict):
 
 class _Sum(TypedDict, total=False):
     cohort: list[str]
+    members: Count
     threshold: Count
     attempt: Count
     epoch: Count
     transcript: str
-    corrected: list[str]
+    left_out: dict[str, str]
+    faults: dict[str, str]
+    beyond: Count
     metrics: dict[str, float]
 
 
@@ -165,6 +168,8 @@ class _Record(TypedDict):
     outcome: str
     sites: dict[str, _Joined] | None
     rounds: list[_Round]
+    lost: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}$")], str]
+    absent: dict[str, str]
     resumed: _Resumed | None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from fedmpt_core.audit.membership import cohort_of
+from fedmpt_core.audit.membership import asked_of
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_core.privacy.ledger.chain import Entry
@@ -65,7 +65,7 @@ def _check_attempt(
             if released[site] and last not in released[site]:
                 text = f"in {where} its ledger releases attempt {max(released[site])}, others in the sum {last}"
                 run.say("attempts-differ", site, text, "a site was added to the round, or an entry was removed")
-        elif last in released[site] and run.job.secagg.masked and site not in cohort_of(row):
+        elif last in released[site] and run.job.secagg.masked and site not in asked_of(row):
             text = f"in {where} its ledger releases an update in the attempt that gave the sum, the record denies it"
             run.say("round-denied", site, text, "the site was removed from the round in the record")
         elif last in released[site]:

@@ -54,6 +54,8 @@ class RoundsTable:
                 return self._note(f"{event['site']} dropped out of {event['phase']}: {event['reason']}")
             case "left_out":
                 return self._note(f"left out: {', '.join(event['sites'])}: {event['reason']}")
+            case "shortened":
+                return self._note(f"round {event['round']}: its mean was longer than honest sites can make it")
             case "round_failed":
                 return self._note(f"round {event['round']} failed: {event['reason']}")
             case "completed" | "failed" as outcome:

@@ -145,12 +145,18 @@ class FedMPTWorkflow(Controller):
         self._folder.event("joining", sites=invited)
         task = tasks.message(headers={tasks.JOB_DIGEST: self._config.digest()})
         answers: dict[str, Joined] = {}
+        absent = dict.fromkeys(invited, "it did not answer")
+
+        def refused(site: str, answer: Shareable) -> str:
+            absent[site] = str(answer.get_header(tasks.REASON, "it refused"))
+            return ""
 
         def take(site: str, answer: Shareable) -> None:
+            absent[site] = "its answer could not be used"
             answers[site] = Joined.from_message(answer[tasks.FIELDS], answer[tasks.VECTOR])
 
-        self._phases.run(Phase(tasks.JOIN, task, invited, self._config.federation.join_timeout), take)
-        self._rounds.join(answers)
+        self._phases.run(Phase(tasks.JOIN, task, invited, self._config.federation.join_timeout), take, refused)
+        self._rounds.join(answers, {site: why for site, why in absent.items() if site not in answers})
         if self._config.secagg.masked:
             kit = start_up_kit(self._context)
             digest = next(iter(self._rounds.sites.values())).backbone_digest

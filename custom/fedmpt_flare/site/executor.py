@@ -151,6 +151,12 @@ class FedMPTExecutor(Executor):
                     backbone_digest=fields["backbone_digest"],
                 )
             except SecAggError as error:
+                if error.code == Abort.ROSTER:
+                    self._note(asked.task, error, fl_ctx)
+                    raise RequestError(
+                        "its own key is not the one in its roster, or its roster cannot be used: if the key was "
+                        "renewed, every site must collect the roster anew"
+                    ) from None
                 raise ConfigError(str(error)) from None  # may name files of the site, so it stays in its log
         layout = ParameterLayout.from_json(fields["layout"])
         self._states = self._secure.states if self._secure else self._states or States(job, layout, initial)

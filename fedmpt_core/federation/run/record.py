@@ -41,14 +41,15 @@ class RunRecord:
         sites: by site, what it said when it joined (device, versions, whether it evaluates).
         rounds: one dict per round from 0: `round`, `seconds`, `bytes_sent` by site, `sites`, `privacy` by site
             (epsilon of the job so far at `delta`, and the `head` of the site's ledger; empty without differential
-            privacy), `secagg` (cohort, members of the directory, threshold, attempt, transcript, who was left out and why, and
-            seconds by phase; empty without masks), and,
-            where it was evaluated, the figures of `evaluation.evaluate` averaged over the evaluating
-            sites; at round 0 also `zero_shot`, the same figures of the plain prompt on the untouched towers.
+            privacy), `secagg` (cohort, members of the directory, threshold, attempt, transcript, who was left out and
+            why, and seconds by phase; empty without masks), and, where it was evaluated, the figures of
+            `evaluation.evaluate` averaged over the evaluating sites; at round 0 also `zero_shot`, the
+            same figures of the plain prompt on the untouched towers.
         server: hardware and platform of the server.
         run_id: name of the run, as ledgers and checkpoints have it.
         aggregation: `masked`: the server has seen sums only; or `unmasked`: it has seen every site's updates.
         identities: `start-up kits`, or `insecure`: made up for a simulation.
+        absent: by site, why one that was invited takes no part.
         lost: by round, in text, why it has no sum and never will: its number is used up.
         resumed: the run that this one continues and its last round; None when it began anew.
         schema: version of this record.
@@ -67,6 +68,7 @@ class RunRecord:
     run_id: str = ""
     aggregation: str = ""
     identities: str = ""
+    absent: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     resumed: dict[str, Any] | None = None
     schema: int = RESULT_SCHEMA
@@ -87,12 +89,14 @@ class RunRecord:
             resumed=asdict(job.resume) if job.resume else None,
         )
 
-    def joined(self, fields: Mapping[str, Mapping[str, Any]]) -> "RunRecord":
-        """With what the sites said of themselves; they agree on backbone and layout."""
+    def joined(self, fields: Mapping[str, Mapping[str, Any]], absent: Mapping[str, str] | None = None) -> "RunRecord":
+        """With what the sites said of themselves, who agree on backbone and layout, and with why others are absent."""
         one = next(iter(fields.values()))
         keep = ("device", "versions", "evaluates", "backbone_digest")
         sites = {s: {k: f[k] for k in keep} for s, f in fields.items()}
-        return replace(self, backbone=one["backbone"], is_stand_in=one["is_stand_in"], sites=sites)
+        return replace(
+            self, backbone=one["backbone"], is_stand_in=one["is_stand_in"], sites=sites, absent=dict(absent or {})
+        )
 
     def with_round(
         self,

@@ -228,7 +228,7 @@ class Rounds:
         checkpoint.check(self._job)
         self._resumed = checkpoint
 
-    def join(self, answers: Mapping[str, Joined]) -> None:
+    def join(self, answers: Mapping[str, Joined], absent: Mapping[str, str] | None = None) -> None:
         """Who takes part, and with which layout and initial parameters.
 
         Sites must agree byte for byte on the initial parameters and on the frozen weights; one that differs from the
@@ -236,6 +236,7 @@ class Rounds:
 
         Args:
             answers: by site, what it said.
+            absent: by site, why one that was invited does not join.
 
         Raises:
             RoundFailed: fewer than `federation.min_sites` are left.
@@ -254,7 +255,8 @@ class Rounds:
         _need(len(self.sites), least, "join")
         one = next(iter(self.sites.values()))
         self.layout, self.state = one.layout, one.initial
-        self.record = self.record.joined({site: joined.fields() for site, joined in self.sites.items()})
+        reasons = dict(absent or {}) | dict.fromkeys(odd, "it has other frozen weights or initial parameters")
+        self.record = self.record.joined({site: joined.fields() for site, joined in self.sites.items()}, reasons)
         self._keeper.event("joined", sites=list(self.sites), backbone=one.backbone, stand_in=one.is_stand_in)
 
     def run(self, carriage: Carriage) -> Iterator[dict[str, Any]]:

@@ -60,14 +60,17 @@ def open_latch(site: SiteConfig, run_id: str, resumed: str) -> Latch | None:
     last = read_latch(latch_path(site, resumed))
     if last is None:
         return None
-    while last.continued_by:
+    while last.continued_by not in ("", run_id):
         following = read_latch(latch_path(site, last.continued_by))
         if following is None:
-            raise LatchError(f"the record of run {last.continued_by}, which continued {resumed}, is missing: restore it")
+            raise LatchError(
+                f"the record of run {last.continued_by}, which continued {resumed}, is missing: restore it"
+            )
         last = following
+    if not last.continued_by:
+        write_latch(latch_path(site, last.job_id), replace(last, continued_by=run_id))
     ours = last.continued(run_id)
     write_latch(latch_path(site, run_id), ours)
-    write_latch(latch_path(site, last.job_id), replace(last, continued_by=run_id))
     return ours
 
 

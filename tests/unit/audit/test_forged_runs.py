@@ -142,8 +142,8 @@ FORGED: dict[str, tuple[Callable[[Record], Any], str, str, str]] = {
         "",
     ),
     "masks in round 0": (lambda r: r["rounds"][0].update(secagg=r["rounds"][1]["secagg"]), "round-zero", "round 0", ""),
-    "shares put right of who was not asked": (
-        each(lambda row: row["secagg"].update(corrected=["hospital-x"]), 2),
+    "shares left aside of who is not in the sum": (
+        each(lambda row: row["secagg"].update(faults={"hospital-x": "false"}), 2),
         *("aggregation-rules", "round 2", "hospital-x"),
     ),
     # rounds, both ways

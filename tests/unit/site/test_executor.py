@@ -277,7 +277,7 @@ def test_of_a_refusal_its_public_sentence_travels_and_the_site_has_the_whole(
 
 def test_of_the_protocol_s_refusals_a_code_travels(masked: RunningSite) -> None:
     masked.join()
-    for task in (tasks.ADVERTISE, tasks.CONFIRM, tasks.TRAIN, tasks.CONSISTENCY, tasks.UNMASK):
+    for task in (tasks.ADVERTISE, tasks.DEAL, tasks.CONFIRM, tasks.SHOW, tasks.TRAIN, tasks.MASK, tasks.OPEN):
         sentence = reason(masked.ask(task, train_task(protocol=MESSAGE), private=MESSAGE))
         assert re.fullmatch(r"[A-Z_]+: (member \d+, )?the reason is in this site's trainer\.log", sentence)
 
