@@ -41,19 +41,21 @@ class _Round:
 
 
 def _step(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A request that came before gets the same bytes again; a refusal ends the round or the key exchange."""
+    """A request that came before gets the same bytes again; a refusal ends the round."""
 
     @wraps(handler)
     def answer(self: "SecAggClient", request: bytes, *rest: Any) -> Any:
         known = self._answers.get(handler.__name__)
-        if known and type(request) is bytes and hmac.compare_digest(known[0], sha256(request).digest()):
+        # the same round with another model is another request
+        asked = sha256(b"".join(part for part in (request, *rest) if type(part) is bytes)).digest()
+        if known and type(request) is bytes and hmac.compare_digest(known[0], asked):
             return known[1]
         try:
             reply = handler(self, request, *rest)
         except SecAggError:
             self.leave()
             raise
-        self._answers[handler.__name__] = sha256(request).digest(), reply
+        self._answers[handler.__name__] = asked, reply
         return reply
 
     return answer
@@ -200,9 +202,11 @@ class SecAggClient:
 
     @_step
     def confirm(self, request: bytes) -> bytes:
-        """Answer DLS1, all dealings, with a signature over exactly these."""
+        """Answer DLS1, all dealings, with a signature over exactly these.
+
+        Where a dealer's row does not open or fit, another DLS1 may follow, in which the dealer has shown it.
+        """
         exchange = self._in("dealings", DEALT)
-        self._state = NEW
         reply = self._setup(exchange, exchange.confirm, request)
         self._save(replace(self._latch, members=max(self._latch.members, len(exchange.names))))
         self._state = READY

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.context import directory_digest, epoch_digest
-from fedmpt_core.secagg.dealing import SLOTS, deal, leaves, share_of
+from fedmpt_core.secagg.dealing import ROW_BYTES, SLOTS, deal, leaves, share_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, Session, SiteIdentity, Trust
 from fedmpt_core.secagg.keys import PairwiseKeys
@@ -137,8 +137,8 @@ class KeyExchange:
             CFM1.
 
         Raises:
-            SecAggError: BAD_SHARE with the culprit, a dealer's row does not fit; another code, the server's message is
-                not one that a dealer signed.
+            SecAggError: BAD_SHARE with the culprit, a dealer's row does not open or fit; another code, the server's
+                message is not one that a dealer signed.
         """
         deals = wire.Deals.decode(request, members=len(self.names), threshold=self.threshold)
         dealers = [one.member for one in deals.deals]
@@ -276,9 +276,12 @@ class KeyExchange:
         return replace(message, signature=self.sign(message.text)).encode()
 
     def _row(self, one: wire.Deal, sealed: bytes) -> bytes:
-        """The row that a dealer meant for this member. What it did not seal so itself is the server's doing."""
+        """The row that a dealer committed to for this member: sealed, or shown to all where that did not open."""
         place = self.own - (one.member < self.own)
         if sha256(sealed).digest() != one.seals[place]:
+            row = sealed[:ROW_BYTES]
+            if sealed == wire.shown(row) and one.dealing.fits(self.own, row):
+                return row
             raise SecAggError(Abort.MALFORMED, f"the server sent another row than member {one.member} sealed")
         row = self.pairs.open(one.member, sealed)
         if not one.dealing.fits(self.own, row):

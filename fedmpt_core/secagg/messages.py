@@ -172,7 +172,8 @@ class Deal:
 class Deals:
     """DLS1, to one member: what all may see of every dealing, and the rows sealed for this member by the others.
 
-    Both ascend by dealer; a member that has dealt nothing is left out of both.
+    Both ascend by dealer; a member that has dealt nothing is left out of both. In place of a sealed row may stand one
+    that its dealer has shown, as `shown` has it.
     """
 
     deals: tuple[Deal, ...]
@@ -437,6 +438,11 @@ class AbortMessage:
         if code not in list(Abort):
             r.refuse(f"gives reason {code}, which does not exist")
         return AbortMessage(context, member, Abort(code), culprit, r.take(64))
+
+
+def shown(row: bytes) -> bytes:
+    """A row in the clear, as long as a sealed one."""
+    return row + bytes(SEALED_BYTES - ROW_BYTES)
 
 
 def confirm_text(epoch: bytes) -> bytes:

@@ -101,6 +101,7 @@ class SecAggServer:
         self._members: list[_Member] = []  # in the directory's order
         self._directory, self._digest, self._slot = b"", b"", 0
         self._complaints: dict[tuple[int, int], bytes] = {}  # by accuser and accused
+        self._shown: dict[tuple[int, int], bytes] = {}  # rows that complaints have made public, likewise
         self._round: _Round | None = None
 
     @property
@@ -137,7 +138,7 @@ class SecAggServer:
     def open_epoch(self) -> bytes:
         """Start a key exchange; any open round is given up. ADQ1, for every site."""
         self._epoch, self._opened, self._round = self._epoch + 1, self._clock(), None
-        self._adverts, self._members, self._complaints = {}, [], {}
+        self._adverts, self._members, self._complaints, self._shown = {}, [], {}, {}
         self._directory, self._digest, self._slot = b"", b"", 0
         return wire.AdvertiseRequest(self.terms.digest, self._epoch).encode()
 
@@ -202,19 +203,20 @@ class SecAggServer:
         dealers = [i for i, m in enumerate(self._members) if m.deal]
         if len(dealers) < self.threshold:
             raise RoundLost(f"{len(dealers)} of {len(self._members)} sites dealt, the threshold is {self.threshold}")
-        deals = tuple(m.deal for m in self._members if m.deal)
-        self._digest = epoch_digest(self._directory, [deal.text for deal in deals])
-        return {
-            self._members[i].name: wire.Deals(
-                deals, tuple(deal.sealed[i - (deal.member < i)] for deal in deals if deal.member != i)
-            ).encode()
-            for i in dealers
-        }
+        self._digest = epoch_digest(self._directory, [m.deal.text for m in self._members if m.deal])
+        return {self._members[i].name: self._deals_to(i) for i in dealers}
+
+    def shown_deals(self) -> dict[str, bytes]:
+        """DLS1 once more by site, for those that complained: with the rows that `judge` found right, in the clear."""
+        accusers = sorted({accuser for accuser, _ in self._shown})
+        return {self._members[i].name: self._deals_to(i) for i in accusers if not self._members[i].confirm}
 
     def take_confirm(self, site: str, data: bytes) -> None:
         """Note that a member has checked directory and dealings. Raises SecAggError."""
         confirm = wire.Confirm.decode(data)
         member = self._member(site, confirm.member)
+        if not member.deal:
+            raise UnexpectedMessage(f"a confirmation of {site}", "one of a member that has dealt")
         _verify(member.voice, confirm.signature, wire.confirm_text(self._digest), site)
         member.confirm = confirm.signature
 
@@ -230,26 +232,25 @@ class SecAggServer:
     def judge(self, shown: Mapping[str, bytes]) -> dict[str, str]:
         """Who is at fault where members complained of rows, by name.
 
+        Nobody can tell whether a right row was sealed as garbage or the complaint is false; so it is handed on in the
+        clear (`shown_deals`), which is all that its member can ask for.
+
         Args:
-            shown: SHO1 by dealer; a dealer that shows nothing is at fault, and so is a member that complained of a row
-                that is right.
+            shown: SHO1 by dealer; a dealer that shows nothing is at fault, and so is a member that complains again of a
+                row that was shown.
         """
         faults: dict[str, str] = {}
         for dealer in sorted({accused for _, accused in self._complaints}):
-            member, accusers = self._members[dealer], self._accusers(dealer)
-            try:
-                show = wire.Show.decode(shown.get(member.name, b""), len(accusers))
-                _verify(member.voice, show.signature, show.text, member.name)
-                right = [self._fits(dealer, i, row) for i, row in zip(accusers, show.rows, strict=True)]
-                if show.directory != self._directory or show.member != dealer:
-                    raise SecAggError(Abort.CTX_MISMATCH, "rows of another directory or member")
-            except SecAggError:
-                right = [False] * len(accusers)
-            if not all(right):
-                faults[member.name] = "the shares that it dealt do not fit"
-            for accuser, is_right in zip(accusers, right, strict=True):
-                if is_right:
-                    faults[self._members[accuser].name] = f"it complained of shares of {member.name} that are right"
+            name, accusers = self._members[dealer].name, self._accusers(dealer)
+            rows = self._rows(dealer, accusers, shown.get(name, b""))
+            for accuser in accusers:
+                if (accuser, dealer) in self._shown:
+                    faults[self._members[accuser].name] = f"it complained of shares of {name} that it saw to be right"
+                elif accuser in rows:
+                    self._shown[accuser, dealer] = wire.shown(rows[accuser])
+                else:
+                    faults[name] = "the shares that it dealt do not fit"
+        self._complaints.clear()
         return faults
 
     def open_round(self, number: int, attempt: int, model_digest: bytes) -> bytes:
@@ -399,9 +400,26 @@ class SecAggServer:
     def _accusers(self, accused: int) -> list[int]:
         return sorted(accuser for accuser, other in self._complaints if other == accused)
 
-    def _fits(self, dealer: int, recipient: int, row: bytes) -> bool:
-        deal = self._members[dealer].deal
-        return deal is not None and deal.dealing.fits(recipient, row)
+    def _deals_to(self, recipient: int) -> bytes:
+        deals = tuple(m.deal for m in self._members if m.deal)
+        rows = tuple(
+            self._shown.get((recipient, deal.member)) or deal.sealed[recipient - (deal.member < recipient)]
+            for deal in deals
+            if deal.member != recipient
+        )
+        return wire.Deals(deals, rows).encode()
+
+    def _rows(self, dealer: int, accusers: list[int], data: bytes) -> dict[int, bytes]:
+        """The rows that a dealer shows, by accuser, where they are what it committed to and fit."""
+        member = self._members[dealer]
+        try:
+            show = wire.Show.decode(data, len(accusers))
+            _verify(member.voice, show.signature, show.text, member.name)
+        except SecAggError:
+            return {}
+        if not member.deal or (show.directory, show.member) != (self._directory, dealer):
+            return {}
+        return {i: row for i, row in zip(accusers, show.rows, strict=True) if member.deal.dealing.fits(i, row)}
 
     def _right(self, now: _Round, opened: wire.Opened, wrong: dict[str, str]) -> bool:
         """Whether all shares of a member are those that were dealt to it; else its name and why go to `wrong`."""

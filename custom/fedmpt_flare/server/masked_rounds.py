@@ -161,12 +161,12 @@ class MaskedRounds:
         known = self._ask(tasks.ADVERTISE, server.open_epoch(), sites, server.take_advertisement)
         self._ask(tasks.DEAL, server.directory(), known, server.take_deal)
         self._ask_each(tasks.CONFIRM, server.deals(), server.take_confirm)
-        complaints = server.show_requests()
-        if complaints:
+        while complaints := server.show_requests():
             shown: dict[str, bytes] = {}
             self._ask_each(tasks.SHOW, complaints, shown.__setitem__)
-            faults = server.judge(shown)
-            raise RoundLost("; ".join(f"{site}: {why}" for site, why in faults.items()), culprits=faults)
+            if faults := server.judge(shown):
+                raise RoundLost("; ".join(f"{site}: {why}" for site, why in faults.items()), culprits=faults)
+            self._ask_each(tasks.CONFIRM, server.shown_deals(), server.take_confirm)
 
     def _absent(self, sites: list[str], cohort: list[str]) -> dict[str, str]:
         reasons = self._reasons | self.left_out

@@ -24,6 +24,7 @@ from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.dealing import Dealing, deal
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity
+from fedmpt_core.secagg.keys import PairwiseKeys
 from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import MaskedRounds
 from fedmpt_flare.server.phases import Phases
@@ -300,10 +301,15 @@ def test_a_dealer_of_false_shares_is_named_before_anybody_trains(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("task", "code"), [(tasks.DEAL, Abort.ROSTER), (tasks.CONFIRM, Abort.BAD_SHARE)], ids=["key", "shares"]
+    ("task", "code", "why"),
+    [
+        (tasks.DEAL, Abort.ROSTER, "refuses the advert of b"),
+        (tasks.CONFIRM, Abort.BAD_SHARE, "in state READY"),
+    ],
+    ids=["key", "shares"],
 )
 def test_a_complaint_against_an_honest_site_costs_who_makes_it_its_place(
-    tmp_path: Path, task: str, code: Abort
+    tmp_path: Path, task: str, code: Abort, why: str
 ) -> None:
     workflow = Workflow(job(rounds=1), tmp_path)
 
@@ -315,7 +321,26 @@ def test_a_complaint_against_an_honest_site_costs_who_makes_it_its_place(
     rows = workflow.run()
     assert rows[1]["sites"] == ["a", "b", "c", "d"]
     assert list(rows[1]["secagg"]["left_out"]) == ["e"]
-    assert "of b" in rows[1]["secagg"]["left_out"]["e"]
+    assert why in rows[1]["secagg"]["left_out"]["e"]
+
+
+def test_a_row_that_was_sealed_as_garbage_is_shown_and_costs_nobody_its_place(tmp_path: Path) -> None:
+    workflow = Workflow(job(rounds=1), tmp_path)
+    seal, honest = PairwiseKeys.seal, workflow.sites["e"].secure.deal
+
+    def sealing(keys: PairwiseKeys, recipient: int, row: bytes) -> bytes:
+        return bytes(len(row) + 16) if recipient == 0 else seal(keys, recipient, row)
+
+    def dealing(request: bytes) -> bytes:
+        with mock.patch.object(PairwiseKeys, "seal", sealing):
+            return honest(request)
+
+    workflow.sites["e"].secure.deal = dealing  # type: ignore[method-assign]
+    rows = workflow.run()
+    assert rows[1]["sites"] == list(NAMES)
+    assert (rows[1]["secagg"]["left_out"], rows[1]["secagg"]["faults"], rows[1]["secagg"]["epoch"]) == ({}, {}, 1)
+    assert [workflow.sites[n].asked.count(tasks.CONFIRM) for n in NAMES] == [2, 1, 1, 1, 1]
+    assert "it blames e" in str(workflow.warnings)
 
 
 def test_a_server_that_sends_other_parameters_than_it_can_have_is_refused(tmp_path: Path) -> None:
