@@ -1,4 +1,4 @@
-"""FLARE-SA/1's derivations a second time, from the standards and the standard library alone.
+"""FLARE-SA/2's derivations a second time, from the standards and the standard library alone.
 
 Slow and plain on purpose: nothing here comes from `fedmpt_core` or `cryptography`, so a known answer that both give is
 not one bug written twice. Never for secrets.
@@ -140,7 +140,7 @@ def _ghash(x: int, y: int) -> int:
     return out
 
 
-# FLARE-SA/1
+# FLARE-SA/2
 
 
 def u16(value: int) -> bytes:
@@ -155,7 +155,7 @@ def lp(data: bytes) -> bytes:
 
 def job_digest(terms: Mapping[str, Any]) -> bytes:
     """Of the terms of a job."""
-    return sha256(b"FLARE-SA/1/job\0" + lp(json.dumps(terms, sort_keys=True, separators=(",", ":")).encode())).digest()
+    return sha256(b"FLARE-SA/2/job\0" + lp(json.dumps(terms, sort_keys=True, separators=(",", ":")).encode())).digest()
 
 
 def roster_digest(members: Iterable[tuple[str, bytes]]) -> bytes:
@@ -166,71 +166,64 @@ def roster_digest(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 def model_digest(tensors: Iterable[tuple[str, str, Sequence[int], bytes]]) -> bytes:
     """Of (name, dtype as numpy writes it, shape, little-endian bytes)."""
-    text = b"FLARE-SA/1/model\0"
+    text = b"FLARE-SA/2/model\0"
     for name, dtype, shape, raw in sorted(tensors, key=lambda t: t[0].encode("utf-8")):
         sides = b"".join(n.to_bytes(4, "big") for n in shape)
         text += lp(name.encode("utf-8")) + lp(dtype.encode()) + lp(sides) + lp(raw)
     return sha256(text).digest()
 
 
-def cohort_digest(job: bytes, roster: bytes, cohort: Sequence[int]) -> bytes:
-    """Of who takes part in a round."""
-    return sha256(job + roster + b"".join(map(u16, cohort))).digest()
-
-
-def context(job_id: str, round_number: int, attempt: int, cohort: bytes, model: bytes) -> bytes:
-    """Of one attempt."""
-    numbers = round_number.to_bytes(4, "big") + u16(attempt)
-    return sha256(b"FLARE-SA/1/ctx\0" + lp(job_id.encode()) + numbers + lp(cohort) + lp(model)).digest()
+def context(
+    job_id: str, round_number: int, attempt: int, slot: int, *, epoch: bytes, cohort: Sequence[int], model: bytes
+) -> bytes:
+    """Of one list of members in one attempt."""
+    numbers = round_number.to_bytes(4, "big") + u16(attempt) + u16(slot)
+    rest = lp(epoch) + lp(b"".join(map(u16, cohort))) + lp(model)
+    return sha256(b"FLARE-SA/2/ctx\0" + lp(job_id.encode()) + numbers + rest).digest()
 
 
 def directory_digest(entries: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Of (ADV1 body, session), ascending by id."""
+    """Of (ADV1 body, session), in the order of the names."""
     text = b"".join(lp(body) + lp(session) for body, session in entries)
-    return sha256(b"FLARE-SA/1/dir\0" + u16(len(entries)) + text).digest()
+    return sha256(b"FLARE-SA/2/dir\0" + u16(len(entries)) + text).digest()
+
+
+def epoch_digest(directory: bytes, dealings: Sequence[bytes]) -> bytes:
+    """Of a directory and the texts of all dealings."""
+    return sha256(b"FLARE-SA/2/epoch\0" + lp(directory) + u16(len(dealings)) + b"".join(map(lp, dealings))).digest()
 
 
 def derive(secret: bytes, info: bytes, length: int = 32) -> bytes:
     """HKDF under the salt of the suite."""
-    return hkdf(secret, b"FLARE-SA/1", info, length)
+    return hkdf(secret, b"FLARE-SA/2", info, length)
 
 
 def root(private: bytes, public: bytes, job: bytes, directory: bytes, one: int, other: int) -> bytes:
-    """The 64 bytes that an edge starts from: mask chain, share chain."""
+    """The 64 bytes that an edge starts from: mask chain, row secret."""
     low, high = sorted((one, other))
     return derive(x25519(private, public), b"root" + job + directory + u16(low) + u16(high), 64)
 
 
-def chain(start: bytes, rounds: int) -> bytes:
-    """A chain after so many rounds."""
-    for _ in range(rounds):
+def chain(start: bytes, slots: int) -> bytes:
+    """A chain after so many slots."""
+    for _ in range(slots):
         start = derive(start, b"next")
     return start
 
 
 def edge_seed(mask_chain: bytes, ctx: bytes) -> bytes:
-    """From the mask chain of the round."""
+    """From the mask chain of the slot."""
     return derive(mask_chain, b"mask" + ctx)
 
 
-def share_info(ctx: bytes, sender: int, recipient: int) -> bytes:
-    """Info string of a share key, and the associated data of what it seals."""
-    return b"shr" + ctx + u16(sender) + u16(recipient)
+def row_info(sender: int, recipient: int) -> bytes:
+    """Info string of a row key, and the associated data of what it seals."""
+    return b"row" + u16(sender) + u16(recipient)
 
 
 def self_mask_key(seed: bytes, ctx: bytes) -> bytes:
     """Key of a member's own mask."""
     return derive(seed, b"self" + ctx)
-
-
-def commit_self(seed: bytes, ctx: bytes) -> bytes:
-    """Commitment to a seed."""
-    return sha256(b"com" + ctx + seed).digest()
-
-
-def commit_edge(edge: bytes, ctx: bytes, one: int, other: int) -> bytes:
-    """Commitment to an edge seed."""
-    return sha256(b"edge" + ctx + u16(min(one, other)) + u16(max(one, other)) + edge).digest()
 
 
 def mask(key: bytes, words: int) -> list[int]:
@@ -242,10 +235,9 @@ def mask(key: bytes, words: int) -> list[int]:
 # Shamir 1979
 
 
-def share(secret: bytes, coefficients: Sequence[int], x: int) -> bytes:
-    """The value at x of the polynomial that starts with the secret."""
-    value = sum(c * x**power for power, c in enumerate([int.from_bytes(secret, "big"), *coefficients]))
-    return (value % FIELD).to_bytes(33, "big")
+def share(ascending: Sequence[int], x: int) -> bytes:
+    """The value at x of a polynomial, which is the secret at 0."""
+    return (sum(c * x**power for power, c in enumerate(ascending)) % FIELD).to_bytes(33, "big")
 
 
 def interpolate(xs: Sequence[int], ys: Sequence[int], at: int = 0) -> int:
@@ -262,4 +254,30 @@ def interpolate(xs: Sequence[int], ys: Sequence[int], at: int = 0) -> int:
 
 def combine(xs: Sequence[int], shares: Sequence[bytes]) -> bytes:
     """The secret of right shares."""
-    return interpolate(xs, [int.from_bytes(s, "big") for s in shares]).to_bytes(32, "big")
+    return interpolate(xs, [int.from_bytes(s, "big") for s in shares]).to_bytes(33, "big")
+
+
+# Verifiable dealing
+
+
+def share_leaves(label: bytes, recipient: int, row: bytes) -> list[bytes]:
+    """Commitment to each share of a row."""
+    head = b"FLARE-SA/2/share\0" + label + u16(recipient)
+    return [sha256(head + u16(i // 33) + row[i : i + 33]).digest() for i in range(0, len(row), 33)]
+
+
+def commit_row(leaves: Sequence[bytes]) -> bytes:
+    """Commitment to a row."""
+    return sha256(b"FLARE-SA/2/row\0" + b"".join(leaves)).digest()
+
+
+def challenge(label: bytes, commitments: Sequence[bytes]) -> int:
+    """At which polynomials are combined."""
+    return int.from_bytes(sha256(b"FLARE-SA/2/mix\0" + label + b"".join(commitments)).digest(), "big")
+
+
+def combination(polynomials: Sequence[Sequence[int]], at: int) -> list[int]:
+    """Of polynomials of one length, the first times 1, the second times `at`, and so on; ascending."""
+    powers = [pow(at, i, FIELD) for i in range(len(polynomials))]
+    columns = zip(*polynomials, strict=True)
+    return [sum(p * c for p, c in zip(powers, column, strict=True)) % FIELD for column in columns]

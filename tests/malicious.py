@@ -1,223 +1,271 @@
 """A server and members that lie, over the bytes that the honest ones speak.
 
 The server knows what a real one knows and may build any message from it. An insider holds a member's own keys; its
-honest client does the honest part, and what it says is changed and signed again.
+honest half does the honest part, and what it says is changed and signed again.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
+import independent
 import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding as Form
 from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from fedmpt_core.secagg import context as contexts
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.client import SecAggClient
+from fedmpt_core.secagg.context import context
+from fedmpt_core.secagg.dealing import SLOTS, Dealing
+from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity, root_sha256
 from fedmpt_core.secagg.key_exchange import KeyExchange
+from fedmpt_core.secagg.keys import self_mask_key
 from fedmpt_core.secagg.masking import add_all
-from fedmpt_core.secagg.opening import Opening
+from fedmpt_core.secagg.policy import Terms
 from fedmpt_core.secagg.roster import Member, Roster
-from fedmpt_core.secagg.shamir import SHARE_BYTES
+from fedmpt_core.secagg.server import RoundLost, SecAggServer, Sum
+from fedmpt_core.secagg.shamir import SHARE_BYTES, Lagrange, polynomial, random_element, value
+from fedmpt_core.secagg.wire import kind_of, u16
 from tests.secagg import MODEL, Federation
+
+Lie = Callable[["Insider", bytes], bytes]
 
 
 class MaliciousServer:
-    """Keys are exchanged honestly, after that every message is its own. Members are named by roster id."""
+    """Keys and secrets are exchanged honestly, after that every message is its own. Members are named by place."""
 
     def __init__(self, count: int, words: int = 8, **limits: Any) -> None:
         self.federation = Federation(count, words, **limits)
-        self.terms = self.federation.terms
-        self.clients = list(self.federation.members.values())
         self.masked: dict[tuple[bytes, int], wire.Masked] = {}  # all that ever came, with the vectors
+        self.shares: dict[bytes, dict[int, tuple[bytes, ...]]] = {}  # all that ever came, by context and member
 
     @property
-    def directory(self) -> bytes:
-        """Digest of the directory of this epoch."""
-        return contexts.directory_digest([(a.body, a.session) for a in self.federation.adverts])
+    def terms(self) -> Terms:
+        """The run's."""
+        return self.federation.terms
+
+    @property
+    def clients(self) -> list[SecAggClient]:
+        """In the order of the newest directory."""
+        return [self.federation.members[n] for n in self.federation.names]
 
     def open_round(
         self,
-        cohort: Sequence[int],
         number: int = 1,
         attempt: int = 0,
         *,
         model: bytes = MODEL,
-        epoch: int | None = None,
+        epoch: bytes | None = None,
         confirms: Mapping[int, bytes] | None = None,
     ) -> bytes:
-        """RND1 for any cohort, number and model."""
+        """RND1 for any number and model."""
         confirms = self.federation.confirms if confirms is None else confirms
-        pairs = tuple((i, confirms[i]) for i in cohort if i in confirms)
-        at = self.federation.server.epoch if epoch is None else epoch
-        return wire.RoundRequest(number, attempt, at, model, tuple(cohort), pairs).encode()
+        at = self.federation.digest if epoch is None else epoch
+        return wire.RoundRequest(at, number, attempt, model, tuple(sorted(confirms.items()))).encode()
 
-    def context(self, cohort: Sequence[int], number: int = 1, attempt: int = 0, model: bytes = MODEL) -> bytes:
-        """The context that the members of such a round work out."""
-        roster = self.federation.adverts[0].roster_digest
-        digest = contexts.cohort_digest(self.terms.digest, roster, cohort)
-        return contexts.context(self.terms.job_id, number, attempt, digest, model)
+    def mask_request(
+        self, cohort: Sequence[int], slot: int = 1, number: int = 1, attempt: int = 0, *, epoch: bytes | None = None
+    ) -> bytes:
+        """MRQ1 for any list and slot."""
+        at = self.federation.digest if epoch is None else epoch
+        return wire.MaskRequest(at, number, attempt, slot, tuple(cohort)).encode()
+
+    def context(
+        self, cohort: Sequence[int], slot: int = 1, number: int = 1, attempt: int = 0, model: bytes = MODEL
+    ) -> bytes:
+        """What the members of such a list work out."""
+        bound = {"epoch": self.federation.digest, "cohort": cohort, "model": model}
+        return context(self.terms.job_id, number, attempt, slot, **bound)
 
     def collect(
         self,
         cohort: Sequence[int],
         vectors: Sequence[np.ndarray],
+        slot: int = 1,
         number: int = 1,
         attempt: int = 0,
         *,
         model: bytes = MODEL,
         only: Collection[int] | None = None,
     ) -> bytes:
-        """Have members mask their vectors; all of the cohort or some. Returns the context."""
-        request = self.open_round(cohort, number, attempt, model=model)
-        ctx = self.context(cohort, number, attempt, model)
+        """Have members begin a round and mask their vectors; all of a list or some. Returns the context."""
+        begin = self.open_round(number, attempt, model=model)
+        request = self.mask_request(cohort, slot, number, attempt)
         for i in cohort if only is None else only:
-            assert self.clients[i].begin(request, model) is None
-            self.keep(cohort, self.clients[i].mask(vectors[i]))
-        return ctx
+            self.clients[i].begin(begin, model)
+            reply = wire.Masked.decode(self.clients[i].mask(request, vectors[i]), self.terms.words)
+            self.masked[reply.context, reply.member] = reply
+        return self.context(cohort, slot, number, attempt, model)
 
-    def keep(self, cohort: Sequence[int], data: bytes) -> None:
-        """Note a masked vector."""
-        reply = wire.Masked.decode(data, cohort=len(cohort), words=self.terms.words)
-        self.masked[reply.context, reply.member] = reply
+    def open(self, ctx: bytes, cohort: Sequence[int], of: Collection[int]) -> None:
+        """Take some members' shares."""
+        for i in of:
+            reply = self.clients[i].open(wire.OpenRequest(ctx).encode())
+            self.shares.setdefault(ctx, {})[i] = wire.Opened.decode(reply, len(cohort)).shares
 
-    def ask(self, ctx: bytes, survivors: Sequence[int], of: Collection[int]) -> dict[int, bytes]:
-        """Signatures of some members over a list of survivors."""
-        request = wire.ConsistencyRequest(ctx, tuple(survivors)).encode()
-        return {i: wire.Consistent.decode(self.clients[i].consistency(request)).signature for i in of}
-
-    def unmask_request(
-        self,
-        to: int,
-        ctx: bytes,
-        cohort: Sequence[int],
-        survivors: Sequence[int],
-        signatures: Mapping[int, bytes],
-        *,
-        rows: Callable[[int], bytes] | None = None,
-    ) -> bytes:
-        """UNQ1 with any list and any signatures; `rows` gives the sealed row of each other survivor."""
-        take = rows or (lambda u: self.row(ctx, cohort, u, to))
-        sealed = tuple(take(u) for u in survivors if u != to)
-        return wire.UnmaskRequest(ctx, tuple(survivors), tuple(sorted(signatures.items())), sealed).encode()
-
-    def row(self, ctx: bytes, cohort: Sequence[int], sender: int, to: int) -> bytes:
-        """What one member has sealed for another."""
-        return self.masked[ctx, sender].sealed[[m for m in cohort if m != sender].index(to)]
-
-    def open_sum(
-        self, ctx: bytes, cohort: Sequence[int], survivors: Sequence[int], shares: Mapping[int, bytes]
-    ) -> np.ndarray:
-        """The sum of the survivors' vectors from UNM1 by member, as the honest server opens it."""
-        dropped = len(cohort) - len(survivors)
-        answers = {i: wire.Unmasked.decode(d, survivors=len(survivors), dropped=dropped) for i, d in shares.items()}
-        threshold = self.terms.floors.threshold(len(cohort))
-        masked = {u: self.masked[ctx, u] for u in survivors}
-        own, plus, minus = Opening(ctx, cohort, survivors, threshold, masked, answers).masks()
+    def sum(self, ctx: bytes, cohort: Sequence[int]) -> np.ndarray:
+        """What the vectors and shares that came say, as the honest server opens it."""
+        given = self.shares[ctx]
+        chosen = sorted(given)[: self.terms.floors.threshold(len(self.federation.names))]
+        lagrange = Lagrange([i + 1 for i in chosen])
+        seeds = [lagrange.combine([given[i][place] for i in chosen]) for place in range(len(cohort))]
         total = np.zeros(self.terms.words, dtype="<u4")
-        for one in masked.values():
-            np.add(total, one.vector, out=total)
-        add_all(total, minus, [*own, *plus])
+        for i in cohort:
+            np.add(total, self.masked[ctx, i].vector, out=total)
+        add_all(total, [], [self_mask_key(seed, ctx) for seed in seeds])
         return total
 
-    def finish(
-        self, ctx: bytes, cohort: Sequence[int], survivors: Sequence[int], signers: Collection[int]
-    ) -> np.ndarray:
-        """Sign, unmask and open with some of the survivors."""
-        signatures = self.ask(ctx, survivors, signers)
-        shares = {
-            i: self.clients[i].unmask(self.unmask_request(i, ctx, cohort, survivors, signatures)) for i in signers
-        }
-        return self.open_sum(ctx, cohort, survivors, shares)
 
-
-class Insider:
+class Insider(SecAggClient):
     """A member that breaks the rules with its own keys."""
-
-    def __init__(self, client: SecAggClient, cohort: Sequence[int], words: int) -> None:
-        """For rounds of one cohort; keys are those of the client's epoch."""
-        self.client, self.cohort, self.words = client, list(cohort), words
 
     @property
     def keys(self) -> KeyExchange:
-        """Its own keys."""
-        assert self.client._exchange is not None
-        return self.client._exchange
+        """Its own, of this epoch."""
+        assert self._exchange is not None
+        return self._exchange
 
-    @property
-    def others(self) -> list[int]:
-        """The cohort without itself, in the order of commitments and rows."""
-        return [m for m in self.cohort if m != self.keys.own]
-
-    def signed(self, message: wire.Masked | wire.Unmasked | wire.AbortMessage) -> bytes:
+    def signed(self, message: Any) -> bytes:
         """The message under its own signature."""
-        return replace(message, signature=self.keys.sign(message.text)).encode()
+        text = message.body if isinstance(message, wire.Advertisement) else message.text
+        return replace(message, signature=self.keys.sign(text)).encode()
 
-    def read(self, data: bytes) -> wire.Masked:
-        """Its own MSK1."""
-        return wire.Masked.decode(data, cohort=len(self.cohort), words=self.words)
+    def complaint(self, culprit: int, code: Abort = Abort.BAD_SHARE, context: bytes | None = None) -> bytes:
+        """ABR1 that blames a member, whether it is at fault or not."""
+        at = self.keys.directory if context is None else context
+        return self.signed(wire.AbortMessage(at, self.keys.own, code, culprit, bytes(64)))
 
-    def with_row(self, data: bytes, to: int, change: Callable[[bytes], bytes]) -> bytes:
-        """MSK1 in which the row for one member says something else, sealed as it should be."""
-        reply, place = self.read(data), self.others.index(to)
-        key, info = self.keys.pairs._share_key(self.keys.own, to, reply.context)
-        row = AESGCM(key).decrypt(bytes(12), reply.sealed[place], info)
-        sealed = list(reply.sealed)
-        sealed[place] = self.keys.pairs.seal(to, reply.context, change(row))
-        return self.signed(replace(reply, sealed=tuple(sealed)))
+    def dealing(self, change: Callable[[int, bytes], bytes]) -> bytes:
+        """DEA1 of fresh secrets in which `change` has made some rows others; all else fits, as far as it can."""
+        keys, count = self.keys, len(self.keys.names)
+        label = keys.directory + u16(keys.own)
+        secrets = [polynomial(random_element(), keys.threshold) for _ in range(SLOTS + 1)]
+        right = [b"".join(value(f, x).to_bytes(SHARE_BYTES, "big") for f in secrets) for x in range(1, count + 1)]
+        rows = [change(place, row) for place, row in enumerate(right)]
+        leaves = [independent.share_leaves(label, place, row) for place, row in enumerate(rows)]
+        commitments = tuple(map(independent.commit_row, leaves))
+        mixed = independent.combination(secrets, independent.challenge(label, commitments))
+        dealing = Dealing(label, commitments, tuple(c.to_bytes(SHARE_BYTES, "big") for c in mixed))
+        sealed = tuple(keys.pairs.seal(m, row) for m, row in enumerate(rows) if m != keys.own)
+        seals = tuple(sha256(one).digest() for one in sealed)
+        lines = tuple(map(b"".join, leaves))
+        return self.signed(wire.Deal(keys.own, keys.directory, dealing, seals, bytes(64), sealed, lines))
 
-    def with_bad_share(self, data: bytes, to: int, owner_edge: int | None = None) -> bytes:
-        """MSK1 that deals one member a wrong share of its self mask, or of its edge to `owner_edge`."""
-        place = 0 if owner_edge is None else 1 + self.others.index(owner_edge)
-        return self.with_row(data, to, lambda row: _replaced(row, place))
+    def read_deal(self, data: bytes) -> wire.Deal:
+        """Its own DEA1."""
+        return wire.Deal.decode(data, members=len(self.keys.names), threshold=self.keys.threshold)
 
-    def with_bad_row(self, data: bytes, to: int) -> bytes:
-        """MSK1 with a row for one member that does not open."""
-        reply, place = self.read(data), self.others.index(to)
-        sealed = list(reply.sealed)
-        sealed[place] = bytes(len(sealed[place]))
-        return self.signed(replace(reply, sealed=tuple(sealed)))
+    def with_sealed(self, data: bytes, to: int, row: bytes) -> bytes:
+        """DEA1 in which other bytes are sealed for one member than it commits to."""
+        deal, place = self.read_deal(data), to - (self.keys.own < to)
+        sealed = (*deal.sealed[:place], row, *deal.sealed[place + 1 :])
+        return self.signed(replace(deal, sealed=sealed, seals=tuple(sha256(one).digest() for one in sealed)))
 
-    def with_edge_commitment(self, data: bytes, to: int) -> bytes:
-        """MSK1 that commits to another key of one edge."""
-        reply, place = self.read(data), self.others.index(to)
-        edges = list(reply.edge_commitments)
-        edges[place] = bytes(32)
-        return self.signed(replace(reply, edge_commitments=tuple(edges)))
 
-    def with_self_commitment(self, data: bytes) -> bytes:
-        """MSK1 that commits to another self mask."""
-        return self.signed(replace(self.read(data), self_commitment=bytes(32)))
+class Conversation:
+    """A server and its members as the workflow lets them talk: whoever is at fault is left out, the others go on.
 
-    def with_wrong_edge_mask(self, data: bytes, to: int) -> bytes:
-        """MSK1 masked with another key on one edge and committed to honestly: the sum would be noise."""
-        reply = self.read(data)
-        vector = reply.vector.copy()
-        vector += np.uint32(0x9E3779B9)
-        wrong = replace(reply, vector=vector, digest=contexts.sha256(vector.data).digest())
-        return self.with_edge_commitment(self.signed(wrong), to)
+    Attributes:
+        left_out: by name, why.
+        unused: by name, why an answer was not taken.
+    """
 
-    def with_bad_shares_for(
-        self, data: bytes, survivors: Sequence[int], owners: Collection[int], *, edges: bool = False
-    ) -> bytes:
-        """UNM1 that lies about the shares of some owners."""
-        reply = wire.Unmasked.decode(data, survivors=len(survivors), dropped=len(self.cohort) - len(survivors))
-        own, between = list(reply.self_shares), [list(row) for row in reply.edge_shares]
-        bit = 70 + self.keys.own  # equal errors of several may by chance lie on a polynomial with right shares
-        for place, u in enumerate(survivors):
-            if u in owners and edges:
-                between[place] = [_replaced(share, 0, bit) for share in between[place]]
-            elif u in owners:
-                own[place] = _replaced(own[place], 0, bit)
-        return self.signed(replace(reply, self_shares=tuple(own), edge_shares=tuple(map(tuple, between))))
+    def __init__(self, members: Mapping[str, SecAggClient], server: SecAggServer, **lies: Lie | Sequence[Lie]) -> None:
+        """`lies` change an insider's answers of a phase: always the same way, or each time another, then no more."""
+        self.members, self.server = members, server
+        self._lies = {phase: [lie] * 99 if callable(lie) else list(lie) for phase, lie in lies.items()}
+        self._stale = True
+        self.left_out: dict[str, str] = {}
+        self.unused: dict[str, str] = {}
+
+    def run(self, vectors: Mapping[str, np.ndarray], number: int = 1) -> Sum:
+        """The sum of this round, or of the first after it that has one. Raises RoundLost after five attempts."""
+        attempt, error = 0, RoundLost("")
+        for _ in range(5):
+            try:
+                while self._stale or self.server.needs_epoch:
+                    self._exchange_keys()
+                total = self._train(vectors, number, attempt)
+            except RoundLost as lost:
+                self.left_out |= lost.culprits
+                self._stale, error = True, lost
+                number, attempt = (number + 1, 0) if lost.used_up else (number, attempt + 1)
+            else:
+                self.left_out |= total.culprits
+                return total
+        raise error
+
+    def _exchange_keys(self) -> None:
+        server = self.server
+        request = server.open_epoch()
+        asked = {n: request for n in self.members if n not in self.left_out}
+        known = self._ask("advertise", asked, SecAggClient.advertise, server.take_advertisement)
+        directory = server.directory()
+        self._ask("deal", dict.fromkeys(known, directory), SecAggClient.deal, server.take_deal)
+        self._ask("confirm", server.deals(), SecAggClient.confirm, server.take_confirm)
+        while complaints := server.show_requests():
+            shown: dict[str, bytes] = {}
+            self._ask("show", complaints, SecAggClient.show, shown.__setitem__)
+            if faults := server.judge(shown):
+                raise RoundLost("; ".join(faults.values()), culprits=faults)
+            self._ask("confirm", server.shown_deals(), SecAggClient.confirm, server.take_confirm)
+        self._stale = False
+
+    def _train(self, vectors: Mapping[str, np.ndarray], number: int, attempt: int) -> Sum:
+        server = self.server
+
+        def ready(member: SecAggClient, request: bytes) -> bytes:
+            member.begin(request, MODEL)
+            return member.ready()
+
+        def masked(member: SecAggClient, request: bytes) -> bytes:
+            return member.mask(request, vectors[member.name])
+
+        begin = server.open_round(number, attempt, MODEL)
+        self._ask("train", dict.fromkeys(server.members, begin), ready, server.take_ready)
+        gone: list[str] = []
+        while True:
+            request = server.mask_request(gone)
+            self._ask("mask", dict.fromkeys(server.cohort, request), masked, server.take_masked)
+            if not (gone := server.missing):
+                break
+        request = server.open_request()
+        self._ask("open", dict.fromkeys(server.cohort, request), SecAggClient.open, server.take_opened)
+        return server.finish()
+
+    def _ask(
+        self,
+        phase: str,
+        requests: Mapping[str, bytes],
+        answer: Callable[[SecAggClient, bytes], bytes],
+        take: Callable[[str, bytes], None],
+    ) -> list[str]:
+        """Every answer in turn: a message of the phase, a refusal with a complaint, or nothing."""
+        taken = []
+        for name, request in requests.items():
+            member = self.members[name]
+            try:
+                data = answer(member, request)
+            except SecAggError as error:
+                data = member.abort(error)
+            if isinstance(member, Insider) and self._lies.get(phase):
+                data = self._lies[phase].pop(0)(member, data)
+            try:
+                if kind_of(data) == "ABR1":
+                    self.server.take_abort(name, data)
+                elif data:
+                    take(name, data)
+                    taken.append(name)
+            except SecAggError as error:
+                self.unused[name] = str(error)
+        return taken
 
 
 class Authority:
@@ -251,10 +299,3 @@ class Authority:
         builder = x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=2))
         return builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-
-
-def _replaced(row: bytes, place: int, bit: int = 77) -> bytes:
-    """Another field element at one place of a row of shares."""
-    at = place * SHARE_BYTES
-    value = int.from_bytes(row[at : at + SHARE_BYTES], "big") ^ 1 << bit
-    return row[:at] + value.to_bytes(SHARE_BYTES, "big") + row[at + SHARE_BYTES :]

@@ -5,14 +5,15 @@ A test can put a hand between any two steps: every step is one call with bytes i
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from fedmpt_core.secagg.client import SecAggClient
-from fedmpt_core.secagg.context import model_digest
+from fedmpt_core.secagg.context import directory_digest, epoch_digest, model_digest
 from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity
 from fedmpt_core.secagg.latch import Latch
-from fedmpt_core.secagg.messages import Advertisement, Confirm, Directory
+from fedmpt_core.secagg.messages import Advertisement, Confirm, Deal, Deals, Directory
 from fedmpt_core.secagg.policy import Floors, Terms
 from fedmpt_core.secagg.server import SecAggServer, Sum
 
@@ -37,21 +38,24 @@ def names(count: int) -> list[str]:
     return [f"site-{i:03d}" for i in range(count)]
 
 
-def terms(words: int, *, min_cohort: int = 3, colluders: int = 1, job_id: str = "job-0", **changes: int) -> Terms:
+def terms(words: int, *, min_cohort: int = 3, colluders: int = 1, job_id: str = "job-0", **changes: Any) -> Terms:
     """Terms of a small job."""
     limits = {"max_sites": 128, "first_round": 1, "rounds": 20, "attempts": 5} | changes
     return Terms(job_id, bytes(range(32)), words, Floors(min_cohort, colluders), **limits)
 
 
-def member(name: str, agreed: Terms, latch: Latch | None = None, **options: object) -> SecAggClient:
+def member(
+    name: str, agreed: Terms, latch: Latch | None = None, kind: type[SecAggClient] = SecAggClient
+) -> SecAggClient:
     """A member; what it remembers on disk is in `client.latch`."""
-    return SecAggClient(agreed, identity(name), None, None, latch, lambda latch: None, **options)  # type: ignore[arg-type]
+    return kind(agreed, identity(name), None, None, latch, lambda latch: None)
 
 
 class Federation:
     """A server and its members, keys exchanged; `lost` members do not answer a phase, `change` may replace an answer.
 
-    `directory` is the message with all adverts, `confirms` has the members' signatures over the epoch by id.
+    `directory` is the message with all adverts, `names` are in its order, `deals` has DLS1 by name, `confirms` the
+    members' signatures over the epoch by place.
     """
 
     def __init__(
@@ -61,11 +65,14 @@ class Federation:
         *,
         lost: Lost | None = None,
         change: Change = lambda phase, name, data: data,
-        **limits: int,
+        kinds: Mapping[str, type[SecAggClient]] | None = None,
+        latches: Mapping[str, Latch] | None = None,
+        **limits: Any,
     ) -> None:
-        self.terms = terms(words, **limits)
+        """By name, `kinds` of members that are not honest ones, and `latches` of members that go on."""
+        self.terms, kinds, latches = terms(words, **limits), kinds or {}, latches or {}
         self.server = SecAggServer(self.terms, ChainCheck(None))
-        self.members = {name: member(name, self.terms) for name in names(count)}
+        self.members = {n: member(n, self.terms, latches.get(n), kinds.get(n, SecAggClient)) for n in names(count)}
         self.exchange_keys(lost or {}, change)
 
     def exchange_keys(self, lost: Lost | None = None, change: Change = lambda phase, name, data: data) -> None:
@@ -74,13 +81,13 @@ class Federation:
         known = self._answering("advertise", list(self.members), lost)
         for name in known:
             server.take_advertisement(name, change("advertise", name, self.members[name].advertise(request)))
-        self.directory = server.directory()
+        self.directory, self.names = server.directory(), known
         for name in self._answering("deal", known, lost):
             server.take_deal(name, change("deal", name, self.members[name].deal(self.directory)))
         self.confirms: dict[int, bytes] = {}
-        deals = server.deals()
-        for name in self._answering("confirm", list(deals), lost):
-            reply = change("confirm", name, self.members[name].confirm(deals[name]))
+        self.deals = server.deals()
+        for name in self._answering("confirm", list(self.deals), lost):
+            reply = change("confirm", name, self.members[name].confirm(self.deals[name]))
             server.take_confirm(name, reply)
             confirm = Confirm.decode(reply)
             self.confirms[confirm.member] = confirm.signature
@@ -89,6 +96,18 @@ class Federation:
     def adverts(self) -> list[Advertisement]:
         """What the directory holds of each member."""
         return [Advertisement.decode(a) for a in Directory.decode(self.directory, self.terms.max_sites).adverts]
+
+    @property
+    def dealings(self) -> list[Deal]:
+        """What all may see of the dealings."""
+        sizes = {"members": len(self.names), "threshold": self.server.threshold}
+        return list(Deals.decode(next(iter(self.deals.values())), **sizes).deals)
+
+    @property
+    def digest(self) -> bytes:
+        """Of the epoch."""
+        directory = directory_digest([(a.body, a.session) for a in self.adverts])
+        return epoch_digest(directory, [deal.text for deal in self.dealings])
 
     def run(
         self,
