@@ -204,7 +204,7 @@ class Conversation:
 
     def _exchange_keys(self) -> None:
         server = self.server
-        request = server.open_epoch()
+        request = server.open_epoch(1)
         asked = {n: request for n in self.members if n not in self.left_out}
         known = self._ask("advertise", asked, SecAggClient.advertise, server.take_advertisement)
         directory = server.directory()

@@ -75,9 +75,11 @@ class Federation:
         self.members = {n: member(n, self.terms, latches.get(n), kinds.get(n, SecAggClient)) for n in names(count)}
         self.exchange_keys(lost or {}, change)
 
-    def exchange_keys(self, lost: Lost | None = None, change: Change = lambda phase, name, data: data) -> None:
-        """A new epoch."""
-        request, server, lost = self.server.open_epoch(), self.server, lost or {}
+    def exchange_keys(
+        self, lost: Lost | None = None, change: Change = lambda phase, name, data: data, *, number: int = 1
+    ) -> None:
+        """A new epoch, for rounds of training from `number` on."""
+        request, server, lost = self.server.open_epoch(number), self.server, lost or {}
         known = self._answering("advertise", list(self.members), lost)
         for name in known:
             server.take_advertisement(name, change("advertise", name, self.members[name].advertise(request)))

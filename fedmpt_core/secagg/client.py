@@ -81,7 +81,7 @@ class SecAggClient:
 
         Once: keys, and shares of the secrets to come.
 
-        >>> request = server.open_epoch()
+        >>> request = server.open_epoch(1)
         >>> for name in members:
         ...     server.take_advertisement(name, members[name].advertise(request))
         >>> directory = server.directory()
@@ -179,7 +179,9 @@ class SecAggClient:
         self.leave()
         self._answers.clear()
         self._state, self._epoch, self._left = NEW, asked.epoch, bytes(32)
-        self._exchange = KeyExchange(self.terms, self._identity, self._trust, asked.epoch, clock=self._clock)
+        self._exchange = KeyExchange(
+            self.terms, self._identity, self._trust, asked.epoch, asked.round, clock=self._clock
+        )
         self._save(replace(self._latch, setup=(digest_of(self._exchange.advert),)))
         self._state = ADVERTISED
         return self._exchange.advert
@@ -233,6 +235,8 @@ class SecAggClient:
         if not hmac.compare_digest(asked.model_digest, model_digest):
             raise SecAggError(Abort.CTX_MISMATCH, "the model that came is not the one that the round names")
         self._check_order(asked)
+        if not exchange.serves(asked.round):
+            raise SecAggError(Abort.CTX_MISMATCH, f"the keys are not for round {asked.round}: exchange them anew")
         exchange.check_confirms(dict(asked.confirms))
         self.leave()
         again = asked.round == self._latch.round
@@ -281,7 +285,7 @@ class SecAggClient:
         if (asked.epoch, asked.round, asked.attempt) != (exchange.digest, now.number, now.attempt):
             raise SecAggError(Abort.CTX_MISMATCH, "a list of another epoch, round or attempt")
         self._check_cohort(exchange, asked.cohort)
-        seed = exchange.take_seed(asked.slot)
+        seed = exchange.take_seed(now.number, asked.slot)
         now.slot, now.cohort = asked.slot, asked.cohort
         now.context = context_of(
             self.terms.job_id, now.number, now.attempt, now.slot,

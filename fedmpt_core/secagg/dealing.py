@@ -18,7 +18,9 @@ from hashlib import sha256
 from fedmpt_core.secagg.shamir import PRIME, SHARE_BYTES, polynomial, random_element, value
 from fedmpt_core.secagg.wire import u16
 
-SLOTS = 32  # chosen: secrets of an epoch, one for each masked vector; dealing 32 costs a tenth of a second at 100 sites
+LISTS = 4  # chosen: lists that a round of training can have; one more for each failure while vectors are masked
+ROUNDS = 8  # chosen: rounds of training that an epoch serves; dealing for 8 costs a tenth of a second at 100 sites
+SLOTS = LISTS * ROUNDS  # secrets of an epoch, each for one masked vector
 ROW_BYTES = SHARE_BYTES * (SLOTS + 1)
 DIGEST_BYTES = 32
 LEAVES_BYTES = DIGEST_BYTES * (SLOTS + 1)
@@ -77,6 +79,11 @@ def deal(secrets: Sequence[bytes], threshold: int, recipients: int, label: bytes
     challenge = _challenge(label, commitments)
     mixed = (value(column, challenge) for column in zip(*polynomials, strict=True))
     return Dealing(label, commitments, tuple(c.to_bytes(SHARE_BYTES, "big") for c in mixed)), rows
+
+
+def slots_of(place: int) -> range:
+    """Slots of an epoch's first round of training (0), its second (1), ..."""
+    return range(LISTS * place + 1, LISTS * (place + 1) + 1)
 
 
 def leaves(label: bytes, recipient: int, row: bytes) -> list[bytes]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.context import directory_digest, epoch_digest
-from fedmpt_core.secagg.dealing import ROW_BYTES, SLOTS, deal, leaves, share_of
+from fedmpt_core.secagg.dealing import ROUNDS, ROW_BYTES, SLOTS, deal, leaves, share_of, slots_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, Session, SiteIdentity, Trust
 from fedmpt_core.secagg.keys import PairwiseKeys
@@ -46,13 +46,24 @@ class KeyExchange:
         identity: SiteIdentity,
         trust: Trust,
         epoch: int,
+        first: int,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Draws the keys and signs the advert."""
+        """Draws the keys and signs the advert.
+
+        Args:
+            terms: of the run.
+            identity: of the member.
+            trust: whom it believes.
+            epoch: its number.
+            first: the first of the `ROUNDS` rounds of training that the epoch serves.
+            clock: seconds since 1970.
+        """
         self.names: tuple[str, ...] = ()
         self.own, self.threshold, self.directory, self.digest = wire.NOBODY, 0, bytes(32), b""
-        self._terms, self._name, self._trust, self._clock, self._epoch = terms, identity.name, trust, clock, epoch
+        self._terms, self._name, self._trust, self._clock = terms, identity.name, trust, clock
+        self._epoch, self._first = epoch, first
         self._exchange: X25519PrivateKey | None = X25519PrivateKey.generate()
         self._signing = Ed25519PrivateKey.generate()
         self._voices: list[Ed25519PublicKey] = []
@@ -75,6 +86,7 @@ class KeyExchange:
             job_digest=terms.digest,
             roster_digest=trust.digest,
             epoch=epoch,
+            round=first,
             exchange_key=self._exchange.public_key().public_bytes_raw(),
             signing_key=signing_key,
             nonce=os.urandom(32),
@@ -213,14 +225,24 @@ class KeyExchange:
         """Members whose shares this one holds; empty before they are confirmed."""
         return set(self._rows)
 
-    def take_seed(self, slot: int) -> bytes:
+    def serves(self, number: int) -> bool:
+        """Whether the epoch has secrets for a round of training."""
+        return self._first <= number < self._first + ROUNDS
+
+    def take_seed(self, number: int, slot: int) -> bytes:
         """The seed of this member's own mask; all that belongs to slots before is forgotten, as is the seed.
 
+        A slot belongs to one round of training at all members: shares of it that were given in several would add up.
+
+        Args:
+            number: of the round.
+            slot: one of the round's.
+
         Raises:
-            SecAggError: CTX_MISMATCH, the slot is used up or does not exist.
+            SecAggError: CTX_MISMATCH, the slot is of another round or used up.
         """
-        if slot not in self._seeds:
-            raise SecAggError(Abort.CTX_MISMATCH, f"slot {slot} of the epoch is used up or beyond its {SLOTS}")
+        if slot not in slots_of(number - self._first) or slot not in self._seeds:
+            raise SecAggError(Abort.CTX_MISMATCH, f"slot {slot} is not of round {number}, or it is used up")
         self.pairs.advance(slot)
         self.forget(slot - 1)
         seed = self._seeds[slot]
@@ -294,7 +316,7 @@ class KeyExchange:
         name = self.names[place]
         try:
             agreed = (advert.job_digest, advert.roster_digest) == (self._terms.digest, self._trust.digest)
-            if not agreed or advert.epoch != self._epoch:
+            if not agreed or (advert.epoch, advert.round) != (self._epoch, self._first):
                 raise SecAggError(
                     Abort.ROSTER,
                     f"{name} has another job, roster or epoch than {self._name}: compare the digests of the rosters",

@@ -21,28 +21,29 @@ from fedmpt_core.secagg.wire import Reader, id_list, signature_list, tag, u16, u
 NOBODY = 0xFFFF
 SEALED_BYTES = ROW_BYTES + 16  # the tag of AES-GCM
 MAX_SESSION, MAX_CHAIN = 1024, 32 * 1024
-MAX_ADVERT = 168 + 64 + 3 * 4 + 2 * MAX_SESSION + MAX_CHAIN
+MAX_ADVERT = 172 + 64 + 3 * 4 + 2 * MAX_SESSION + MAX_CHAIN
 _EMPTY = np.zeros(0, dtype="<u4")
 _EMPTY.setflags(write=False)
 
 
 @dataclass(frozen=True)
 class AdvertiseRequest:
-    """ADQ1, the server opens an epoch."""
+    """ADQ1, the server opens an epoch, for `dealing.ROUNDS` rounds of training from `round` on."""
 
     job_digest: bytes
     epoch: int
+    round: int
 
     def encode(self) -> bytes:
-        """tag, job digest 32, epoch u16."""
-        return tag("ADQ1") + self.job_digest + u16(self.epoch)
+        """tag, job digest 32, epoch u16, round u32."""
+        return tag("ADQ1") + self.job_digest + u16(self.epoch) + u32(self.round)
 
     @staticmethod
     def decode(data: bytes) -> "AdvertiseRequest":
         """Raises SecAggError(MALFORMED)."""
         r = Reader(data, "ADQ1")
-        r.exactly(39)
-        return AdvertiseRequest(r.take(32), r.number(2))
+        r.exactly(43)
+        return AdvertiseRequest(r.take(32), r.number(2), r.number(4))
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Advertisement:
     job_digest: bytes
     roster_digest: bytes
     epoch: int
+    round: int
     exchange_key: bytes
     signing_key: bytes
     nonce: bytes
@@ -62,9 +64,9 @@ class Advertisement:
 
     @property
     def body(self) -> bytes:
-        """168 bytes: tag, suite u8, job and roster digests, epoch u16, X25519 and Ed25519 keys, nonce."""
-        keys = self.exchange_key + self.signing_key + self.nonce
-        return tag("ADV1") + bytes([SUITE]) + self.job_digest + self.roster_digest + u16(self.epoch) + keys
+        """172 bytes: tag, suite u8, job and roster digests, epoch u16, round u32, X25519 and Ed25519 keys, nonce."""
+        numbers, keys = u16(self.epoch) + u32(self.round), self.exchange_key + self.signing_key + self.nonce
+        return tag("ADV1") + bytes([SUITE]) + self.job_digest + self.roster_digest + numbers + keys
 
     @property
     def credentials(self) -> dict[str, bytes]:
@@ -83,11 +85,11 @@ class Advertisement:
         suite = r.number(1)
         if suite != SUITE:
             r.refuse(f"is of suite {suite}, this release speaks {SUITE}")
-        digests, epoch = (r.take(32), r.take(32)), r.number(2)
+        digests, numbers = (r.take(32), r.take(32)), (r.number(2), r.number(4))
         keys, signature = (r.take(32), r.take(32), r.take(32)), r.take(64)
         session, session_signature, chain = r.sized(MAX_SESSION), r.sized(MAX_SESSION), r.sized(MAX_CHAIN)
         r.end()
-        return Advertisement(*digests, epoch, *keys, signature, session, session_signature, chain)
+        return Advertisement(*digests, *numbers, *keys, signature, session, session_signature, chain)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.context import context as context_of
 from fedmpt_core.secagg.context import directory_digest, epoch_digest
-from fedmpt_core.secagg.dealing import SLOTS, is_share
+from fedmpt_core.secagg.dealing import ROUNDS, is_share, slots_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck
 from fedmpt_core.secagg.keys import self_mask_key, usable
@@ -99,7 +99,9 @@ class SecAggServer:
         self._epoch, self._opened = 0, 0.0
         self._adverts: dict[str, _Member] = {}  # by name, while they come
         self._members: list[_Member] = []  # in the directory's order
-        self._directory, self._digest, self._slot = b"", b"", 0
+        self._directory, self._digest = b"", b""
+        self._first, self._slot = 0, 0  # first round of the epoch, last slot that was used
+        self._largest = 0  # members of the largest directory that any have confirmed
         self._complaints: dict[tuple[int, int], bytes] = {}  # by accuser and accused
         self._shown: dict[tuple[int, int], bytes] = {}  # rows that complaints have made public, likewise
         self._round: _Round | None = None
@@ -125,27 +127,35 @@ class SecAggServer:
         return self.terms.floors.threshold(self.size)
 
     @property
-    def needs_epoch(self) -> bool:
-        """Whether there is no epoch that another round can use: too few members, no slot left, or soon too old."""
-        old = self._clock() - self._opened > SESSION_SECONDS * 5 / 6
-        return old or self._slot >= SLOTS or not self._digest or len(self.members) < self.threshold
+    def least(self) -> int:
+        """Fewest members of a sum, as members of the largest directory so far demand it."""
+        return self.terms.floors.threshold(max(self.size, self._largest))
+
+    def serves(self, number: int) -> bool:
+        """Whether this epoch can do a round of training: it has members and secrets for it, and is not too old."""
+        young = self._clock() - self._opened <= SESSION_SECONDS * 5 / 6
+        return young and 0 <= number - self._first < ROUNDS and len(self.members) >= self.threshold
 
     @property
     def cohort(self) -> list[str]:
         """Names whose vectors are to be in the sum."""
         return self._names(self._now().cohort)
 
-    def open_epoch(self) -> bytes:
-        """Start a key exchange; any open round is given up. ADQ1, for every site."""
+    def open_epoch(self, number: int) -> bytes:
+        """Start a key exchange for rounds of training from `number` on; any open round is given up.
+
+        Returns:
+            ADQ1, for every site.
+        """
         self._epoch, self._opened, self._round = self._epoch + 1, self._clock(), None
         self._adverts, self._members, self._complaints, self._shown = {}, [], {}, {}
-        self._directory, self._digest, self._slot = b"", b"", 0
-        return wire.AdvertiseRequest(self.terms.digest, self._epoch).encode()
+        self._directory, self._digest, self._first, self._slot = b"", b"", number, 0
+        return wire.AdvertiseRequest(self.terms.digest, self._epoch, number).encode()
 
     def take_advertisement(self, site: str, data: bytes) -> None:
         """Note a member's keys. Raises SecAggError when they are not its own or not for this job and epoch."""
         advert = wire.Advertisement.decode(data)
-        if (advert.job_digest, advert.epoch) != (self.terms.digest, self._epoch):
+        if (advert.job_digest, advert.epoch, advert.round) != (self.terms.digest, self._epoch, self._first):
             raise SecAggError(Abort.CTX_MISMATCH, f"{site} advertises for another job, release or epoch")
         try:
             voice = Ed25519PublicKey.from_public_bytes(advert.signing_key)
@@ -218,7 +228,7 @@ class SecAggServer:
         if not member.deal:
             raise UnexpectedMessage(f"a confirmation of {site}", "one of a member that has dealt")
         _verify(member.voice, confirm.signature, wire.confirm_text(self._digest), site)
-        member.confirm = confirm.signature
+        member.confirm, self._largest = confirm.signature, max(self._largest, self.size)
 
     def show_requests(self) -> dict[str, bytes]:
         """SHW1 by dealer, where members complain of the rows that it dealt them; empty where none does."""
@@ -294,13 +304,12 @@ class SecAggServer:
         """
         now, gone = self._now(), set(without)
         now.ready = {i for i in now.ready if self._members[i].name not in gone}
-        if len(now.ready) < self.threshold:
-            raise RoundLost(
-                f"{len(now.ready)} of {len(self._members)} sites have an update, the threshold is {self.threshold}"
-            )
-        if self._slot >= SLOTS:
-            raise RoundLost("the secrets of this epoch are used up")
-        self._slot += 1
+        if len(now.ready) < self.least:
+            raise RoundLost(f"{len(now.ready)} of {self.size} sites have an update, the threshold is {self.least}")
+        slots = slots_of(now.number - self._first)
+        self._slot = max(slots[0], self._slot + 1)
+        if self._slot not in slots:
+            raise RoundLost(f"sites failed {len(slots)} times while they masked their updates")
         now.slot, now.cohort = self._slot, tuple(sorted(now.ready))
         now.context = context_of(
             self.terms.job_id, now.number, now.attempt, now.slot,

@@ -98,8 +98,8 @@ class MaskedRounds:
 
     def _train(self, training: Training, task: Shareable, timeout: int) -> None:
         server = self._server
-        if self._stale or server.needs_epoch:
-            self._new_epoch(training.sites)
+        if self._stale or not server.serves(training.round):
+            self._new_epoch(training.round, training.sites)
         digest = model_digest(training.layout.split(training.state))
         task[tasks.PROTOCOL] = server.open_round(training.round, training.attempt, digest)
 
@@ -144,11 +144,11 @@ class MaskedRounds:
             for site in gone:
                 self._reasons.setdefault(site, "it had an update and sent no masked vector")
 
-    def _new_epoch(self, sites: list[str]) -> None:
+    def _new_epoch(self, number: int, sites: list[str]) -> None:
         """Exchange keys; whoever is at fault is left out, and the others begin again. Raises RoundLost."""
         while True:
             try:
-                self._exchange_keys([site for site in sites if site not in self.left_out])
+                self._exchange_keys(number, [site for site in sites if site not in self.left_out])
                 self._stale = False
                 return
             except RoundLost as lost:
@@ -156,9 +156,9 @@ class MaskedRounds:
                     raise
                 self.left_out |= lost.culprits
 
-    def _exchange_keys(self, sites: list[str]) -> None:
+    def _exchange_keys(self, number: int, sites: list[str]) -> None:
         server = self._server
-        known = self._ask(tasks.ADVERTISE, server.open_epoch(), sites, server.take_advertisement)
+        known = self._ask(tasks.ADVERTISE, server.open_epoch(number), sites, server.take_advertisement)
         self._ask(tasks.DEAL, server.directory(), known, server.take_deal)
         self._ask_each(tasks.CONFIRM, server.deals(), server.take_confirm)
         while complaints := server.show_requests():

@@ -67,7 +67,7 @@ def test_two_halves_are_not_summed_by_smaller_directories_either(masked: bool, r
         for name, one in federation.members.items():
             federation.members[name] = member(name, server.terms, one.latch)
     for half in (names(6)[:3], names(6)[3:]):
-        request = federation.server.open_epoch()
+        request = federation.server.open_epoch(1)
         for name in half:
             federation.server.take_advertisement(name, federation.members[name].advertise(request))
         directory = federation.server.directory()
