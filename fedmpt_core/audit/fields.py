@@ -84,7 +84,8 @@ WORD: dict[str, str] = {
     "record.sites.*.versions.*": "packages of a site; that of this program is checked",
     "record.rounds.*.seconds": "how long a round took",
     "record.rounds.*.bytes_sent.*": "how much a site sent",
-    "record.rounds.*.secagg.members": "sites whose keys were exchanged; that the sum has as many of them as it must is checked",
+    "record.rounds.*.secagg.members": "sites whose keys were exchanged; that the sum has "
+    "as many of them as it must is checked",
     "record.absent": "sites that were invited and did not join, and why",
     "record.lost.*": "why a round has no sum",
     "record.rounds.*.secagg.faults.*": "what a site did wrong at the opening",

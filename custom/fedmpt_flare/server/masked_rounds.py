@@ -4,7 +4,7 @@ What the messages mean is `fedmpt_core.secagg.server`; here they become tasks, e
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class MaskedRounds:
         self._reasons: dict[str, str] = {}  # by site, why it is not in the newest attempt
         self._ready = self._used_up = 0  # sites with an update, and those that have the round behind them
         self._sent: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds = defaultdict[str, float](float)
 
     def train(self, training: Training, task: Shareable, timeout: int) -> None:
         """One attempt at a round; the mean goes to `training`.

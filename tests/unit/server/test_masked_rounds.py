@@ -102,7 +102,7 @@ class Site:
                 fields |= {"backbone_digest": "00", "device": "cpu", "versions": {}, "weight": 1}
                 return tasks.message(fields=fields, vector=LAYOUT.encode(INITIAL))
             case tasks.TRAIN:
-                ready = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND), data[tasks.VECTOR])
+                ready = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND, 0), data[tasks.VECTOR])
                 if ready is None:
                     self.trained += 1
                     ready = self.secure.hold(LAYOUT.encode(np.full(3, self.step, np.float32)), 1.0, {})
