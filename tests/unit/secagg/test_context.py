@@ -18,7 +18,9 @@ DIGEST = st.binary(min_size=32, max_size=32)
 
 
 def unhex(value: Any) -> Any:
-    """Strings of an argument list as the bytes they spell; the names of members stay."""
+    """Strings of arguments as the bytes that they spell; names stay."""
+    if isinstance(value, list):
+        return [[one[0], bytes.fromhex(one[1])] if isinstance(one, list) else unhex(one) for one in value]
     return bytes.fromhex(value) if isinstance(value, str) and len(value) > 8 else value
 
 
@@ -45,43 +47,60 @@ def test_model_digest(case: dict[str, Any]) -> None:
     assert contexts.model_digest(other_layout).hex() == case["digest"]
 
 
-@pytest.mark.parametrize("case", VECTORS["cohort_digest"])
-def test_cohort_digest(case: dict[str, Any]) -> None:
-    arguments = bytes.fromhex(case["job"]), bytes.fromhex(case["roster"]), case["cohort"]
-    assert contexts.cohort_digest(*arguments).hex() == independent.cohort_digest(*arguments).hex() == case["digest"]
-
-
 @pytest.mark.parametrize("case", VECTORS["directory_digest"])
 def test_directory_digest(case: dict[str, Any]) -> None:
     entries = [(bytes.fromhex(body), bytes.fromhex(session)) for body, session in case["entries"]]
     assert contexts.directory_digest(entries).hex() == independent.directory_digest(entries).hex() == case["digest"]
 
 
+@pytest.mark.parametrize("case", VECTORS["epoch_digest"])
+def test_epoch_digest(case: dict[str, Any]) -> None:
+    arguments = bytes.fromhex(case["directory"]), [bytes.fromhex(text) for text in case["dealings"]]
+    assert contexts.epoch_digest(*arguments).hex() == independent.epoch_digest(*arguments).hex() == case["digest"]
+
+
 @pytest.mark.parametrize("case", VECTORS["context"])
 def test_context(case: dict[str, Any]) -> None:
-    digests = bytes.fromhex(case["cohort"]), bytes.fromhex(case["model"])
-    arguments = case["job_id"], case["round"], case["attempt"], *digests
-    assert contexts.context(*arguments).hex() == independent.context(*arguments).hex() == case["digest"]
+    numbers = case["job_id"], case["round"], case["attempt"], case["slot"]
+    bound = {"epoch": bytes.fromhex(case["epoch"]), "cohort": case["cohort"], "model": bytes.fromhex(case["model"])}
+    one, other = contexts.context(*numbers, **bound), independent.context(*numbers, **bound)
+    assert one.hex() == other.hex() == case["digest"]
 
 
 @pytest.mark.parametrize("case", VECTORS["bad"], ids=lambda case: case["what"])
 def test_refused(case: dict[str, Any]) -> None:
-    arguments = [unhex(a) for a in case["arguments"]]
-    if case["call"] == "roster_digest":
-        arguments = [[(name, bytes.fromhex(spki)) for name, spki in arguments[0]]]
+    names = {"round": "round_number"}
+    arguments = {names.get(key, key): unhex(value) for key, value in case["arguments"].items()}
     with pytest.raises(ValueError) as refusal:
-        getattr(contexts, case["call"])(*arguments)
+        getattr(contexts, case["call"])(**arguments)
     code = refusal.value.code.name if isinstance(refusal.value, SecAggError) else type(refusal.value).__name__
     assert code == case["expect"]
 
 
-FIELDS = st.tuples(st.text(max_size=4), st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1), DIGEST, DIGEST)
+U16 = st.integers(0, 2**16 - 1)
+COHORT = st.lists(U16, max_size=4, unique=True).map(sorted)
+FIELDS = st.tuples(st.text(max_size=4), st.integers(0, 2**32 - 1), U16, U16, DIGEST, COHORT, DIGEST)
 
 
-@given(FIELDS, FIELDS, st.integers(0, 4))
+def context_of(fields: tuple) -> bytes:
+    """The context of all its fields."""
+    *numbers, epoch, cohort, model = fields
+    return contexts.context(*numbers, epoch=epoch, cohort=cohort, model=model)
+
+
+@given(FIELDS, FIELDS, st.integers(0, 6))
 def test_a_changed_field_changes_the_context(one: tuple, other: tuple, field: int) -> None:
     changed = (*one[:field], other[field], *one[field + 1 :])
-    assert (contexts.context(*one) == contexts.context(*changed)) == (one == changed)
+    assert (context_of(one) == context_of(changed)) == (one == changed)
+
+
+@given(st.lists(st.binary(max_size=3), max_size=3), st.data())
+def test_no_bytes_can_move_between_the_dealings_of_an_epoch(dealings: list[bytes], data: Any) -> None:
+    flat = b"".join(dealings)
+    cut = data.draw(st.integers(0, len(flat)))
+    moved = [flat[:cut], flat[cut:]]
+    same = contexts.epoch_digest(bytes(32), dealings) == contexts.epoch_digest(bytes(32), moved)
+    assert same == (dealings == moved)
 
 
 @given(st.lists(st.tuples(st.binary(max_size=3), st.binary(max_size=3)), max_size=3), st.data())
@@ -168,12 +187,14 @@ def test_terms_that_json_would_bend_are_refused(terms: dict[Any, Any], error: ty
 
 def test_the_refusals_say_what_and_where() -> None:
     with pytest.raises(ValueError, match=r"^round is 4294967296, it must be from 0 to 4294967295$"):
-        contexts.context("job", 2**32, 0, bytes(32), bytes(32))
+        contexts.context("job", 2**32, 0, 1, epoch=bytes(32), cohort=[0], model=bytes(32))
     with pytest.raises(SecAggError, match="'site-1' twice: remove one") as refusal:
         contexts.roster_digest([("site-1", bytes(32)), ("site-1", bytes(32))])
     assert refusal.value.code is Abort.ROSTER
     with pytest.raises(ValueError, match="number of entries is 65536"):
         contexts.directory_digest([(b"", b"")] * 65536)
+    with pytest.raises(ValueError, match="number of dealings is 65536"):
+        contexts.epoch_digest(bytes(32), [b""] * 65536)
 
 
 def test_a_length_goes_before_the_data() -> None:

@@ -1,4 +1,4 @@
-"""Rosters and cards: what is read is what was written, ids follow the names' bytes, and every odd file is refused."""
+"""Rosters and cards: what is read is what was written, in the order of the names' bytes; odd files are refused."""
 
 import json
 from dataclasses import replace
@@ -40,12 +40,9 @@ def refused(says: str, make: Any, *arguments: Any) -> None:
 @given(names)
 @example(["\U0001d49c", "\uffa1"])  # the other way round in UTF-16, as other languages sort
 @example(["a", "Z", "é", "10", "9"])
-def test_ids_are_places_in_the_order_of_the_names_bytes(chosen: list[str]) -> None:
+def test_members_are_in_the_order_of_the_names_bytes(chosen: list[str]) -> None:
     roster = Roster(ROOT, {name: member(i) for i, name in enumerate(chosen)})
     assert list(roster.members) == sorted(chosen, key=str.encode)
-    for name in chosen:
-        assert roster.name_of(roster.id_of(name)) == name
-    assert sorted(map(roster.id_of, chosen)) == list(range(len(chosen)))
 
 
 @given(names)
@@ -60,16 +57,15 @@ def test_the_digest_follows_names_and_keys() -> None:
         replace(ROSTER, members={**ROSTER.members, "site-3": member(4)}),
         replace(ROSTER, members={**ROSTER.members, "site-4": member(4)}),
         Roster(ROOT, {f"site{i}": member(i) for i in (1, 2, 3)}),
-        Roster.unpinned(list(ROSTER.members)),
     ]
-    assert len({ROSTER.digest(), *(r.digest() for r in others)}) == 5
+    assert len({ROSTER.digest(), *(r.digest() for r in others)}) == 4
 
 
 @given(names, st.text(st.characters(codec="utf-8", categories=("L", "N")), max_size=40))
 def test_a_roster_is_read_back(chosen: list[str], org: str) -> None:
     roster = Roster(ROOT, {name: member(i, org) for i, name in enumerate(chosen)})
     read = Roster.from_json(roster.to_json())
-    assert read == roster and list(read.members) == list(roster.members) and read.pinned
+    assert read == roster and list(read.members) == list(roster.members)
 
 
 def test_the_file_is_what_the_manual_says() -> None:
@@ -156,21 +152,11 @@ def test_digests_must_have_32_bytes() -> None:
     refused("a digest of a or of the root certificate has not 32", Roster, ROOT, {"a": Member(bytes(33), "")})
 
 
-def test_strangers_have_no_id_and_other_ids_no_name() -> None:
-    refused("site-9 is not in the roster: every site must add it", ROSTER.id_of, "site-9")
-    for number in (-1, 3, 65535):
-        refused(f"member {number} is not in the roster of 3 members", ROSTER.name_of, number)
-
-
-def test_a_simulation_s_roster_has_names_only_and_is_never_written_or_read() -> None:
-    roster = Roster.unpinned(["b", "a"])
-    assert list(roster.members) == ["a", "b"] and not roster.pinned
-    assert {m.fingerprint for m in roster.members.values()} == {bytes(32)}
-    refused("is that of a simulation", roster.to_json)
-    refused("names 'a' 2 times", Roster.unpinned, ["a", "b", "a"])
-    refused("has 0 members", Roster.unpinned, [])
-    zeros = replace(ROSTER, members={"a": Member(bytes(32), "")})
-    assert Roster.from_json(zeros.to_json()).pinned
+def test_a_key_is_that_of_its_member_only() -> None:
+    assert ROSTER.check_key("site-2", member(2).fingerprint) is None
+    refused("site-9 is not in the roster: every site must add it", ROSTER.check_key, "site-9", member(2).fingerprint)
+    for other in (member(1).fingerprint, member(2).fingerprint[:-1], b""):
+        refused("site-2 has key .*, the roster has 0{16}...: ask it by telephone", ROSTER.check_key, "site-2", other)
 
 
 # Cards
