@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +20,10 @@ import fedmpt_core.secagg.key_exchange as exchange_module
 import fedmpt_core.secagg.keys as keys_module
 from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.errors import SecAggError
+from fedmpt_core.secagg.keys import self_mask_key
 from fedmpt_core.secagg.masking import add_all
 from fedmpt_core.secagg.server import RoundLost
+from fedmpt_core.secagg.shamir import Lagrange
 from tests.malicious import MaliciousServer
 from tests.secagg import MODEL, Federation, member, names, plain_sum, terms, vectors
 
@@ -62,7 +64,7 @@ def test_masked_words_are_uniform_and_uncorrelated_with_the_vector(vector: np.nd
         assert byte_p(words) > LEAST_P
         assert not vector.any() or correlation(words, vector) < 6
         assert abs(np.corrcoef(words[:-1].astype(float), words[1:].astype(float))[0, 1]) * WORDS**0.5 < 6
-    pairs = [server.masked[ctx, i].vector - server.masked[ctx, j].vector for i, j in ((0, 1), (0, 2), (1, 2))]
+    pairs = [server.masked[ctx, i].vector - server.masked[ctx, j].vector for i, j in combinations(range(3), 2)]
     assert all(byte_p(words) > LEAST_P for words in pairs)
 
 
@@ -85,6 +87,11 @@ def low_half(vector: np.ndarray, plus: list[bytes], minus: list[bytes]) -> None:
 def edges_only(vector: np.ndarray, plus: list[bytes], minus: list[bytes]) -> None:
     """Twin: no self mask."""
     add_all(vector, plus[1:], minus)
+
+
+def self_only(vector: np.ndarray, plus: list[bytes], minus: list[bytes]) -> None:
+    """Twin: no edges."""
+    add_all(vector, plus[:1], [])
 
 
 @pytest.mark.parametrize("twin", [no_mask, one_number, low_half], ids=lambda f: f.__name__)
@@ -111,28 +118,48 @@ def test_with_self_masks_vectors_of_a_cohort_add_up_to_noise() -> None:
     assert byte_p(np.asarray(added)) > LEAST_P
 
 
-def test_a08_a_delayed_vector_stays_uniform_after_all_that_the_server_may_learn() -> None:
-    """The server takes every edge off it that the survivors' shares open; its self mask is left."""
-    server, cohort, signed = MaliciousServer(4, WORDS), range(4), [0, 1, 2]
-    ctx = server.collect(cohort, [update(i) for i in range(4)])
-    edges = {u: server.clients[u]._exchange.pairs.edge_seed(3, ctx) for u in signed}  # type: ignore[union-attr]
-    assert np.array_equal(
-        server.finish(ctx, cohort, signed, signed),
-        plain_sum({str(i): update(i) for i in signed}, ["0", "1", "2"]),
-    )
-    late = server.masked[ctx, 3].vector.copy()
-    add_all(late, list(edges.values()), [])  # member 3 had taken them off, being the higher end
-    assert byte_p(late) > LEAST_P
-    assert correlation(late, update(3)) < 6
+def test_a08_a_vector_whose_list_was_not_opened_stays_uniform_after_all_that_the_server_may_learn() -> None:
+    """A member's vector comes too late: the next list is opened without it, and nothing of the first list ever is."""
+    server = MaliciousServer(5, WORDS)
+    inputs = [update(i) for i in range(5)]
+    first = server.collect(range(5), inputs)
+    second = server.collect(range(4), inputs, slot=2)
+    server.open(second, range(4), range(4))
+    assert np.array_equal(server.sum(second, range(4)), plain_sum(dict(zip("01234", inputs, strict=True)), "0123"))
+    for ctx, i in ((first, 4), (first, 0)):
+        words = server.masked[ctx, i].vector
+        assert byte_p(words) > LEAST_P
+        assert correlation(words, inputs[i]) < 6
+    # with the seeds of the second list in hand: those of the first are others, and edges of both lists differ
+    lists = [server.masked[ctx, 0].vector for ctx in (first, second)]
+    assert byte_p(lists[0] - lists[1]) > LEAST_P
 
 
-def test_without_a_self_mask_the_same_residual_is_the_vector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "add_all", edges_only)
+def test_without_edges_what_was_opened_takes_the_mask_off_each_single_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: self masks alone would leave every vector bare as soon as their sum is opened."""
+    monkeypatch.setattr(client_module, "add_all", self_only)
     server = MaliciousServer(4, WORDS)
     ctx = server.collect(range(4), [update(i) for i in range(4)])
-    late = server.masked[ctx, 3].vector.copy()
-    add_all(late, [server.clients[u]._exchange.pairs.edge_seed(3, ctx) for u in range(3)], [])  # type: ignore[union-attr]
-    assert np.array_equal(late, update(3))
+    server.open(ctx, range(4), range(4))
+    assert np.array_equal(bared(server, ctx, 2), update(2))
+
+
+def test_what_was_opened_leaves_each_single_vector_uniform() -> None:
+    server = MaliciousServer(4, WORDS)
+    ctx = server.collect(range(4), [update(i) for i in range(4)])
+    server.open(ctx, range(4), range(4))
+    for i in range(4):
+        assert byte_p(bared(server, ctx, i)) > LEAST_P
+        assert correlation(bared(server, ctx, i), update(i)) < 6
+
+
+def bared(server: MaliciousServer, ctx: bytes, i: int) -> np.ndarray:
+    """A vector without the self mask whose shares came."""
+    shares = server.shares[ctx]
+    seed = Lagrange([1, 2, 3]).combine([shares[holder][i] for holder in range(3)])
+    words = server.masked[ctx, i].vector.copy()
+    add_all(words, [], [self_mask_key(seed, ctx)])
+    return words
 
 
 # ---- texts and logs ----------------------------------------------------------------------------------------------
@@ -145,15 +172,14 @@ def secrets_seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     def noting(made: Callable[..., bytes]) -> Callable[..., bytes]:
         def make(*given: object) -> bytes:
-            found = made(*given)
-            seen.append(bytes(found))
-            return found
+            secret = made(*given)
+            seen.append(bytes(secret))
+            return secret
 
         return make
 
     monkeypatch.setattr(keys_module, "_hkdf", noting(keys_module._hkdf))
-    commit = client_module.commit_self
-    monkeypatch.setattr(client_module, "commit_self", lambda seed, ctx: seen.append(seed) or commit(seed, ctx))
+    monkeypatch.setattr(exchange_module, "random_element", noting(exchange_module.random_element))
     generate = exchange_module.X25519PrivateKey.generate
 
     class Exchange:
@@ -179,7 +205,7 @@ def secrets_seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def holds(text: bytes, secret: bytes) -> bool:
     """A secret or either half of it, raw, in hex of any case, or as Python shows bytes."""
     lower = text.lower()
-    parts = (secret, secret[:16], secret[16:32])
+    parts = (secret, secret[-32:-16], secret[-16:])  # a share may begin with a zero
     return any(p in text or p.hex().encode() in lower or repr(p)[2:-1].encode() in text for p in parts)
 
 
@@ -191,20 +217,21 @@ def test_no_secret_is_in_a_message_a_text_or_a_log(secrets_seen: list[bytes], ca
         texts.append(data)
         return data
 
-    federation, found = Federation(4, 8), vectors(4, 8)
-    federation.run(found, 1, change=heard)
-    federation.run(found, 2, lost={"masked": ["site-003"]}, change=heard)
+    federation, summands = Federation(4, 8, change=heard), vectors(4, 8)
+    federation.run(summands, 1, change=heard)
+    federation.run(summands, 2, lost={"mask": ["site-003"]}, change=heard)
     with pytest.raises(RoundLost) as lost:
-        federation.run(found, 3, lost={"consistency": names(4)[:2]}, change=heard)
+        federation.run(summands, 3, lost={"mask": names(4)[:2]}, change=heard)
     refusals: list[BaseException] = [lost.value]
     for one in federation.members.values():
-        for call in (one.advertise, one.confirm, one.consistency, one.unmask, lambda d, one=one: one.begin(d, MODEL)):
-            for data in (*texts[:4], b"", b"\xffCSY1" + bytes(40), federation.directory):
-                try:
-                    call(data)
-                except SecAggError as error:
-                    refusals.append(error)
-                    texts.append(one.abort(error))
+        ways = (one.advertise, one.deal, one.confirm, one.show, one.open)
+        more = (lambda d, one=one: one.begin(d, MODEL), lambda d, one=one: one.mask(d, summands[one.name]))
+        for call, data in product((*ways, *more), (*texts[:4], b"", b"\xffOPQ1" + bytes(32), federation.directory)):
+            try:
+                call(data)
+            except SecAggError as error:
+                refusals.append(error)
+                texts.append(one.abort(error))
         exchange = one._exchange
         assert exchange is not None
         texts += [repr(thing).encode() for thing in (one, exchange, exchange.pairs, one._identity, one._round)]
@@ -221,17 +248,8 @@ def test_no_secret_is_in_a_message_a_text_or_a_log(secrets_seen: list[bytes], ca
 def test_the_search_for_secrets_finds_them_in_every_form(secrets_seen: list[bytes]) -> None:
     Federation(3)
     secret = secrets_seen[0]
-    forms = (secret, b"x" + secret[:16], secret.hex().encode(), secret.hex().upper().encode(), repr(secret).encode())
+    forms = (secret, b"x" + secret[-16:], secret.hex().encode(), secret.hex().upper().encode(), repr(secret).encode())
     assert all(holds(b"before " + form + b" after", secret) for form in forms)
-
-
-def test_an_open_round_s_repr_hides_its_row_of_shares() -> None:
-    server = MaliciousServer(3)
-    server.collect(range(3), [np.zeros(8, "<u4")] * 3)
-    opened = server.clients[0]._round
-    assert opened is not None
-    assert opened.own_row
-    assert "own_row" not in repr(opened)
 
 
 # ---- source ------------------------------------------------------------------------------------------------------
@@ -351,7 +369,7 @@ def process() -> Iterator[ServerProcess]:
     """Skips where the memory of a child may not be read."""
     made = ServerProcess()
     try:
-        made.call("open_epoch", ())
+        made.call("open_epoch")
         try:
             if len(made.memory()) < 1 << 20:
                 pytest.skip("the memory of a child process cannot be read here")
@@ -374,70 +392,88 @@ def whose(inputs: dict[str, np.ndarray], dump: bytes) -> set[str]:
     return {name for name, vector in inputs.items() for trace in traces(vector) if trace in dump}
 
 
-def edge_seeds(members: list[SecAggClient], ctx: bytes) -> dict[tuple[int, int], bytes]:
-    """What each two members mask each other's vectors with, by their places."""
-    pairs = combinations(range(len(members)), 2)
-    return {(i, j): members[i]._exchange.pairs.edge_seed(j, ctx) for i, j in pairs}  # type: ignore[union-attr]
-
-
 def exchange_keys(process: ServerProcess, members: dict[str, SecAggClient]) -> None:
     """What a round starts from."""
-    request = process.call("open_epoch", list(members))
+    request = process.call("open_epoch")
     for name, one in members.items():
         process.call("take_advertisement", name, one.advertise(request))
     directory = process.call("directory")
     for name, one in members.items():
-        process.call("take_confirm", name, one.confirm(directory))
+        process.call("take_deal", name, one.deal(directory))
+    for name, request in process.call("deals").items():
+        process.call("take_confirm", name, members[name].confirm(request))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> tuple[list[bytes], list[bytes]]:
+    """Secrets of slots and keys of masks, as members make them: those of edges, then that of the own mask."""
+    seeds: list[bytes] = []
+    keys: list[bytes] = []
+    draw, derive = exchange_module.random_element, keys_module._hkdf
+
+    def deriving(secret: bytes, info: bytes, *length: int) -> bytes:
+        key = derive(secret, info, *length)
+        if info.startswith((b"mask", b"self")):
+            keys.append(key)
+        return key
+
+    monkeypatch.setattr(exchange_module, "random_element", lambda: seeds.append(draw()) or seeds[-1])
+    monkeypatch.setattr(keys_module, "_hkdf", deriving)
+    return seeds, keys
+
+
+def keep_plain(process: ServerProcess, vector: np.ndarray) -> None:
+    """What a careless program would send beside the masked vector."""
+    for trace in (vector, vector.astype("<i4") / 2.0**20):
+        process.call("keep", trace)
+        process.call("keep", trace.astype("<f4"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("careless", [False, True], ids=["real", "twin-that-is-sent-the-vector"])
 def test_a_server_s_memory_holds_no_vector_and_no_key_that_opens_one(
-    process: ServerProcess, monkeypatch: pytest.MonkeyPatch, careless: bool
+    process: ServerProcess, made: tuple[list[bytes], list[bytes]], careless: bool
 ) -> None:
+    seeds, keys = made
     agreed = terms(MEMORY_WORDS)
     members = {n: member(n, agreed) for n in names(4)}
     inputs = {n: np.random.default_rng(i).integers(0, 2**32, MEMORY_WORDS, np.uint32) for i, n in enumerate(members)}
-    seeds: list[bytes] = []
-    commit = client_module.commit_self
-    monkeypatch.setattr(client_module, "commit_self", lambda seed, ctx: seeds.append(seed) or commit(seed, ctx))
-
     exchange_keys(process, members)
     dumps = {"setup": process.memory()}
-    request = process.call("open_round", 1, 0, names(4), MODEL)
-    replies = {}
+    request = process.call("open_round", 1, 0, MODEL)
     for name, one in members.items():
         one.begin(request, MODEL)
-        replies[name] = one.mask(inputs[name])
+        process.call("take_ready", name, one.ready())
+    request, replies = process.call("mask_request"), {}
+    for name, one in members.items():
+        replies[name] = one.mask(request, inputs[name])
         if careless:
-            for trace in (inputs[name], inputs[name].astype("<i4") / 2.0**20):
-                process.call("keep", trace)
-                process.call("keep", trace.astype("<f4"))
-    ctx = replies["site-000"][5:37]
-    edges = edge_seeds(list(members.values()), ctx)
-    for name in names(3):
+            keep_plain(process, inputs[name])
+    for name in names(3):  # the last vector comes too late, and the second list is without it
         process.call("take_masked", name, replies[name])
     dumps["masked"] = process.memory()
-    listed = process.call("consistency_request")
+    request = process.call("mask_request", ["site-003"])
     for name in names(3):
-        process.call("take_consistency", name, members[name].consistency(listed))
-    dumps["consistency"] = process.memory()
-    for name, asked in process.call("unmask_requests").items():
-        process.call("take_unmask", name, members[name].unmask(asked))
-    dumps["unmask"] = process.memory()
-    opened = process.call("finish")
+        process.call("take_masked", name, members[name].mask(request, inputs[name]))
+    # of each member, the secrets of the two slots that were used; then all keys of masks of both lists
+    secrets = [seeds[32 * i + slot] for i in range(4) for slot in range(2)] + keys
+    assert (len(seeds), len(keys)) == (128, 4 * 4 + 3 * 3)
+    request = process.call("open_request")
+    dumps["open"] = process.memory()
+    for name in names(3):
+        process.call("take_opened", name, members[name].open(request))
+    total = process.call("finish")
     dumps["finish"] = process.memory()
 
-    assert np.array_equal(opened, plain_sum(inputs, names(3)))
-    assert traces(np.asarray(opened))[0] in dumps["finish"]  # what a server may know is found, so the search works
-    assert ctx in dumps["masked"]
+    assert np.array_equal(total, plain_sum(inputs, names(3)))
+    assert traces(np.asarray(total))[0] in dumps["finish"]  # what a server may know is found, so the search works
+    assert replies["site-000"][5:37] in dumps["masked"]
     leaks = {phase: whose(inputs, dump) for phase, dump in dumps.items()}
     if careless:
         assert leaks == {phase: set() if phase == "setup" else set(names(4)) for phase in dumps}
         return
     assert leaks == {phase: set() for phase in dumps}
-    among_survivors = [seed for pair, seed in edges.items() if max(pair) < 3]
+    opened = {seeds[32 * i + 1] for i in range(3)} | set(keys[18::3])  # of the second list, own masks only
     for phase, dump in dumps.items():
-        # the sum is opened with the survivors' own seeds and with the keys of the one that was lost
-        secrets = [*seeds, *edges.values()] if phase != "finish" else [seeds[3], *among_survivors]
-        assert not [seed for seed in secrets if seed in dump], phase
+        allowed = opened if phase == "finish" else set()
+        assert not [secret for secret in secrets if secret in dump and secret not in allowed], phase
