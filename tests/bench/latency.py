@@ -33,9 +33,9 @@ def run() -> list[Row]:
         with Federation(root / "all", small_sites(root / "pictures")) as federation:
             rounds = {j.name: federation.run_job(federation.export(j)).record["rounds"][1:] for j in (job, plain)}
     phases = [r["secagg"]["seconds"] for r in rounds["masked"]]
-    added = median(p["consistency"] + p["unmask"] for p in phases)
+    added = median(p["mask"] + p["open"] for p in phases)
     masked, unmasked = (median(r["seconds"] for r in rounds[name][1:]) for name in ("masked", "plain"))
-    exchange = phases[0]["advertise"] + phases[0]["confirm"]
+    exchange = phases[0]["advertise"] + phases[0]["deal"] + phases[0]["confirm"]
     return [
         Row(
             "two more phases in a masked round, 3 sites, mutual TLS on loopback (wall time)",

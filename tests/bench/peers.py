@@ -21,7 +21,8 @@ def run() -> list[Row]:
         arguments = [str(PYTHON), str(script), str(WORDS), str(members), str(ROUNDS)]
         said = subprocess.run(arguments, stdout=subprocess.PIPE, check=True)
         theirs = json.loads(said.stdout.splitlines()[-1])
-        client, _, server, _ = least(members, 0)
+        cost = least(members, 0)
+        client, server = cost.client, cost.opening
         name = f"{members} members; other: Flower {theirs['version']} SecAgg+"
         # Flower's client quantises in the same step; both ways of comparing are shown
         encoded = client + encoding_seconds()
