@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.context import context
-from fedmpt_core.secagg.dealing import SLOTS, Dealing
+from fedmpt_core.secagg.dealing import LISTS, SLOTS, Dealing
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.identity import SiteIdentity, root_sha256
 from fedmpt_core.secagg.key_exchange import KeyExchange
@@ -70,25 +70,26 @@ class MaliciousServer:
         at = self.federation.digest if epoch is None else epoch
         return wire.RoundRequest(at, number, attempt, model, tuple(sorted(confirms.items()))).encode()
 
-    def mask_request(
-        self, cohort: Sequence[int], slot: int = 1, number: int = 1, attempt: int = 0, *, epoch: bytes | None = None
-    ) -> bytes:
-        """MRQ1 for any list and slot."""
-        at = self.federation.digest if epoch is None else epoch
-        return wire.MaskRequest(at, number, attempt, slot, tuple(cohort)).encode()
+    def mask_request(self, cohort: Sequence[int], turn: int = 1, number: int = 1, attempt: int = 0) -> bytes:
+        """MRQ1 for any list and slot: a round has its first, its second, ..."""
+        slot = self._slot(number, turn)
+        return wire.MaskRequest(self.federation.digest, number, attempt, slot, tuple(cohort)).encode()
 
     def context(
-        self, cohort: Sequence[int], slot: int = 1, number: int = 1, attempt: int = 0, model: bytes = MODEL
+        self, cohort: Sequence[int], turn: int = 1, number: int = 1, attempt: int = 0, model: bytes = MODEL
     ) -> bytes:
         """What the members of such a list work out."""
         bound = {"epoch": self.federation.digest, "cohort": cohort, "model": model}
-        return context(self.terms.job_id, number, attempt, slot, **bound)
+        return context(self.terms.job_id, number, attempt, self._slot(number, turn), **bound)
+
+    def _slot(self, number: int, turn: int) -> int:
+        return LISTS * (number - self.federation.first) + turn
 
     def collect(
         self,
         cohort: Sequence[int],
         vectors: Sequence[np.ndarray],
-        slot: int = 1,
+        turn: int = 1,
         number: int = 1,
         attempt: int = 0,
         *,
@@ -97,12 +98,12 @@ class MaliciousServer:
     ) -> bytes:
         """Have members begin a round and mask their vectors; all of a list or some. Returns the context."""
         begin = self.open_round(number, attempt, model=model)
-        request = self.mask_request(cohort, slot, number, attempt)
+        request = self.mask_request(cohort, turn, number, attempt)
         for i in cohort if only is None else only:
             self.clients[i].begin(begin, model)
             reply = wire.Masked.decode(self.clients[i].mask(request, vectors[i]), self.terms.words)
             self.masked[reply.context, reply.member] = reply
-        return self.context(cohort, slot, number, attempt, model)
+        return self.context(cohort, turn, number, attempt, model)
 
     def open(self, ctx: bytes, cohort: Sequence[int], of: Collection[int]) -> None:
         """Take some members' shares."""
@@ -190,8 +191,8 @@ class Conversation:
         attempt, error = 0, RoundLost("")
         for _ in range(5):
             try:
-                while self._stale or self.server.needs_epoch:
-                    self._exchange_keys()
+                while self._stale or not self.server.serves(number):
+                    self._exchange_keys(number)
                 total = self._train(vectors, number, attempt)
             except RoundLost as lost:
                 self.left_out |= lost.culprits
@@ -202,9 +203,9 @@ class Conversation:
                 return total
         raise error
 
-    def _exchange_keys(self) -> None:
+    def _exchange_keys(self, number: int) -> None:
         server = self.server
-        request = server.open_epoch(1)
+        request = server.open_epoch(number)
         asked = {n: request for n in self.members if n not in self.left_out}
         known = self._ask("advertise", asked, SecAggClient.advertise, server.take_advertisement)
         directory = server.directory()

@@ -83,7 +83,7 @@ class Federation:
         known = self._answering("advertise", list(self.members), lost)
         for name in known:
             server.take_advertisement(name, change("advertise", name, self.members[name].advertise(request)))
-        self.directory, self.names = server.directory(), known
+        self.directory, self.names, self.first = server.directory(), known, number
         for name in self._answering("deal", known, lost):
             server.take_deal(name, change("deal", name, self.members[name].deal(self.directory)))
         self.confirms: dict[int, bytes] = {}

@@ -97,7 +97,7 @@ def _exchange(federation: Federation) -> tuple[float, int]:
     def watched(name: str) -> Clock:
         return clock if name == WATCHED else other
 
-    request = server.open_epoch()
+    request = server.open_epoch(1)
     for name, one in members.items():
         server.take_advertisement(name, watched(name)(one.advertise, request))
     request = server.directory()

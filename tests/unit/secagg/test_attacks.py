@@ -117,7 +117,7 @@ def test_a01_no_answer_holds_a_share_of_another_member_or_slot_or_a_key_between_
     one = server.clients[0]
     assert isinstance(one, Insider)
     held = {(slot, m): one.keys.shares(slot, [m])[0] for slot in range(SLOTS + 1) for m in range(6)}
-    ctx = server.collect(listed, lists(6), slot=3)
+    ctx = server.collect(listed, lists(6), turn=3)
     answer = one.open(wire.OpenRequest(ctx).encode())
     assert {at for at, share in held.items() if share in answer} == {(3, m) for m in listed}
     assert len(answer) == 39 + 33 * 5 + 64  # there is room for nothing else
@@ -186,7 +186,7 @@ class Setup:
 
     def advert(self, client: SecAggClient, epoch: int = 1) -> bytes:
         """ADV1."""
-        return client.advertise(wire.AdvertiseRequest(self.terms.digest, epoch).encode())
+        return client.advertise(wire.AdvertiseRequest(self.terms.digest, epoch, 1).encode())
 
     def directory(self, adverts: Sequence[bytes] | None = None) -> bytes:
         """DRC1."""
@@ -361,7 +361,7 @@ def test_a03_dealings_that_the_server_has_changed_are_its_own_fault(change: Any,
 def test_a03_a_dealing_of_another_epoch_does_not_count() -> None:
     server = MaliciousServer(4)
     old = dict(server.federation.deals)
-    request = server.federation.server.open_epoch()
+    request = server.federation.server.open_epoch(1)
     for name, one in server.federation.members.items():
         server.federation.server.take_advertisement(name, one.advertise(request))
     directory = server.federation.server.directory()
@@ -460,7 +460,7 @@ class Sites:
             )
             for name in names(3)
         }
-        request = self.server.open_epoch()
+        request = self.server.open_epoch(1)
         for name, site in self.sites.items():
             self.server.take_advertisement(name, site.advertise(request))
         directory = self.server.directory()
@@ -560,14 +560,14 @@ def test_a07_adverts_and_confirmations_of_an_old_epoch_do_not_count() -> None:
     server = MaliciousServer(4)
     federation = server.federation
     old, digest, confirms = federation.directory, federation.digest, dict(federation.confirms)
-    request = federation.server.open_epoch()
+    request = federation.server.open_epoch(1)
     refused(Abort.CTX_MISMATCH, "another job, release or epoch", federation.server.take_advertisement, "site-000",
             wire.Directory.decode(old, 128).adverts[0])  # fmt: skip
     adverts = [one.advertise(request) for one in federation.members.values()]
     stale = wire.Directory((adverts[0], *wire.Directory.decode(old, 128).adverts[1:])).encode()
     refused(Abort.ROSTER, "another job, roster or epoch", server.clients[0].deal, stale)
     refused(Abort.CTX_MISMATCH, "epoch 1 came", server.clients[1].advertise,
-            wire.AdvertiseRequest(server.terms.digest, 1).encode())  # fmt: skip
+            wire.AdvertiseRequest(server.terms.digest, 1, 1).encode())  # fmt: skip
     federation.exchange_keys()
     refused(Abort.BAD_SIG, "did not sign the directory", server.clients[0].begin,
             server.open_round(confirms=confirms), MODEL)  # fmt: skip
@@ -582,13 +582,13 @@ def test_a08_the_first_list_is_not_opened_after_the_second() -> None:
     """The server has the vector that was late, and is refused what would take its masks off."""
     server, summands = MaliciousServer(4), lists(4)
     first = server.collect(range(4), summands)
-    second = server.collect(range(3), summands, slot=2)
+    second = server.collect(range(3), summands, turn=2)
     for i in range(3):
         refused(Abort.CTX_MISMATCH, "another job, round, attempt or list", server.open, first, range(4), [i])
     server.open(first, range(4), [3])  # the late member alone still would
     with pytest.raises(SecAggError):
         server.open(second, range(3), range(3))  # a refusal has ended the round
-    again = server.collect(range(3), summands, slot=3, attempt=1)
+    again = server.collect(range(3), summands, turn=3, attempt=1)
     server.open(again, range(3), range(3))
     assert np.array_equal(server.sum(again, range(3)), total(summands, range(3)))
 
@@ -682,12 +682,11 @@ def test_a13_what_is_not_finite_is_not_masked(tmp_path: Path, monkeypatch: pytes
 
 def test_a14_every_context_and_edge_has_its_own_mask_and_no_mask_is_one_number() -> None:
     server, count = MaliciousServer(4, 64), 4
-    zero, slot = [np.zeros(64, np.uint32)] * count, 0
+    zero = [np.zeros(64, np.uint32)] * count
     seen: list[np.ndarray] = []
     for number in range(1, 6):
         for attempt, listed in ((0, range(4)), (1, range(4)), (2, range(3))):
-            slot += 1
-            ctx = server.collect(listed, zero, slot, number, attempt)
+            ctx = server.collect(listed, zero, attempt + 1, number, attempt)
             seen += [server.masked[ctx, i].vector for i in listed]
     words = np.concatenate(seen)
     assert len(np.unique(words)) >= len(words) - 4  # 32 bits: a few thousand words hardly ever meet
@@ -864,7 +863,9 @@ def test_a20_every_number_of_the_agreement_is_in_the_job_s_digest() -> None:
 def test_a20_a_server_with_other_terms_gets_no_keys_and_no_vector() -> None:
     server = MaliciousServer(4, rounds=3, attempts=1, first_round=2)
     other = SecAggServer(replace(server.terms, digest=bytes(32)), ChainCheck(None))
-    refused(Abort.CTX_MISMATCH, "terms of the job are not this site's", server.clients[0].advertise, other.open_epoch())
+    refused(
+        Abort.CTX_MISMATCH, "terms of the job are not this site's", server.clients[0].advertise, other.open_epoch(1)
+    )
     # and with honest keys, numbers beyond the agreed ones
     for number, attempt in ((0, 0), (1, 0), (4, 0), (2**32 - 1, 0), (2, 2)):
         refused(Abort.POLICY, "not one of rounds 2 to 3 with 1 further attempts",

@@ -123,7 +123,7 @@ def test_a08_a_vector_whose_list_was_not_opened_stays_uniform_after_all_that_the
     server = MaliciousServer(5, WORDS)
     inputs = [update(i) for i in range(5)]
     first = server.collect(range(5), inputs)
-    second = server.collect(range(4), inputs, slot=2)
+    second = server.collect(range(4), inputs, turn=2)
     server.open(second, range(4), range(4))
     assert np.array_equal(server.sum(second, range(4)), plain_sum(dict(zip("01234", inputs, strict=True)), "0123"))
     for ctx, i in ((first, 4), (first, 0)):
@@ -369,7 +369,7 @@ def process() -> Iterator[ServerProcess]:
     """Skips where the memory of a child may not be read."""
     made = ServerProcess()
     try:
-        made.call("open_epoch")
+        made.call("open_epoch", 1)
         try:
             if len(made.memory()) < 1 << 20:
                 pytest.skip("the memory of a child process cannot be read here")
@@ -394,7 +394,7 @@ def whose(inputs: dict[str, np.ndarray], dump: bytes) -> set[str]:
 
 def exchange_keys(process: ServerProcess, members: dict[str, SecAggClient]) -> None:
     """What a round starts from."""
-    request = process.call("open_epoch")
+    request = process.call("open_epoch", 1)
     for name, one in members.items():
         process.call("take_advertisement", name, one.advertise(request))
     directory = process.call("directory")

@@ -88,7 +88,7 @@ def test_a_renewed_key_that_no_roster_has_is_named_by_all_and_left_out(count: in
         theirs = wire.Advertisement.decode(members["site-000"].advertise(request))
         return evil.signed(replace(wire.Advertisement.decode(data), roster_digest=theirs.roster_digest))
 
-    request = wire.AdvertiseRequest(server.terms.digest, 1).encode()
+    request = wire.AdvertiseRequest(server.terms.digest, 1, 1).encode()
     conversation = Conversation(members, server, advertise=same_roster)
     total = outcome(conversation, count)
     assert total.cohort == tuple(n for n in names(count) if n != LIAR)
@@ -113,7 +113,7 @@ def _credentials(name: str) -> dict[str, bytes]:
 
 
 def _first_epoch() -> bytes:
-    return wire.AdvertiseRequest(terms(WORDS).digest, 1).encode()
+    return wire.AdvertiseRequest(terms(WORDS).digest, 1, 1).encode()
 
 
 def low_order(evil: Insider, data: bytes) -> bytes:

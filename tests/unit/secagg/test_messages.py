@@ -67,11 +67,11 @@ def test_every_field_is_where_the_layout_says() -> None:
     job, roster, model, context, epoch = (fill(32, s) for s in (0, 32, 64, 96, 128))
     signature = fill(64, 7)
     request = DECODE["ADQ1"](GOOD["ADQ1"])
-    assert (request.job_digest, request.epoch) == (job, 3)
+    assert (request.job_digest, request.epoch, request.round) == (job, 3, 9)
     advert = DECODE["ADV1"](GOOD["ADV1"])
-    assert len(advert.body) == 168
+    assert len(advert.body) == 172
     assert advert.body == struct.pack(
-        ">5sB32s32sH32s32s32s", b"\xffADV1", 2, job, roster, 3, fill(32, 1), fill(32, 2), fill(32, 3)
+        ">5sB32s32sHI32s32s32s", b"\xffADV1", 2, job, roster, 3, 9, fill(32, 1), fill(32, 2), fill(32, 3)
     )
     assert (advert.session, advert.session_signature, advert.chain) == (b"session", fill(256, 9), b"-----BEGIN")
     assert DECODE["DRC1"](GOOD["DRC1"]).adverts == (b"one", GOOD["ADV1"])

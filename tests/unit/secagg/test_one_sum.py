@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.client import SecAggClient
-from fedmpt_core.secagg.dealing import SLOTS
+from fedmpt_core.secagg.dealing import LISTS, SLOTS
+from fedmpt_core.secagg.dealing import ROUNDS as RENEWED
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.keys import self_mask_key
 from fedmpt_core.secagg.masking import add_all
@@ -120,7 +121,7 @@ def test_a_round_is_opened_once(how: str) -> None:
     for attempt in (1, 2):
         refused(Abort.LATCHED, "round 1 is used up at this site: go on with the next",
                 server.clients[0], "begin", server.open_round(attempt=attempt), MODEL)  # fmt: skip
-    ctx = server.collect(range(4), lists(4), slot=2, number=2)
+    ctx = server.collect(range(4), lists(4), turn=2, number=2)
     server.open(ctx, range(4), range(4))
     assert np.array_equal(server.sum(ctx, range(4)), plain_sum(vectors(4, WORDS), names(4)))
     refused(Abort.CTX_MISMATCH, "round 2 or a later one", server.clients[0], "begin", server.open_round(1, 5), MODEL)
@@ -305,10 +306,10 @@ def answered(plan: Schedule, steps: Sequence[Sequence[str]]) -> list[frozenset[s
     return [frozenset(one) for one in given]
 
 
-def asked(server: MaliciousServer, listed: Sequence[int], slot: int = 1, attempt: int = 0) -> tuple[bytes, ...]:
+def asked(server: MaliciousServer, listed: Sequence[int], turn: int = 1, attempt: int = 0) -> tuple[bytes, ...]:
     """Round, list and opening."""
-    opening = wire.OpenRequest(server.context(listed, slot, attempt=attempt)).encode()
-    return server.open_round(attempt=attempt), server.mask_request(listed, slot, attempt=attempt), opening
+    opening = wire.OpenRequest(server.context(listed, turn, attempt=attempt)).encode()
+    return server.open_round(attempt=attempt), server.mask_request(listed, turn, attempt=attempt), opening
 
 
 def asked_anew(server: MaliciousServer, plan: Schedule) -> tuple[bytes, ...]:
@@ -379,10 +380,9 @@ class Adversary:
         self.server = MaliciousServer(count, WORDS, kinds={self.insider: Insider}, rounds=ROUNDS)
         self.plain = vectors(count, WORDS, seed)
         self.least = 0
-        self.slot = 0
         self.epoch = self._noted()
 
-    def new_epoch(self) -> None:
+    def new_epoch(self, number: int) -> None:
         """Of all or of fewer; some members are in a new process. Where members refuse it, everybody is back."""
         federation = self.server.federation
         for name, one in federation.members.items():
@@ -391,19 +391,21 @@ class Adversary:
                 federation.members[name] = member(name, federation.terms, one.latch, kind)
         absent = [n for n in federation.members if n != self.insider and self.random.random() < 0.2]
         try:
-            federation.exchange_keys(lost={"advertise": absent})
+            federation.exchange_keys(lost={"advertise": absent}, number=number)
         except (RoundLost, SecAggError):
-            federation.exchange_keys()
+            federation.exchange_keys(number=number)
         self.epoch = self._noted()
 
     def play(self, number: int) -> list[Call]:
         """One round of training: some lists, each in the same attempt as the last or a later one."""
         calls: dict[bytes, Call] = {}
-        attempt = 0
+        attempt, turn = 0, 0
         for _ in range(self.random.choice((1, 2, 2, 3))):
-            if self.slot > SLOTS - 3 or self.random.random() < 0.06:
-                self.new_epoch()
-            call = self._call(number, attempt)
+            if number - self.server.federation.first >= RENEWED or self.random.random() < 0.06:
+                self.new_epoch(number)
+            # the next slot of the round, seldom the same again or one of another round
+            turn += self.random.choice((1, 1, 1, 0))
+            call = self._call(number, attempt, self.random.choice((turn, turn, turn, turn, turn - LISTS, turn + LISTS)))
             calls.setdefault(call.context, call)
             attempt += self.random.random() < 0.5
             for call in calls.values():
@@ -423,7 +425,7 @@ class Adversary:
         federation = self.server.federation
         count = len(federation.names)
         limit = federation.terms.floors.threshold(count)
-        self.least, self.slot = max(self.least, limit), 0
+        self.least = max(self.least, limit)
         epoch = Epoch(list(federation.names), limit, federation.digest)
         evil = federation.members[self.insider]
         assert isinstance(evil, Insider)
@@ -431,14 +433,15 @@ class Adversary:
             epoch.holds[slot, dealer][evil.keys.own] = evil.keys.shares(slot, [dealer])[0]
         return epoch
 
-    def _call(self, number: int, attempt: int) -> Call:
+    def _call(self, number: int, attempt: int, turn: int) -> Call:
         server, count = self.server, len(self.epoch.names)
         size = self.random.choice((count, count, max(1, count - 1), self.random.randint(1, count)))
         cohort = tuple(sorted(self.random.sample(range(count), size)))
-        self.slot += self.random.choice((1, 1, 1, 0))
-        slot = max(1, self.slot)
-        call = Call(self.epoch, slot, cohort, server.context(cohort, slot, number, attempt))
-        begin, mask = server.open_round(number, attempt), server.mask_request(cohort, slot, number, attempt)
+        slot = LISTS * (number - server.federation.first) + turn
+        if not 1 <= slot <= SLOTS:
+            turn, slot = turn % LISTS + 1, LISTS * (number - server.federation.first) + turn % LISTS + 1
+        call = Call(self.epoch, slot, cohort, server.context(cohort, turn, number, attempt))
+        begin, mask = server.open_round(number, attempt), server.mask_request(cohort, turn, number, attempt)
         for i in self.random.sample(range(count), count):
             if self.random.random() < 0.9:
                 with suppress(SecAggError):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmpt_core.secagg.dealing import SLOTS
+from fedmpt_core.secagg.dealing import LISTS, ROUNDS
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_core.secagg.policy import Floors
 from fedmpt_core.secagg.server import RoundLost
@@ -62,7 +62,7 @@ def test_many_members_with_a_third_of_them_lost(count: int) -> None:
         assert len(result.cohort) == (count if phase == "open" else threshold)
         assert np.array_equal(result.words, plain_sum(summands, result.cohort))
     with pytest.raises(RoundLost, match=f"{threshold - 1} of {count} sites have an update, .* is {threshold}"):
-        federation.run(summands, 9, lost={"mask": [*lost, "site-000"]})
+        federation.run(summands, 8, lost={"mask": [*lost, "site-000"]})
 
 
 def test_rounds_follow_each_other_and_a_member_that_missed_one_comes_back() -> None:
@@ -107,18 +107,30 @@ def test_a_round_that_was_to_be_opened_is_used_up_and_the_next_is_not() -> None:
     assert np.array_equal(federation.run(summands, 2).words, plain_sum(summands, names(4)))
 
 
-def test_an_epoch_has_so_many_slots_and_then_another_follows() -> None:
-    federation, summands = Federation(3, 4, rounds=SLOTS + 2, attempts=SLOTS), vectors(3, 4)
-    for number in range(1, SLOTS):
+def test_an_epoch_serves_so_many_rounds_and_then_another_follows() -> None:
+    federation, summands = Federation(3, 4), vectors(3, 4)
+    for number in range(1, ROUNDS + 1):
+        assert federation.server.serves(number)
         federation.run(summands, number)
-    assert not federation.server.needs_epoch
-    federation.run(summands, SLOTS)
-    assert federation.server.needs_epoch
-    with pytest.raises(RoundLost, match="the secrets of this epoch are used up"):
-        federation.run(summands, SLOTS + 1)
-    federation.exchange_keys()
-    assert not federation.server.needs_epoch
-    assert np.array_equal(federation.run(summands, SLOTS + 1, attempt=1).words, plain_sum(summands, names(3)))
+    assert not federation.server.serves(ROUNDS + 1)
+    with refused(Abort.CTX_MISMATCH, f"the keys are not for round {ROUNDS + 1}: exchange them anew"):
+        federation.run(summands, ROUNDS + 1)
+    federation.exchange_keys(number=ROUNDS + 1)
+    assert federation.server.serves(ROUNDS + 1)
+    assert np.array_equal(federation.run(summands, ROUNDS + 1).words, plain_sum(summands, names(3)))
+
+
+def test_a_round_has_so_many_lists_and_leaves_those_of_the_next_alone() -> None:
+    federation, summands = Federation(3, 4), vectors(3, 4)
+    request = federation.server.open_round(1, 0, MODEL)
+    for name, one in federation.members.items():
+        one.begin(request, MODEL)
+        federation.server.take_ready(name, one.ready())
+    for _ in range(LISTS):
+        federation.server.mask_request()
+    with pytest.raises(RoundLost, match="sites failed 4 times while they masked their updates"):
+        federation.server.mask_request()
+    assert np.array_equal(federation.run(summands, 2).words, plain_sum(summands, names(3)))
 
 
 def test_a_member_that_restarts_is_back_with_the_next_key_exchange() -> None:

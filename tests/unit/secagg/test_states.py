@@ -56,7 +56,7 @@ class Stage:
         """A new process of the member; the server begins anew too."""
         self.me, self.server = self._client(ME, self.disk, latch), SecAggServer(self.terms, ChainCheck(None))
         while self.server.epoch < self.epochs:  # the others take none that they had
-            self.server.open_epoch()
+            self.server.open_epoch(1)
         self.requests: dict[str, bytes] = {}
         self.replies: dict[str, bytes] = {}
 
@@ -65,7 +65,7 @@ class Stage:
         others, server, requests = self.others, self.server, self.requests
         match step:
             case "advertise":
-                requests[step] = server.open_epoch()
+                requests[step] = server.open_epoch(1)
                 self.epochs = server.epoch
             case "deal":
                 self._take(server.take_advertisement, "advertise", lambda o: o.advertise(requests["advertise"]))
@@ -222,7 +222,7 @@ def test_a_round_that_comes_again_with_another_model_is_refused() -> None:
 def test_members_keys_are_neither_copied_nor_pickled() -> None:
     stage = Stage()
     stage.go(3)
-    exchange = KeyExchange(stage.terms, identity(ME), Trust(None, None), 1)
+    exchange = KeyExchange(stage.terms, identity(ME), Trust(None, None), 1, 1)
     for secret in (stage.me, exchange, identity(ME)):
         with pytest.raises(SecAggError, match="may not be copied or stored"):
             pickle.dumps(secret)
@@ -266,7 +266,7 @@ def test_who_masked_and_left_cannot_answer_the_opening_and_holds_no_share_of_it(
 @pytest.mark.parametrize("how", ["opened", "refused", "next-list", "next-round", "next-epoch"])
 def test_shares_of_a_slot_are_gone_when_its_round_is_over(how: str) -> None:
     server, one = watched()
-    ctx = server.collect(range(4), list(vectors(4, WORDS).values()), slot=3)
+    ctx = server.collect(range(4), list(vectors(4, WORDS).values()), turn=3)
     match how:
         case "opened":
             server.open(ctx, range(4), [0])
@@ -274,13 +274,13 @@ def test_shares_of_a_slot_are_gone_when_its_round_is_over(how: str) -> None:
             with pytest.raises(SecAggError):
                 one.open(wire.OpenRequest(bytes(32)).encode())
         case "next-list":
-            server.collect(range(1, 4), list(vectors(4, WORDS).values()), slot=4, only=[1])
-            server.collect([0, 1, 2], list(vectors(4, WORDS).values()), slot=4, only=[0])
+            server.collect(range(1, 4), list(vectors(4, WORDS).values()), turn=4, only=[1])
+            server.collect([0, 1, 2], list(vectors(4, WORDS).values()), turn=4, only=[0])
         case "next-round":
             one.begin(server.open_round(2), MODEL)
         case "next-epoch":
             old = one.keys
-            one.advertise(wire.AdvertiseRequest(server.terms.digest, 2).encode())
+            one.advertise(wire.AdvertiseRequest(server.terms.digest, 2, 1).encode())
             assert old.dealers == set()
             return
     assert [one.shares(slot) for slot in (1, 2, 3)] == [{bytes(33)}] * 3
@@ -297,16 +297,16 @@ def test_own_seeds_and_edges_are_gone_right_after_masking() -> None:
     assert not before & one.edges(ctx)
     with pytest.raises(SecAggError, match="slot 1 came, but the keys before slot 2 are erased"):
         one.keys.pairs.advance(1)
-    with pytest.raises(SecAggError, match="slot 1 of the epoch is used up"):
-        one.keys.take_seed(1)
+    with pytest.raises(SecAggError, match="slot 1 is not of round 1, or it is used up"):
+        one.keys.take_seed(1, 1)
 
 
-@pytest.mark.parametrize("slot", [0, 1, 33, 65535])
-def test_a_slot_that_is_used_up_or_does_not_exist_masks_nothing(slot: int) -> None:
+@pytest.mark.parametrize("slot", [0, 1, 5, 33, 65535])
+def test_a_slot_that_is_used_up_or_not_the_round_s_masks_nothing(slot: int) -> None:
     server = MaliciousServer(4, WORDS)
     server.collect(range(4), list(vectors(4, WORDS).values()))
-    request = server.mask_request([0, 1, 2], slot)
-    with pytest.raises(SecAggError, match=f"slot {slot} of the epoch is used up or beyond its 32"):
+    request = server.mask_request([0, 1, 2], slot)  # the round is the epoch's first
+    with pytest.raises(SecAggError, match=f"slot {slot} is not of round 1, or it is used up"):
         server.clients[0].mask(request, np.zeros(WORDS, "<u4"))
 
 
@@ -600,7 +600,7 @@ def at(step: str) -> Stage:
 
 
 # a refused directory or opening costs its epoch or slot, so that fewer are tried
-TRIES = {"advertise": 1000, "deal": 100, "confirm": 500, "begin": 400, "mask": 1000, "open": 40}
+TRIES = {"advertise": 1000, "deal": 100, "confirm": 500, "begin": 400, "mask": 500, "open": 30}
 
 
 @pytest.mark.slow
