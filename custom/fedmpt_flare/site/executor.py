@@ -28,11 +28,12 @@ from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
-from fedmpt_flare.site.request import Request, RequestError
+from fedmpt_flare.site.request import PROTOCOL_TASKS, Request, RequestError
 from fedmpt_flare.site.trainer import Trainer, TrainerError, own_log
 from fedmpt_flare.workspace import run_folder, run_id, site_config, site_name, start_up_kit
 
 TRAINER_LOG = "trainer.log"
+CLAMPED = "numbers of this site's update were beyond secagg.value_range and were cut off: lower training.learning_rate"
 
 
 class FedMPTExecutor(Executor):
@@ -68,8 +69,10 @@ class FedMPTExecutor(Executor):
             self._run_id = run_id(fl_ctx)  # the same when the trainer is started again: its rounds are one job's
             self._trainer = type(self).trainer(run_folder(fl_ctx) / TRAINER_LOG)
             self._trainer.start()
-        elif event_type == EventType.END_RUN and self._trainer:
-            self._trainer.stop()
+        elif event_type in (EventType.ABORT_TASK, EventType.END_RUN):
+            self._end_round()
+            if event_type == EventType.END_RUN and self._trainer:
+                self._trainer.stop()
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer one task; never raises, whatever came."""
@@ -94,6 +97,8 @@ class FedMPTExecutor(Executor):
             return last[2]
         if last and last[0] == asked.step and asked.task == tasks.TRAIN:
             raise RequestError("the same round and attempt came with other content")
+        if asked.task not in (tasks.TRAIN, *PROTOCOL_TASKS):
+            self._end_round()
         try:
             if asked.task == tasks.JOIN:
                 reply = self._join(asked, fl_ctx, abort)
@@ -182,6 +187,8 @@ class FedMPTExecutor(Executor):
         self._said = {tasks.PRIVACY: fields[tasks.PRIVACY]}
         if job.secagg.masked:
             ready = self._masks().hold(update, fields[tasks.WEIGHT], fields["metrics"])
+            if clamped := self._masks().clamped:
+                self._note(tasks.TRAIN, f"round {number}: {clamped} {CLAMPED}", fl_ctx)
             return tasks.message(fields=self._said, protocol=ready)
         return tasks.message(fields=self._said | {tasks.WEIGHT: fields[tasks.WEIGHT]}, vector=update)
 
@@ -208,6 +215,11 @@ class FedMPTExecutor(Executor):
         if self._secure is None:
             raise SecAggError(Abort.POLICY, "the job has masks, and this site's keys are not set up: nothing is sent")
         return self._secure
+
+    def _end_round(self) -> None:
+        """What could open a mask of the round is forgotten, also where nobody asked this site to open the sum."""
+        if self._secure:
+            self._secure.leave()
 
     def _known(self) -> States:
         if self._states is None:
@@ -278,11 +290,11 @@ class FedMPTExecutor(Executor):
             return tasks.refusal(code, error.public)
         return tasks.refusal(code, f"{task} was refused at the site; the reason is in its {TRAINER_LOG}")
 
-    def _note(self, task: str, error: Exception, fl_ctx: FLContext) -> None:
+    def _note(self, task: str, sentence: Exception | str, fl_ctx: FLContext) -> None:
         place = f"the reason is in this site's {TRAINER_LOG}"
         try:
             with own_log(run_folder(fl_ctx) / TRAINER_LOG).open("a", encoding="utf-8") as log:
-                log.write(f"{task}: {error}\n")
+                log.write(f"{task}: {sentence}\n")
         except OSError as full:
             place = f"{TRAINER_LOG} cannot be written ({full.strerror}): `fedmpt site check` says where room is missing"
         self.log_error(fl_ctx, f"{task} refused or failed; {place}", fire_event=False)

@@ -39,6 +39,8 @@ class MaskedUpdates:
 
     Attributes:
         states: which global parameters it takes.
+        clamped: numbers of the newest update that were cut off. They follow from the data, so the site's owner alone is
+            told.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class MaskedUpdates:
             lambda latch: write_latch(path, latch),
             clock=clock,
         )
-        self.states = States(job, layout, initial)
+        self.states, self.clamped = States(job, layout, initial), 0
         self._begun: tuple[int, bytes] = (0, b"")
         self._held: _Held | None = None
 
@@ -148,9 +150,10 @@ class MaskedUpdates:
         if largest is None or weight > largest:
             raise SecAggError(Abort.OVERFLOW, f"this site's weight is above secagg.max_weight={largest} of the job")
         chosen = {name: metrics[name] for name in self._job.secagg.metrics}
-        words = self._encoding.encode(self._layout.decode(block), weight / largest, chosen).words
+        encoded = self._encoding.encode(self._layout.decode(block), weight / largest, chosen)
         ready = self._client.ready()
-        self._held = _Held(*self._begun, words, sha256(block).hexdigest())
+        self._held = _Held(*self._begun, encoded.words, sha256(block).hexdigest())
+        self.clamped = encoded.clamped
         return ready
 
     def mask(self, request: bytes) -> bytes:
