@@ -54,8 +54,8 @@ def member(
 class Federation:
     """A server and its members, keys exchanged; `lost` members do not answer a phase, `change` may replace an answer.
 
-    `directory` is the message with all adverts, `names` are in its order, `deals` has DLS1 by name, `confirms` the
-    members' signatures over the epoch by place.
+    `directory` is the message with all adverts, `names` are in its order, `deals` has DLS1 by name, `digest` is the
+    epoch's, `confirms` has the members' signatures over it by place.
     """
 
     def __init__(
@@ -88,6 +88,8 @@ class Federation:
             server.take_deal(name, change("deal", name, self.members[name].deal(self.directory)))
         self.confirms: dict[int, bytes] = {}
         self.deals = server.deals()
+        directory = directory_digest([(a.body, a.session) for a in self.adverts])
+        self.digest = epoch_digest(directory, [deal.text for deal in self.dealings])
         for name in self._answering("confirm", list(self.deals), lost):
             reply = change("confirm", name, self.members[name].confirm(self.deals[name]))
             server.take_confirm(name, reply)
@@ -104,12 +106,6 @@ class Federation:
         """What all may see of the dealings."""
         sizes = {"members": len(self.names), "threshold": self.server.threshold}
         return list(Deals.decode(next(iter(self.deals.values())), **sizes).deals)
-
-    @property
-    def digest(self) -> bytes:
-        """Of the epoch."""
-        directory = directory_digest([(a.body, a.session) for a in self.adverts])
-        return epoch_digest(directory, [deal.text for deal in self.dealings])
 
     def run(
         self,
