@@ -400,7 +400,7 @@ def test_units_are_mislabelled_as_a_whole_and_train_as_nothing_else(tmp_path: Pa
             kept = list(parts)
             for patches, _, units in kept:
                 mine = seen.setdefault(id(self), {})
-                mine |= {p.numpy().tobytes(): int(u) for p, u in zip(patches, units, strict=True)}
+                mine |= {p.numpy().tobytes(): int(u) for p, u in zip(patches[: len(units)], units, strict=True)}
             super().fill(kept, count)
 
     pictures = drawn(tmp_path / "pictures", 80)
