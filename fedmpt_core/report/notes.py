@@ -89,9 +89,8 @@ def _aggregation(run: Run, audit: Audit) -> tuple[str, ...]:
         f"sum of the largest cohort needs {sums.threshold}. With {count(sums.colluders, 'site')} on the server's side "
         f"an update still hides among {sums.hidden_among}.",
         f"Assumptions: no more than {secagg.colluders} of the sites work with the server; sites hold the keys in their "
-        "roster; X25519, HKDF-SHA256, AES-256, Ed25519 and RSA-PSS hold. The shortened form of the protocol has no "
-        "written proof and no outside review. It does not stop a site from sending a false update, nor the server from "
-        "publishing another model than the sum.",
+        "roster; X25519, HKDF-SHA256, AES-256, Ed25519 and RSA-PSS hold. The protocol has had no outside review. It "
+        "does not stop a site from sending a false update, nor the server from publishing another model than the sum.",
         "If the masks fail, the server sees each site's update alone. Every site adds its whole noise itself, so its "
         "epsilon stays the same: no number in this report rests on the masks.",
         f"{count(sums.attempts, 'attempt')} of sites were charged and are in no sum that was opened."
