@@ -310,11 +310,11 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
         ({"event": "phase", "phase": tasks.CONFIRM}, "kill", ["site-2"]),
         ({"event": "training", "round": 2}, "suspend", ["site-3"]),
         ({"event": "answered", "phase": tasks.TRAIN}, "kill", ["site-3"]),
-        ({"event": "phase", "phase": tasks.CONSISTENCY}, "kill", ["site-1"]),
+        ({"event": "phase", "phase": tasks.MASK}, "kill", ["site-1"]),
         ({"event": "training", "round": 3}, "", []),
-        ({"event": "phase", "phase": tasks.UNMASK}, "kill", ["site-4"]),
+        ({"event": "phase", "phase": tasks.OPEN}, "kill", ["site-4"]),
         ({"event": "training", "round": 4}, "", []),
-        ({"event": "answered", "phase": tasks.UNMASK}, "kill", ["site-3"]),
+        ({"event": "answered", "phase": tasks.OPEN}, "kill", ["site-3"]),
         ({"event": "training", "round": 5}, "kill", ["site-2"]),
         ({"event": "training", "round": 6}, "suspend", ["site-1", "site-4"]),
     ]
@@ -333,7 +333,7 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
 
     def act(job_id: str, event: dict[str, Any]) -> None:
         moment = event.get("phase", "")
-        if event["event"] == "answered" and moment in (tasks.TRAIN, tasks.UNMASK) and f"server, {moment}" not in seen:
+        if event["event"] == "answered" and moment in (tasks.TRAIN, tasks.OPEN) and f"server, {moment}" not in seen:
             search(moment, event["site"])
         if plan and plan[0][0].items() <= event.items():
             _, deed, targets = plan.pop(0)
@@ -358,8 +358,8 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
     reached = load_model(outcome.workspace)[2]
     assert np.abs(reached - initial).max() > 1e-2
     assert np.allclose(reached, plain_loop(sessions, initial, rounds), atol=5e-5)
-    # a site's job process holds its update until the sum is signed; the server's processes and files never do
-    assert seen == {f"server, {tasks.TRAIN}": False, f"site, {tasks.TRAIN}": True, f"server, {tasks.UNMASK}": False}
+    # a site's job process holds its update until the sum is opened; the server's processes and files never do
+    assert seen == {f"server, {tasks.TRAIN}": False, f"site, {tasks.TRAIN}": True, f"server, {tasks.OPEN}": False}
     check_files(federation, secrets)
 
 
@@ -391,7 +391,8 @@ def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_r
     assert outcome.meta["status"] == "FINISHED:COMPLETED", outcome.meta
     assert [r["round"] for r in outcome.record["rounds"]] == [0, 1, 2, 3]
     assert trained(outcome)[kept.round :] == [list(SITES[:3])] * 2
-    assert first_refusal(outcome, "site-4", tasks.CONFIRM).startswith("ROSTER: ")
+    reasons = [row["secagg"]["left_out"] for row in outcome.record["rounds"][kept.round + 1 :]]
+    assert reasons == [{"site-4": "its roster is not that of the other sites: all must collect the same one"}] * 2
     for site in SITES:
         committed = list(range(kept.round + 1, 4)) if site != "site-4" else []
         assert rounds_of(ledger(federation, site), outcome, "commit") == committed

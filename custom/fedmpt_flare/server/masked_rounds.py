@@ -86,7 +86,7 @@ class MaskedRounds:
         try:
             self._train(training, task, timeout)
         except RoundLost as lost:
-            self.left_out |= lost.culprits
+            self._leave_out(lost.culprits)
             self._stale = True  # whoever missed the key exchange gets another chance
             # sites that have the round behind them from a run that broke off: the next round is theirs too
             behind = self._used_up > self._colluders and self._ready + self._used_up >= self._server.threshold
@@ -114,7 +114,7 @@ class MaskedRounds:
         cohort = self._masked()
         self._ask(tasks.OPEN, server.open_request(), cohort, server.take_opened)
         total = server.finish()
-        self.left_out |= total.culprits
+        self._leave_out(total.culprits)
         decoded = self._encoding.decode(total.words, [training.shares[site] for site in cohort])
         facts = {
             "cohort": cohort,
@@ -154,7 +154,7 @@ class MaskedRounds:
             except RoundLost as lost:
                 if not lost.culprits:
                     raise
-                self.left_out |= lost.culprits
+                self._leave_out(lost.culprits)
 
     def _exchange_keys(self, number: int, sites: list[str]) -> None:
         server = self._server
@@ -167,6 +167,11 @@ class MaskedRounds:
             if faults := server.judge(shown):
                 raise RoundLost("; ".join(f"{site}: {why}" for site, why in faults.items()), culprits=faults)
             self._ask_each(tasks.CONFIRM, server.shown_deals(), server.take_confirm)
+
+    def _leave_out(self, culprits: Mapping[str, str]) -> None:
+        for site in culprits.keys() - self.left_out.keys():
+            self._phases.leave_out(site, culprits[site])
+        self.left_out |= culprits
 
     def _absent(self, sites: list[str], cohort: list[str]) -> dict[str, str]:
         reasons = self._reasons | self.left_out

@@ -65,6 +65,11 @@ class Phases:
         """Whether somebody has ended the job."""
         return bool(self._abort.triggered)
 
+    def leave_out(self, site: str, reason: str) -> None:
+        """Say in log and events that nothing goes on with a site in this run."""
+        self._controller.log_warning(self._context, f"{site} is left out: {reason}")
+        self._folder.event("left_out", sites=[site], reason=reason)
+
     def run(self, phase: Phase, take: Take, refused: Callable[[str, Shareable], str] | None = None) -> list[str]:
         """Send a task to all its sites and wait for each, or the timeout.
 

@@ -57,6 +57,7 @@ def no_message(answer: Shareable) -> Shareable:
     return tasks.message(fields=answer[tasks.FIELDS], vector=LAYOUT.encode(INITIAL))
 
 
+FALSE = "the shares that it dealt do not fit, or it did not show them"
 FAULTS: list[Fault] = [lost, refused, garbage, no_message]
 
 
@@ -295,7 +296,8 @@ def test_a_dealer_of_false_shares_is_named_before_anybody_trains(tmp_path: Path)
     workflow.sites["e"].secure.deal = dealing  # type: ignore[method-assign]
     rows = workflow.run()
     assert [r["sites"] for r in rows[1:]] == [["a", "b", "c", "d"]] * 2
-    assert rows[1]["secagg"]["left_out"] == {"e": "the shares that it dealt do not fit"}
+    assert rows[1]["secagg"]["left_out"] == {"e": FALSE}
+    assert [(e["sites"], e["reason"]) for e in events(workflow, "left_out")] == [(["e"], FALSE)]
     assert rows[1]["secagg"]["attempt"] == 0
     assert [workflow.sites[n].trained for n in "abcde"] == [2, 2, 2, 2, 0]
 
