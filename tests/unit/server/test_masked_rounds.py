@@ -57,7 +57,7 @@ def no_message(answer: Shareable) -> Shareable:
     return tasks.message(fields=answer[tasks.FIELDS], vector=LAYOUT.encode(INITIAL))
 
 
-FALSE = "the shares that it dealt do not fit, or it did not show them"
+FALSE = "the shares that it dealt do not fit"
 FAULTS: list[Fault] = [lost, refused, garbage, no_message]
 
 
