@@ -259,7 +259,7 @@ class SecAggServer:
                 elif accuser in rows:
                     self._shown[accuser, dealer] = wire.shown(rows[accuser])
                 else:
-                    faults[name] = "the shares that it dealt do not fit"
+                    faults[name] = "the shares that it dealt do not fit, or it did not show them"
         self._complaints.clear()
         return faults
 
