@@ -139,7 +139,7 @@ def test_a02_two_lists_of_one_slot_open_neither_though_the_seeds_of_one_do() -> 
         shares = server.shares[first]
         seeds[place] = Lagrange([1, 2, 3, 4, 7]).combine([shares[i][place] for i in (0, 1, 2, 3, 6)])
     for ctx, members in ((first, [0, 1, 2, 3, 6]), (second, [4, 5])):
-        words = np.sum([server.masked[ctx, i].vector for i in members], axis=0, dtype=np.uint32)
+        words = np.asarray(np.sum([server.masked[ctx, i].vector for i in members], axis=0, dtype=np.uint32))
         add_all(words, [], [self_mask_key(seeds[i], ctx) for i in members])
         assert not np.isin(words, total(summands, members)).any()
         for i in members:
@@ -415,7 +415,7 @@ def test_a04_a_member_with_a_model_of_its_own_is_in_no_sum() -> None:
     refused(Abort.CTX_MISMATCH, "another job, round, attempt or list", server.open, ctx, range(4), [3])
     seeds = [Lagrange([1, 2, 3]).combine([server.shares[ctx][i][place] for i in range(3)]) for place in range(4)]
     contexts = [ctx, ctx, ctx, odd]
-    words = np.sum([server.masked[c, i].vector for i, c in enumerate(contexts)], axis=0, dtype=np.uint32)
+    words = np.asarray(np.sum([server.masked[c, i].vector for i, c in enumerate(contexts)], axis=0, dtype=np.uint32))
     add_all(words, [], [self_mask_key(seed, c) for seed, c in zip(seeds, contexts, strict=True)])
     assert not np.isin(words, total(summands, range(4))).any()
     honest = server.federation.server

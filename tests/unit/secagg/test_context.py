@@ -69,10 +69,9 @@ def test_context(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", VECTORS["bad"], ids=lambda case: case["what"])
 def test_refused(case: dict[str, Any]) -> None:
-    names = {"round": "round_number"}
-    arguments = {names.get(key, key): unhex(value) for key, value in case["arguments"].items()}
+    named = {"round_number" if key == "round" else key: unhex(value) for key, value in case["arguments"].items()}
     with pytest.raises(ValueError) as refusal:
-        getattr(contexts, case["call"])(**arguments)
+        getattr(contexts, case["call"])(**named)
     code = refusal.value.code.name if isinstance(refusal.value, SecAggError) else type(refusal.value).__name__
     assert code == case["expect"]
 

@@ -37,7 +37,7 @@ def hospital(name: str) -> SiteIdentity:
     return authority().mint(name)
 
 
-def rehearsed(count: int, **limits: int) -> tuple[dict[str, SecAggClient], SecAggServer]:
+def rehearsed(count: int, **limits: Any) -> tuple[dict[str, SecAggClient], SecAggServer]:
     """Members with ephemeral identities, one of them an insider."""
     agreed = terms(WORDS, **limits)
     members = {n: member(n, agreed, kind=Insider if n == LIAR else SecAggClient) for n in names(count)}

@@ -132,6 +132,12 @@ def trust(kits: Kits) -> Trust:
     return Trust(Roster.collected(cards), load_root(kits.startup("site-2")))
 
 
+def pinned(trust: Trust) -> Roster:
+    """Its roster, which a federation of kits has."""
+    assert trust.roster is not None
+    return trust.roster
+
+
 def advert(identity: SiteIdentity, name: str = "site-1", *, signature: bytes | None = None) -> dict[str, Any]:
     now = int(datetime.now(UTC).timestamp())  # not before the certificates, which begin when they are made
     window = now - 300, now + SESSION_SECONDS
@@ -396,13 +402,13 @@ def test_a_card_ends_when_the_root_does(kits: Kits, copied: Path) -> None:
 
 def test_a_kit_is_held_against_the_roster(kits: Kits, trust: Trust) -> None:
     for name in SITES:
-        check_kit(trust.roster, key_card_of(kits.startup(name)))
-    two = Roster(trust.roster.root, {n: m for n, m in trust.roster.members.items() if n != "site-3"})
-    swapped = {**trust.roster.members, "site-1": two.members["site-2"], "site-2": two.members["site-1"]}
+        check_kit(pinned(trust), key_card_of(kits.startup(name)))
+    two = Roster(pinned(trust).root, {n: m for n, m in pinned(trust).members.items() if n != "site-3"})
+    swapped = {**pinned(trust).members, "site-1": two.members["site-2"], "site-2": two.members["site-1"]}
     cases = [
         (two, kits.startup("site-3"), "site-3 is not in the roster"),
-        (Roster(trust.roster.root, swapped), kits.startup("site-2"), "site-2 has key .*, the roster has"),
-        (trust.roster, kits.distributed, "the roster is of the root certificate .* the kit of site-1 has"),
+        (Roster(pinned(trust).root, swapped), kits.startup("site-2"), "site-2 has key .*, the roster has"),
+        (pinned(trust), kits.distributed, "the roster is of the root certificate .* the kit of site-1 has"),
     ]
     for found, folder, says in cases:
         with pytest.raises(SecAggError, match=says) as error:
@@ -416,10 +422,10 @@ def test_a_roster_is_replaced_as_a_whole_and_readable_by_all(trust: Trust, tmp_p
     path.chmod(0o600)
     usual = os.umask(0o077)
     try:
-        write_roster(path, trust.roster)
+        write_roster(path, pinned(trust))
     finally:
         os.umask(usual)
-    assert load_roster(path) == trust.roster
+    assert load_roster(path) == pinned(trust)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(tmp_path.iterdir()) == [path]
 
@@ -435,7 +441,7 @@ def test_a_roster_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SecAggError, match=rf"{path} cannot be written \(No space left on device\)") as error:
-        write_roster(path, trust.roster)
+        write_roster(path, pinned(trust))
     assert error.value.code is Abort.STORAGE
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
@@ -536,7 +542,7 @@ def test_names_are_shown_as_text_and_not_as_markup(tmp_path: Path) -> None:
 
 
 def test_a_kit_that_is_not_the_roster_s_is_refused_at_the_site(kits: Kits, trust: Trust, tmp_path: Path) -> None:
-    path, members = tmp_path / "roster.json", trust.roster.members
+    path, members = tmp_path / "roster.json", pinned(trust).members
     swapped = {**members, "site-1": members["site-2"], "site-2": members["site-1"]}
     two = {name: members[name] for name in ("site-1", "site-2")}
     cases = [
@@ -547,7 +553,7 @@ def test_a_kit_that_is_not_the_roster_s_is_refused_at_the_site(kits: Kits, trust
         (members, kits.startup(ADMIN), "its role is"),
     ]
     for chosen, folder, says in cases:
-        write_roster(path, Roster(trust.roster.root, chosen))
+        write_roster(path, Roster(pinned(trust).root, chosen))
         for more in ([], ["--json"]):
             done = run("check", path, "--kit", folder, *more)
             assert isinstance(done.exception, SecAggError) and says in str(done.exception)
@@ -557,7 +563,7 @@ def test_a_kit_that_is_not_the_roster_s_is_refused_at_the_site(kits: Kits, trust
 def test_a_refused_check_is_one_sentence_and_exit_code_2(
     kits: Kits, trust: Trust, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_roster(tmp_path / "roster.json", trust.roster)
+    write_roster(tmp_path / "roster.json", pinned(trust))
     with pytest.raises(SystemExit) as ended:
         main(["roster", "check", str(tmp_path / "roster.json"), "--kit", str(kits.distributed)])
     printed = capsys.readouterr()
