@@ -3,6 +3,7 @@
 A test can put a hand between any two steps: every step is one call with bytes in and bytes out.
 """
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
@@ -45,10 +46,14 @@ def terms(words: int, *, min_cohort: int = 3, colluders: int = 1, job_id: str = 
 
 
 def member(
-    name: str, agreed: Terms, latch: Latch | None = None, kind: type[SecAggClient] = SecAggClient
+    name: str,
+    agreed: Terms,
+    latch: Latch | None = None,
+    kind: type[SecAggClient] = SecAggClient,
+    clock: Callable[[], float] = time.time,
 ) -> SecAggClient:
     """A member; what it remembers on disk is in `client.latch`."""
-    return kind(agreed, identity(name), None, None, latch, lambda latch: None)
+    return kind(agreed, identity(name), None, None, latch, lambda latch: None, clock=clock)
 
 
 class Federation:
@@ -67,12 +72,15 @@ class Federation:
         change: Change = lambda phase, name, data: data,
         kinds: Mapping[str, type[SecAggClient]] | None = None,
         latches: Mapping[str, Latch] | None = None,
+        clock: Callable[[], float] = time.time,
         **limits: Any,
     ) -> None:
         """By name, `kinds` of members that are not honest ones, and `latches` of members that go on."""
         self.terms, kinds, latches = terms(words, **limits), kinds or {}, latches or {}
-        self.server = SecAggServer(self.terms, ChainCheck(None))
-        self.members = {n: member(n, self.terms, latches.get(n), kinds.get(n, SecAggClient)) for n in names(count)}
+        self.server = SecAggServer(self.terms, ChainCheck(None), clock=clock)
+        self.members = {
+            n: member(n, self.terms, latches.get(n), kinds.get(n, SecAggClient), clock) for n in names(count)
+        }
         self.exchange_keys(lost or {}, change)
 
     def exchange_keys(

@@ -14,12 +14,12 @@ import pytest
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.dealing import ROW_BYTES
-from fedmpt_core.secagg.errors import Abort, UnexpectedMessage
+from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity
 from fedmpt_core.secagg.server import RoundLost, SecAggServer, Sum
 from fedmpt_core.secagg.shamir import SHARE_BYTES, random_element
 from tests.malicious import Authority, Conversation, Insider, Lie
-from tests.secagg import Federation, member, names, plain_sum, terms, vectors
+from tests.secagg import MODEL, Federation, member, names, plain_sum, terms, vectors
 
 WORDS, FEW = 8, 4
 LIAR = "site-001"
@@ -300,6 +300,31 @@ def test_a_complaint_shows_the_row_of_who_complains_and_no_other() -> None:
     assert isinstance(evil, Insider)
     assert {(show.member, len(show.rows)) for show in rows} == {(2, 1)}
     assert len(rows[0].rows[0]) == ROW_BYTES
+
+
+def test_a_dealer_shows_a_row_to_who_has_signed_a_complaint_about_it_and_only_before_rounds() -> None:
+    federation = Federation(4, kinds={LIAR: Insider})
+    evil, dealer = federation.members[LIAR], federation.members["site-002"]
+    assert isinstance(evil, Insider)
+    right = evil.complaint(2)
+    shown = wire.Show.decode(dealer.show(wire.ShowRequest((right,)).encode()), 1)
+    assert evil.keys.shares(1, [2])[0] in shown.rows[0]  # which it knows already
+    complaint = wire.AbortMessage.decode(right)
+    for code, refused in (
+        (Abort.BAD_SIG, (replace(complaint, signature=bytes(64)).encode(),)),
+        (Abort.BAD_SIG, (evil.signed(replace(complaint, member=0)),)),
+        (Abort.ROSTER, (evil.signed(replace(complaint, member=9)),)),
+        (Abort.CTX_MISMATCH, (evil.complaint(3),)),
+        (Abort.CTX_MISMATCH, (evil.complaint(2, Abort.ROSTER),)),
+        (Abort.CTX_MISMATCH, (evil.complaint(2, context=bytes(32)),)),
+        (Abort.CTX_MISMATCH, (right, right)),
+    ):
+        with pytest.raises(SecAggError) as error:
+            dealer.show(wire.ShowRequest(refused).encode())
+        assert error.value.code == code
+    dealer.begin(federation.server.open_round(1, 0, MODEL), MODEL)
+    with pytest.raises(UnexpectedMessage):
+        dealer.show(wire.ShowRequest((right,)).encode())
 
 
 # ---- rounds ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Whole rounds of the protocol over its bytes: sums are exact whoever drops out and when, or nothing is revealed."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -119,6 +120,20 @@ def test_an_epoch_serves_so_many_rounds_and_then_another_follows() -> None:
     federation.exchange_keys(number=ROUNDS + 1)
     assert federation.server.serves(ROUNDS + 1)
     assert np.array_equal(federation.run(summands, ROUNDS + 1).words, plain_sum(summands, names(3)))
+
+
+def test_sessions_end_and_a_new_epoch_begins_before() -> None:
+    now = time.time()
+    federation = Federation(3, 4, clock=lambda: now)
+    now += 19 * 3600
+    assert federation.server.serves(2)
+    now += 2 * 3600
+    assert not federation.server.serves(2)
+    now += 4 * 3600
+    with refused(Abort.BAD_CERT, "session has expired: the server must start a new epoch"):
+        federation.run(vectors(3, 4), 2)
+    federation.exchange_keys(number=2)
+    assert federation.run(vectors(3, 4), 2, attempt=1).cohort == tuple(names(3))
 
 
 def test_a_round_has_so_many_lists_and_leaves_those_of_the_next_alone() -> None:
