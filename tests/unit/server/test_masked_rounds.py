@@ -57,7 +57,7 @@ def no_message(answer: Shareable) -> Shareable:
     return tasks.message(fields=answer[tasks.FIELDS], vector=LAYOUT.encode(INITIAL))
 
 
-FALSE = "the shares that it dealt do not fit"
+FALSE = "the shares that it dealt do not fit, or it did not show them"
 FAULTS: list[Fault] = [lost, refused, garbage, no_message]
 
 
@@ -103,7 +103,8 @@ class Site:
                 fields |= {"backbone_digest": "00", "device": "cpu", "versions": {}, "weight": 1}
                 return tasks.message(fields=fields, vector=LAYOUT.encode(INITIAL))
             case tasks.TRAIN:
-                ready = self.secure.begin(data[tasks.PROTOCOL], data.get_header(tasks.ROUND, 0), data[tasks.VECTOR])
+                number: Any = data.get_header(tasks.ROUND)
+                ready = self.secure.begin(data[tasks.PROTOCOL], number, data[tasks.VECTOR])
                 if ready is None:
                     self.trained += 1
                     ready = self.secure.hold(LAYOUT.encode(np.full(3, self.step, np.float32)), 1.0, {})
