@@ -34,15 +34,17 @@ def check_mechanism(run: Run) -> list[Finding]:
             if entry.kind == "reserve" and entry.job == run.manifest.run_id and entry.details.get("code") != PROGRAM
         }
     )
-    found = [
+    findings = [
         Finding("self-test-failed", "fail", "mechanism", f"{c.name}: {c.detail}", "do not rely on this release's noise")
         for c in checks
         if not c.passed
     ]
     if others:
         text = f"tested was {PROGRAM}, the sites ran {', '.join(others)}"
-        found.append(Finding("self-test-of-another-release", "warning", "mechanism", text, "audit with that release"))
-    if not any(f.severity == "fail" for f in found):
+        findings.append(
+            Finding("self-test-of-another-release", "warning", "mechanism", text, "audit with that release")
+        )
+    if not any(f.severity == "fail" for f in findings):
         text = f"the self-test passes: {len(checks)} checks of noise, clipping, sampling and gradients"
-        found.append(Finding("self-test-passed", "note", "mechanism", text))
-    return found
+        findings.append(Finding("self-test-passed", "note", "mechanism", text))
+    return findings

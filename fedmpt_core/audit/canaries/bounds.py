@@ -228,9 +228,9 @@ def sensitivity(inside: np.ndarray, outside: np.ndarray, rate: float, significan
     """True positives at a false positive rate of at most `rate`; with few canaries that may mean none at all."""
     allowed = int(rate * len(outside) + 1e-9)
     threshold = np.sort(outside)[-1 - allowed]
-    found, accused = int((inside > threshold).sum()), int((outside > threshold).sum())
-    confidence = clopper_pearson(found, len(inside), significance)
-    return Sensitivity(rate, found / len(inside), confidence, accused)
+    rightly, accused = int((inside > threshold).sum()), int((outside > threshold).sum())
+    confidence = clopper_pearson(rightly, len(inside), significance)
+    return Sensitivity(rate, rightly / len(inside), confidence, accused)
 
 
 def clopper_pearson(hits: int, trials: int, significance: float) -> Interval:
@@ -286,10 +286,10 @@ def steps_ratio(outside: np.ndarray, noise: float, steps: int, significance: flo
 
     Noise that repeats raises it up to `steps`-fold, although each step by itself looks right.
     """
-    found = float(np.mean(outside**2)) / (steps * noise) if noise else inf
+    ratio = float(np.mean(outside**2)) / (steps * noise) if noise else inf
     freedom = len(outside)
     low, high = (float(stats.chi2.ppf(p, freedom)) / freedom for p in (significance / 2, 1 - significance / 2))
-    return found, Interval(low, high)
+    return ratio, Interval(low, high)
 
 
 def _largest(excess: Callable[[float], float]) -> float:

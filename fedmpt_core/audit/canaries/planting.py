@@ -108,11 +108,11 @@ class Canaries(ABC):
         self._batches = self._machinery.draws(self._mechanism, len(self._inside), self._keystream)
 
     def _by_group(self, optimizer: PrivateOptimizer, attribute: str) -> list[np.ndarray]:
-        found = []
+        gradients = []
         for group in self._groups:
             tensors = [getattr(optimizer.private[name], attribute) for name in group.names]
-            found.append(np.concatenate([t.detach().double().cpu().numpy().ravel() for t in tensors]))
-        return found
+            gradients.append(np.concatenate([t.detach().double().cpu().numpy().ravel() for t in tensors]))
+        return gradients
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class GradientCanaries(Canaries):
 
     def _gradients(self, canaries: np.ndarray) -> Callable[[int, int], Mapping[str, Tensor]]:
         def rows(start: int, stop: int) -> Mapping[str, Tensor]:
-            found = {}
+            shaped = {}
             for number, (group, sizes) in enumerate(zip(self._groups, self._sizes, strict=True)):
                 flat = np.zeros((stop - start, sum(sizes)), np.float32)
                 if number in self._supports:
@@ -195,8 +195,8 @@ class GradientCanaries(Canaries):
                     length = LENGTH * group.max_grad_norm / sqrt(support.shape[1])
                     np.put_along_axis(flat, support, (length * signs).astype(np.float32), axis=1)
                 for name, part in zip(group.names, torch.from_numpy(flat).split(sizes, dim=1), strict=True):
-                    found[name] = part.reshape(-1, *self._shapes[name])
-            return found
+                    shaped[name] = part.reshape(-1, *self._shapes[name])
+            return shaped
 
         return rows
 
@@ -262,24 +262,24 @@ class PictureCanaries(Canaries):
         self.scores = np.zeros(len(self.trained_on))
 
     def _gradients(self, canaries: np.ndarray) -> Callable[[int, int], Mapping[str, Tensor]]:
-        found = self._all_gradients()
-        self._along = torch.cat([self._clipped(found, group) for group in self._groups], 1)
-        return lambda start, stop: {name: rows[canaries[start:stop]] for name, rows in found.items()}
+        gradients = self._all_gradients()
+        self._along = torch.cat([self._clipped(gradients, group) for group in self._groups], 1)
+        return lambda start, stop: {name: rows[canaries[start:stop]] for name, rows in gradients.items()}
 
     def _all_gradients(self) -> dict[str, Tensor]:
         """Of all canaries with the current parameters, on the CPU."""
         self._engine.encode()
         private = dict[str, Any](self._engine.private)
-        found: dict[str, list[Tensor]] = {name: [] for name in private}
+        gradients: dict[str, list[Tensor]] = {name: [] for name in private}
         size = PieceSize(self._micro_batch)
 
         def fill(start: int, stop: int) -> None:
             self._engine.fill(self._portions(start, stop, size.rows), stop - start)
             for name, parameter in private.items():
-                found[name].append(parameter.grad_sample.cpu())
+                gradients[name].append(parameter.grad_sample.cpu())
 
         in_pieces(len(self.trained_on), size, fill)
-        return {name: torch.cat(rows) for name, rows in found.items()}
+        return {name: torch.cat(rows) for name, rows in gradients.items()}
 
     def _portions(self, start: int, stop: int, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         device = next(iter(self._engine.private.values())).device

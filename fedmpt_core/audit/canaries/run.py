@@ -235,7 +235,7 @@ def moments_of(scores: CanaryScores, trained_on: np.ndarray, mechanism: Mechanis
 
 def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Moments) -> list[Finding]:
     """What a person must know of a run, the worst first."""
-    found = []
+    findings = []
     for kind, attack in attacks.items():
         text = (
             f"Empirical lower bound at 95 % confidence: this attack ({kind} canaries) shows epsilon >= "
@@ -244,7 +244,7 @@ def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Momen
             "be treated as unprotected."
         )
         above = attack.bound > claim
-        found.append(Finding(f"{kind}-canaries", "fail" if above else "note", site, text, WRONG if above else ""))
+        findings.append(Finding(f"{kind}-canaries", "fail" if above else "note", site, text, WRONG if above else ""))
     low, high = (f"{end:.2f}" if isfinite(end) else "infinity" for end in (moments.epsilon.low, moments.epsilon.high))
     noise = f"{moments.noise.low:.2f} to {moments.noise.high:.2f} times the claimed"
     text = (
@@ -252,20 +252,20 @@ def judge(site: str, claim: float, attacks: Mapping[str, Attack], moments: Momen
         "noise, clipping and sampling alone."
     )
     if moments.least_epsilon > claim:
-        found.append(Finding("canary-interval", "fail", site, text, WRONG))
+        findings.append(Finding("canary-interval", "fail", site, text, WRONG))
     elif moments.epsilon.low > claim:
         again = "one sound run in 40 looks like this: run again, and treat it as a failure if it is so again"
-        found.append(Finding("canary-interval", "warning", site, text, again))
+        findings.append(Finding("canary-interval", "warning", site, text, again))
     else:
-        found.append(Finding("canary-interval", "note", site, text))
+        findings.append(Finding("canary-interval", "note", site, text))
     ratio, allowed = moments.steps_ratio, moments.steps_allowed
     if not allowed.low <= ratio <= allowed.high:
         text = (
             f"the noise of the steps is not independent: its variance over all steps is {ratio:.3g} times what it "
             f"should be, allowed is {allowed.low:.2f} to {allowed.high:.2f}"
         )
-        found.append(Finding("canary-noise-repeats", "fail", site, text, WRONG))
-    return in_order(found)
+        findings.append(Finding("canary-noise-repeats", "fail", site, text, WRONG))
+    return in_order(findings)
 
 
 def _with_ledger(site: SiteConfig, name: str, folder: Path) -> SiteConfig:

@@ -35,7 +35,9 @@ class LedgerHeads:
         """Keep the `head` of what sites said of their budgets. Raises LedgerError."""
         if not budgets:
             return
-        known = self._read() | {site: LedgerHead.from_dict(said["head"]).to_dict() for site, said in budgets.items()}
+        known = self._read() | {
+            site: LedgerHead.from_dict(budget["head"]).to_dict() for site, budget in budgets.items()
+        }
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, (json.dumps(known, indent=2, sort_keys=True) + "\n").encode())

@@ -147,10 +147,10 @@ class SiteSession:
             ValueError: the data cannot be used.
         """
         unseen = self.job.unseen_classes
-        found = {s: load_split(self.job, self.site.data, s, unseen=unseen) for s in ("train", "val", "test")}
-        train, val, test = found.values()
+        splits = {s: load_split(self.job, self.site.data, s, unseen=unseen) for s in ("train", "val", "test")}
+        train, val, test = splits.values()
         units = None if train is None else units_of(train, self.job.privacy.unit, (val, test))
-        features = {s: self._features(d, s, on_progress) for s, d in found.items() if d is not None}
+        features = {s: self._features(d, s, on_progress) for s, d in splits.items() if d is not None}
         if train is not None and self.job.privacy.private:
             known = {s: (d, features[s].digests()) for s, d in (("val", val), ("test", test)) if d is not None}
             require_apart(train, features["train"].digests(), known)
@@ -252,11 +252,11 @@ class SiteSession:
         test, val, unseen = self._data.test, self._data.val, len(self.job.unseen_classes)
 
         def figures() -> dict[str, Any]:
-            found = evaluate(self._judge, test, val, unseen=unseen)
+            figures = evaluate(self._judge, test, val, unseen=unseen)
             if zero_shot:
                 plain = zero_shot_model(self.backbone, self.job.all_classes, self.job.model).to(self.device)
-                found["zero_shot"] = evaluate(plain, test, val, unseen=unseen)
-            return found
+                figures["zero_shot"] = evaluate(plain, test, val, unseen=unseen)
+            return figures
 
         return self._with_room(figures)
 

@@ -336,8 +336,8 @@ def _noise_once(subject: _Subject) -> Iterator[_Measured]:
     bench, units = subject.bench(), 16
     noise = bench.rows(*[bench.planted(np.zeros(units, np.int64), 10.0) for _ in range(3)])
     yield _variance("of a batch in three parts", noise[:, 1:], FALSE_ALARM / 2)
-    found, expected = noise[:, 0].sum() / sqrt(len(noise)) / bench.unit, stats.norm(3 * units, 1 / bench.unit)
-    yield _within(f"sum of {3 * units} units in three parts", found, expected, FALSE_ALARM / 2)
+    total, expected = noise[:, 0].sum() / sqrt(len(noise)) / bench.unit, stats.norm(3 * units, 1 / bench.unit)
+    yield _within(f"sum of {3 * units} units in three parts", total, expected, FALSE_ALARM / 2)
 
 
 def _sampling(subject: _Subject) -> Iterator[_Measured]:
@@ -357,9 +357,9 @@ def _sampling(subject: _Subject) -> Iterator[_Measured]:
         if spread > 0:
             # a sum of squared binomials: chi-square, widened by the binomial's own kurtosis
             shape = 2 + (1 - 6 * spread) / (draws * spread)
-            found = ((counts - draws * rate) ** 2).mean() / (draws * spread)
+            ratio = ((counts - draws * rate) ** 2).mean() / (draws * spread)
             gamma = stats.gamma(counts.size / shape, scale=shape / counts.size)
-            yield _within(f"variance of the {what} over the binomial one", found, gamma, FALSE_ALARM / 3)
+            yield _within(f"variance of the {what} over the binomial one", ratio, gamma, FALSE_ALARM / 3)
 
 
 def _exact_gradients(subject: _Subject) -> Iterator[_Measured]:
@@ -487,11 +487,11 @@ def _rows_differ(
         yield _Measured(f"relative error of the clipped gradients of {name}", error, 0, most)
 
 
-def _error(found: Tensor | None, expected: Tensor) -> float:
+def _error(value: Tensor | None, expected: Tensor) -> float:
     """Largest difference over the largest expected number; infinite for no tensor or one of another shape."""
-    if found is None or found.shape != expected.shape:
+    if value is None or value.shape != expected.shape:
         return inf
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    return float((value - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 def _keys(subject: _Subject) -> Iterator[_Measured]:
