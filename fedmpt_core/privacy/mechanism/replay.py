@@ -100,17 +100,17 @@ def batches(words: Sequence[np.ndarray], rate: float) -> list[np.ndarray]:
 def clipped_sums(
     gradients: Mapping[str, Tensor], mechanism: Mechanism, shapes: Mapping[str, torch.Size]
 ) -> dict[str, np.ndarray]:
-    """What a step may sum: every unit's gradient within its bounds, in float64, by private tensor."""
+    """What a step may sum: every unit's gradient within its bounds and on their grid, in float64, by private tensor."""
     sums = {name: np.zeros(shape) for name, shape in shapes.items()}
     for group in _groups(mechanism, shapes):
-        rows = {name: gradients[name].double().cpu().numpy() for name in group.names}
+        rows, grid = {name: gradients[name].double().cpu().numpy() for name in group.names}, _grid(group)
         for unit in range(len(next(iter(rows.values())))):
             every = [gradients[name][unit].double().cpu().numpy() for name in shapes]
             norm = sqrt(sum(float((rows[name][unit] ** 2).sum()) for name in group.names))
             if norm == 0 or not all(np.isfinite(values).all() for values in every):
                 continue
             for name in group.names:
-                sums[name] += rows[name][unit] * min(1.0, group.max_grad_norm / norm)
+                sums[name] += np.rint(rows[name][unit] * min(1.0, group.max_grad_norm / norm) / grid) * grid
     return sums
 
 
@@ -161,7 +161,7 @@ class Replay:
         released: dict[str, Tensor] = {}
         groups = _groups(self._mechanism, self.shapes)
         for group in groups:
-            grid = group.max_grad_norm * 2.0**-GRID_BITS
+            grid = _grid(group)
             bound = group.max_grad_norm + grid * sqrt(sum(prod(self.shapes[name]) for name in group.names))
             std = self._mechanism.noise_multiplier * sqrt(len(groups)) * bound
             for name in group.names:
@@ -202,3 +202,7 @@ class Replay:
 
 def _groups(mechanism: Mechanism, shapes: Mapping[str, torch.Size]) -> Any:
     return clip_groups(dict.fromkeys(shapes, torch.nn.Parameter(torch.zeros(1))), mechanism)
+
+
+def _grid(group: Any) -> float:
+    return group.max_grad_norm * 2.0**-GRID_BITS
