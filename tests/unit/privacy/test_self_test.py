@@ -340,11 +340,11 @@ class NoiseOfTheStepBefore(PrivateOptimizer):
 
 
 class ClippedAfterTheSum(PrivateOptimizer):
-    """In parts of a few units, where a stand-in has many."""
+    """In parts of up to eight units, where a stand-in has more."""
 
     def clip_and_accumulate(self) -> None:
         units = len(private(self)[0].grad_sample)
-        if 1 < units < 5:
+        if 1 < units < 9:
             for p in private(self):
                 p.grad_sample = p.grad_sample.sum(0, keepdim=True)
         super().clip_and_accumulate()
