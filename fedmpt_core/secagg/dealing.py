@@ -24,6 +24,7 @@ SLOTS = LISTS * ROUNDS  # secrets of an epoch, each for one masked vector
 ROW_BYTES = SHARE_BYTES * (SLOTS + 1)
 DIGEST_BYTES = 32
 LEAVES_BYTES = DIGEST_BYTES * (SLOTS + 1)
+_TOP = PRIME.to_bytes(SHARE_BYTES, "big")
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,17 @@ def share_of(row: bytes, slot: int) -> bytes:
     return row[slot * SHARE_BYTES : (slot + 1) * SHARE_BYTES]
 
 
-def is_share(label: bytes, recipient: int, slot: int, share: bytes, leaf: bytes) -> bool:
-    """Whether a share is the one that a leaf commits to, and a number of the field."""
-    text = b"FLARE-SA/2/share\0" + label + u16(recipient) + u16(slot) + share
-    right = len(share) == SHARE_BYTES and int.from_bytes(share, "big") < PRIME
-    return right and hmac.compare_digest(sha256(text).digest(), leaf)
+def are_shares(
+    labels: Sequence[bytes], recipient: int, slot: int, shares: Sequence[bytes], committed: Sequence[bytes]
+) -> bool:
+    """Whether shares, each of another dealing, are those that leaves commit to, and numbers of the field."""
+    tail = u16(recipient) + u16(slot)
+    digests = [
+        sha256(b"FLARE-SA/2/share\0" + label + tail + share).digest()
+        for label, share in zip(labels, shares, strict=True)
+    ]
+    numbers = all(len(share) == SHARE_BYTES and share < _TOP for share in shares)
+    return numbers and hmac.compare_digest(b"".join(digests), b"".join(committed))
 
 
 def _row(row_leaves: Sequence[bytes]) -> bytes:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.context import context as context_of
 from fedmpt_core.secagg.context import directory_digest, epoch_digest
-from fedmpt_core.secagg.dealing import ROUNDS, is_share, slots_of
+from fedmpt_core.secagg.dealing import ROUNDS, are_shares, slots_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck
 from fedmpt_core.secagg.keys import self_mask_key, usable
@@ -432,14 +432,13 @@ class SecAggServer:
 
     def _right(self, now: _Round, opened: wire.Opened, wrong: dict[str, str]) -> bool:
         """Whether all shares of a member are those that were dealt to it; else its name and why go to `wrong`."""
-        for dealer, share in zip(now.cohort, opened.shares, strict=True):
-            deal = self._members[dealer].deal
-            if deal is None or not is_share(
-                deal.dealing.label, opened.member, now.slot, share, deal.leaf(opened.member, now.slot)
-            ):
-                wrong[self._members[opened.member].name] = "it sent other shares than were dealt to it"
-                return False
-        return True
+        deals = [deal for i in now.cohort if (deal := self._members[i].deal)]
+        labels = [deal.dealing.label for deal in deals]
+        committed = [deal.leaf(opened.member, now.slot) for deal in deals]
+        if are_shares(labels, opened.member, now.slot, opened.shares, committed):
+            return True
+        wrong[self._members[opened.member].name] = "it sent other shares than were dealt to it"
+        return False
 
     def _now(self) -> _Round:
         if self._round is None:

@@ -14,8 +14,8 @@ from fedmpt_core.secagg.dealing import (
     ROW_BYTES,
     SLOTS,
     Dealing,
+    are_shares,
     deal,
-    is_share,
     leaves,
     share_of,
 )
@@ -162,14 +162,14 @@ def test_a_share_is_told_from_all_others_by_its_leaf() -> None:
     for recipient, slot in ((0, 1), (4, SLOTS)):
         leaf, share = leaves(LABEL, recipient, rows[recipient])[slot], share_of(rows[recipient], slot)
         assert dealing.commits(recipient, leaves(LABEL, recipient, rows[recipient]))
-        assert is_share(LABEL, recipient, slot, share, leaf)
+        assert are_shares([LABEL], recipient, slot, [share], [leaf])
         for wrong in (bytes(33), share[1:], share + b"\0", share[:-1] + bytes([share[-1] ^ 1]), b""):
-            assert not is_share(LABEL, recipient, slot, wrong, leaf)
-        assert not is_share(LABEL, 2, slot, share, leaf)
-        assert not is_share(LABEL, recipient, slot - 1, share, leaf)
-        assert not is_share(bytes(34), recipient, slot, share, leaf)
+            assert not are_shares([LABEL], recipient, slot, [wrong], [leaf])
+        assert not are_shares([LABEL], 2, slot, [share], [leaf])
+        assert not are_shares([LABEL], recipient, slot - 1, [share], [leaf])
+        assert not are_shares([bytes(34)], recipient, slot, [share], [leaf])
     row = b"".join(unhex(["ff" * 33] * (SLOTS + 1)))
-    assert not is_share(LABEL, 0, 1, share_of(row, 1), leaves(LABEL, 0, row)[1])  # committed to, but no number
+    assert not are_shares([LABEL], 0, 1, [share_of(row, 1)], [leaves(LABEL, 0, row)[1]])  # committed to, but no number
 
 
 @pytest.mark.parametrize(("count", "threshold", "recipients"), [(SLOTS - 1, 2, 3), (SLOTS + 1, 2, 3), (SLOTS, 4, 3)])
