@@ -108,9 +108,8 @@ def restarted(server: MaliciousServer) -> MaliciousServer:
     return server
 
 
-@pytest.mark.parametrize("how", ["attempt", "epoch", "restart", "continued"])
-def test_a_round_is_opened_once(how: str) -> None:
-    server = opened_once()
+def begun_again(server: MaliciousServer, how: str) -> None:
+    """Ready for the same round once more: nothing new for another attempt, else new keys and maybe new processes."""
     if how == "restart":
         restarted(server)
     if how == "continued":
@@ -118,6 +117,12 @@ def test_a_round_is_opened_once(how: str) -> None:
         server.federation = Federation(4, WORDS, job_id="job-1", latches=latches)
     elif how != "attempt":
         server.federation.exchange_keys()
+
+
+@pytest.mark.parametrize("how", ["attempt", "epoch", "restart", "continued"])
+def test_a_round_is_opened_once(how: str) -> None:
+    server = opened_once()
+    begun_again(server, how)
     for attempt in (1, 2):
         refused(Abort.LATCHED, "round 1 is used up at this site: go on with the next",
                 server.clients[0], "begin", server.open_round(attempt=attempt), MODEL)  # fmt: skip
@@ -132,13 +137,7 @@ def test_a_round_that_was_masked_in_one_epoch_is_refused_in_the_next(how: str) -
     """Its sum may be opened without this member, by those who masked with it."""
     server = MaliciousServer(4, WORDS)
     server.collect(range(4), lists(4))
-    if how == "restart":
-        restarted(server)
-    if how == "continued":
-        latches = {n: one.latch.continued("job-1") for n, one in server.federation.members.items()}
-        server.federation = Federation(4, WORDS, job_id="job-1", latches=latches)
-    else:
-        server.federation.exchange_keys()
+    begun_again(server, how)
     refused(Abort.LATCHED, "used up", server.clients[0], "begin", server.open_round(attempt=1), MODEL)
 
 
@@ -147,13 +146,7 @@ def test_a_round_that_was_begun_goes_on_from_the_same_parameters_only(how: str) 
     server = MaliciousServer(4, WORDS)
     for one in server.clients:
         one.begin(server.open_round(), MODEL)
-    if how == "restart":
-        restarted(server)
-    if how == "continued":
-        latches = {n: one.latch.continued("job-1") for n, one in server.federation.members.items()}
-        server.federation = Federation(4, WORDS, job_id="job-1", latches=latches)
-    elif how != "attempt":
-        server.federation.exchange_keys()
+    begun_again(server, how)
     refused(Abort.LATCHED, "round 1 was begun here from other parameters",
             server.clients[0], "begin", server.open_round(attempt=1, model=OTHER_MODEL), OTHER_MODEL)  # fmt: skip
     ctx = server.collect(range(4), lists(4), attempt=2)
