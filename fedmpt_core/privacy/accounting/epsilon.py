@@ -265,7 +265,7 @@ def _losses(kinds: tuple[Kind, ...], delta: float, replace: bool) -> "Sequence[P
     """The composed privacy loss, one for each direction or one for both, on a grid as fine as time allows."""
     grid = grid_of(kinds, delta, replace)
     try:
-        return [_by_library(kinds, grid, replace)] if grid.library else _by_grid(kinds, grid, replace)
+        return [_by_library(kinds, grid, replace)] if grid.by_library else _by_grid(kinds, grid, replace)
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise AccountingError(f"{named('dp-accounting')} fails on {_in_words(kinds)}: {error}") from error
 
@@ -306,13 +306,13 @@ class Grid:
         interval: between grid points.
         points: of all kinds of steps, one direction.
         spread: standard deviation of the composed loss, roughly.
-        library: whether dp-accounting composes it; else `grid` does.
+        by_library: whether dp-accounting composes it; else `grid` does.
     """
 
     interval: float
     points: int
     spread: float
-    library: bool
+    by_library: bool
 
 
 def grid_of(kinds: tuple[Kind, ...], delta: float, replace: bool = False) -> Grid:

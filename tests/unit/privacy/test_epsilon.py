@@ -213,7 +213,7 @@ def kinds(count: int) -> list[Steps]:
 @pytest.mark.parametrize("history", [kinds(200), kinds(1000), [Steps(1e-6, 0.5, 100_000)], [Steps(1e-5, 0.4, 10**6)]])
 def test_no_history_takes_more_work_than_a_second_or_two(history: list[Steps]) -> None:
     grid = grid_of(tuple((s.sample_rate, s.noise_multiplier, s.count) for s in history), 1e-5)
-    assert grid.points <= (60_000 if grid.library else 400_001)
+    assert grid.points <= (60_000 if grid.by_library else 400_001)
 
 
 def test_a_long_ledger_costs_what_a_fine_grid_says_and_never_less() -> None:
