@@ -13,16 +13,29 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.text import likeness
+from fedmpt_core.data.container import Unfit, read_container
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 """Raster formats that are opened. Others, above all those that run an interpreter (EPS), are refused."""
 
 MAX_PIXELS = 89_478_485
 """Largest picture in pixels: the size from which Pillow suspects a decompression bomb (256 MiB of RGB)."""
+
+EIGHT_BITS = "convert it to 8 bits with the range that matters"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 UNKNOWN = 2
 """Target of a label of which nobody says whether the record has it; the loss leaves it out, the metrics refuse it."""
@@ -70,10 +83,12 @@ class FilePicture:
     """A picture file.
 
     Edge cases:
-        - EXIF orientation -> applied.
+        - EXIF orientation -> applied; every other tag, comment, profile or text is not looked at.
         - transparency -> shown on white; hidden colours of transparent pixels never count.
         - animation or several pages -> the first one.
-        - palette, grey, CMYK -> RGB; more than 8 bits per channel in grey -> refused, as it would saturate.
+        - palette, grey, CMYK -> RGB.
+        - more than 8 bits per channel in the file, or signed or floating-point numbers -> BadPicture: only who knows
+          the pictures can say which range matters.
         - truncated, wrong checksum, wrong format, more than MAX_PIXELS, missing, no regular file ->
           BadPicture.
 
@@ -112,7 +127,7 @@ class FilePicture:
             raise self._bad(f"is not a picture in one of the formats {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise self._bad(f"has more than {MAX_PIXELS} pixels") from None
-        except _Unusable as error:
+        except Unfit as error:
             raise self._bad(str(error)) from None
         except Exception as error:
             # A damaged file makes decoders raise whatever they trip over: OSError, SyntaxError, struct.error
@@ -136,31 +151,29 @@ class FilePicture:
         return BadPicture(self.path, reason, self.origin)
 
 
-class _Unusable(Exception):
-    """A reason known before or after decoding."""
-
-
 def _decode(path: Path) -> Image.Image:
-    with Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise _Unusable("has more than 8 bits per channel: convert it to 8 bits with the range that matters")
-        if image.format != "PNG":
-            return _upright(image)
-        # Decoding ignores the checksums behind the pixels of a PNG; this reads them all, and closes the file.
-        image.verify()
-    with Image.open(path, formats=FORMATS) as image:
-        return _upright(image)
+    with path.open("rb") as file:
+        container = read_container(file)
+        if container.bits > 8 or container.signed:
+            signed = ", signed or floating-point numbers" if container.signed else ""
+            what = "more than 8 bits" if container.bits > 8 else "other values than 0 to 255"
+            raise Unfit(f"has {what} per channel ({container.bits} bits{signed}): {EIGHT_BITS}")
+        with Image.open(container.pixels, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise Unfit(f"has more than 8 bits per channel: {EIGHT_BITS}")
+            image.load()
+            return _shown(image, _TURNS.get(container.orientation))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    upright = ImageOps.exif_transpose(image)
+def _shown(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    """Upright, on white where it is transparent, in RGB."""
+    upright = image if turn is None else image.transpose(turn)
     if upright.has_transparency_data:
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright.convert("RGBA"))
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    return upright.convert("RGB")
 
 
 def _system_reason(error: Exception) -> str:
