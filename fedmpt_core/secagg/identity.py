@@ -29,6 +29,8 @@ from fedmpt_core.secagg.wire import Reader
 
 SESSION_SECONDS = 24 * 3600  # chosen: longer than a round of any job, shorter than a stolen key is of use
 LONGEST_SESSION = SESSION_SECONDS + 600
+EPOCH_SECONDS = SESSION_SECONDS * 5 // 6  # chosen: how long a server goes on with the keys of one exchange
+CLOCK_SKEW = 300  # seconds by which clocks of two sites may differ, and half of it from the server's
 _SESSION = b"\xffFLARE-SA/2/session\0"
 
 

@@ -19,13 +19,11 @@ from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.context import directory_digest, epoch_digest
 from fedmpt_core.secagg.dealing import ROUNDS, ROW_BYTES, SLOTS, deal, leaves, share_of, slots_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
-from fedmpt_core.secagg.identity import SESSION_SECONDS, Session, SiteIdentity, Trust
+from fedmpt_core.secagg.identity import CLOCK_SKEW, SESSION_SECONDS, Session, SiteIdentity, Trust
 from fedmpt_core.secagg.keys import PairwiseKeys
 from fedmpt_core.secagg.policy import Terms
 from fedmpt_core.secagg.shamir import SHARE_BYTES, random_element
 from fedmpt_core.secagg.wire import u16
-
-CLOCK_SKEW = 300  # seconds by which clocks of two sites may differ
 
 
 class KeyExchange:
@@ -299,11 +297,11 @@ class KeyExchange:
 
     def _row(self, one: wire.Deal, sealed: bytes) -> bytes:
         """The row that a dealer committed to for this member: sealed, or shown to all where that did not open."""
-        place = self.own - (one.member < self.own)
-        if sha256(sealed).digest() != one.seals[place]:
-            row = sealed[:ROW_BYTES]
-            if sealed == wire.shown(row) and one.dealing.fits(self.own, row):
-                return row
+        row = sealed[:ROW_BYTES]
+        # before the seal: a dealer may have "sealed" the very bytes that are shown, to have its victim complain of them
+        if sealed == wire.shown(row) and one.dealing.fits(self.own, row):
+            return row
+        if sha256(sealed).digest() != one.seals[self.own - (one.member < self.own)]:
             raise SecAggError(Abort.MALFORMED, f"the server sent another row than member {one.member} sealed")
         row = self.pairs.open(one.member, sealed)
         if not one.dealing.fits(self.own, row):

@@ -21,7 +21,7 @@ from fedmpt_core.secagg.context import context as context_of
 from fedmpt_core.secagg.context import directory_digest, epoch_digest
 from fedmpt_core.secagg.dealing import ROUNDS, are_shares, slots_of
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
-from fedmpt_core.secagg.identity import SESSION_SECONDS, ChainCheck
+from fedmpt_core.secagg.identity import CLOCK_SKEW, EPOCH_SECONDS, ChainCheck, Session
 from fedmpt_core.secagg.keys import self_mask_key, usable
 from fedmpt_core.secagg.masking import add_all
 from fedmpt_core.secagg.policy import Terms
@@ -133,7 +133,7 @@ class SecAggServer:
 
     def serves(self, number: int) -> bool:
         """Whether this epoch can do a round of training: it has members and secrets for it, and is not too old."""
-        young = self._clock() - self._opened <= SESSION_SECONDS * 5 / 6
+        young = self._clock() - self._opened <= EPOCH_SECONDS
         return young and 0 <= number - self._first < ROUNDS and len(self.members) >= self.threshold
 
     @property
@@ -162,15 +162,18 @@ class SecAggServer:
         except ValueError:
             raise SecAggError(Abort.ROSTER, f"{site} has no signing key") from None
         _verify(voice, advert.signature, advert.body, site)
-        self._check.check(name=site, job_id=self.terms.job_id, now=int(self._clock()), **advert.credentials)
+        now = int(self._clock())
+        self._check.check(name=site, job_id=self.terms.job_id, now=now, **advert.credentials)
+        _check_lasts(site, Session.decode(advert.session), now)
         if not usable(advert.exchange_key):
             raise SecAggError(Abort.ROSTER, f"{site} has an exchange key of low order")
         with self._lock:
             if self._directory or site in self._adverts:
                 raise UnexpectedMessage(f"an advert of {site}", "one advert of each site")
-            keys = {key for m in self._adverts.values() for key in (m.advert.exchange_key, m.advert.signing_key)}
-            if keys & {advert.exchange_key, advert.signing_key}:
-                raise SecAggError(Abort.ROSTER, f"{site} advertises a key of another site")
+            adverts = [advert, *(m.advert for m in self._adverts.values())]
+            keys = [key for one in adverts for key in (one.exchange_key, one.signing_key)]
+            if len(set(keys)) != len(keys):
+                raise SecAggError(Abort.ROSTER, f"{site} advertises a key of another site, or one key twice")
             self._adverts[site] = _Member(site, advert, data, voice)
 
     def directory(self) -> bytes:
@@ -390,6 +393,8 @@ class SecAggServer:
         due = abort.context == self._directory and (abort.code == Abort.BAD_SHARE) == bool(self._digest)
         if not due or abort.culprit >= len(self._members) or abort.culprit == abort.member:
             return abort.code, ""
+        if self._digest and not self._members[abort.culprit].deal:
+            return abort.code, ""  # it was silent, which is no fault, and nobody has a row of it
         with self._lock:
             self._complaints[abort.member, abort.culprit] = data
         return abort.code, self._members[abort.culprit].name
@@ -452,6 +457,17 @@ class SecAggServer:
 
     def _names(self, members: Iterable[int]) -> list[str]:
         return [self._members[i].name for i in members]
+
+
+def _check_lasts(site: str, session: Session, now: int) -> None:
+    """Members judge a session by their own clocks, at different times: one that some refuse would have them blamed."""
+    margin = CLOCK_SKEW // 2
+    if session.not_before + margin > now or session.not_after < now + EPOCH_SECONDS + margin:
+        raise SecAggError(
+            Abort.BAD_CERT,
+            f"the session of {site} begins too late or ends too early for all members' clocks: its clock and the "
+            f"server's may differ by {margin} s",
+        )
 
 
 def _verify(voice: Ed25519PublicKey, signature: bytes, text: bytes, site: str) -> None:

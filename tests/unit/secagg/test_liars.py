@@ -3,6 +3,7 @@
 The conversation goes on as the workflow's does: whoever is at fault is left out, and the others begin again.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,11 +16,11 @@ from fedmpt_core.secagg import messages as wire
 from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.dealing import ROW_BYTES
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
-from fedmpt_core.secagg.identity import ChainCheck, SiteIdentity
+from fedmpt_core.secagg.identity import EPOCH_SECONDS, SESSION_SECONDS, ChainCheck, Session, SiteIdentity
 from fedmpt_core.secagg.server import RoundLost, SecAggServer, Sum
 from fedmpt_core.secagg.shamir import SHARE_BYTES, random_element
 from tests.malicious import Authority, Conversation, Insider, Lie
-from tests.secagg import MODEL, Federation, member, names, plain_sum, terms, vectors
+from tests.secagg import MODEL, Federation, identity, member, names, plain_sum, terms, vectors
 
 WORDS, FEW = 8, 4
 LIAR = "site-001"
@@ -146,6 +147,41 @@ def test_another_site_s_key_is_refused_to_who_copies_it() -> None:
     assert "advertises a key of another site" in conversation.unused[LIAR]
 
 
+def its_signing_key(evil: Insider, data: bytes) -> bytes:
+    """One key for both: every other site refuses a directory in which a key is there twice, and cannot say whose."""
+    advert = wire.Advertisement.decode(data)
+    return evil.signed(replace(advert, exchange_key=advert.signing_key))
+
+
+def session(since: int, until: int) -> Lie:
+    """A session of its own times, in seconds from now."""
+
+    def lie(evil: Insider, data: bytes) -> bytes:
+        now, advert = int(time.time()), wire.Advertisement.decode(data)
+        text = replace(Session.decode(advert.session), not_before=now + since, not_after=now + until).encode()
+        return evil.signed(replace(advert, session=text, session_signature=identity(evil.name).sign(text)))
+
+    return lie
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [its_signing_key, session(-2, SESSION_SECONDS), session(-300, 60), session(-300, EPOCH_SECONDS - 1)],
+    ids=["one-key-twice", "begins-now", "ends-soon", "ends-with-the-epoch"],
+)
+@pytest.mark.parametrize("clock", [-100, 100])
+def test_an_advert_that_honest_sites_would_judge_differently_is_refused_before_they_see_it(
+    lie: Lie, clock: int
+) -> None:
+    """Some honest sites would refuse it, by their clocks or all of them, and be blamed or lose the round for it."""
+    members, server = rehearsed(5)
+    members["site-003"] = member("site-003", server.terms, clock=lambda: time.time() + clock)
+    conversation = Conversation(members, server, advertise=lie)
+    assert outcome(conversation, 5).cohort == tuple(n for n in names(5) if n != LIAR)
+    assert list(conversation.unused) == [LIAR]
+    assert not conversation.left_out
+
+
 @pytest.mark.parametrize("code", [Abort.ROSTER, Abort.BAD_CERT, Abort.BAD_SIG])
 @pytest.mark.parametrize("count", [3, 5])
 def test_a_false_complaint_about_an_honest_advert_names_who_makes_it(count: int, code: Abort) -> None:
@@ -200,11 +236,25 @@ def sealed_garbage(*places: int) -> Lie:
     return lie
 
 
+def unsealed(*places: int) -> Lie:
+    """In place of a sealed row the very bytes that are shown later, so that its victim would complain of them twice."""
+
+    def lie(evil: Insider, data: bytes) -> bytes:
+        for place in places:
+            data = evil.with_sealed(data, place, wire.shown(evil.keys._dealt[place]))
+        return data
+
+    return lie
+
+
+@pytest.mark.parametrize("lie", [sealed_garbage, unsealed], ids=lambda lie: lie.__name__)
 @pytest.mark.parametrize("places", [(3,), (0, 2, 3)], ids=["one", "all"])
 @pytest.mark.parametrize("count", [4, 5])
-def test_a_garbage_row_that_is_then_shown_right_frames_nobody(count: int, places: tuple[int, ...]) -> None:
+def test_a_garbage_row_that_is_then_shown_right_frames_nobody(
+    count: int, places: tuple[int, ...], lie: Callable[..., Lie]
+) -> None:
     """The row that its dealer shows is the one that it committed to: whoever complained goes on with it."""
-    conversation = Conversation(*rehearsed(count), deal=sealed_garbage(*places))
+    conversation = Conversation(*rehearsed(count), deal=lie(*places))
     assert outcome(conversation, count).cohort == tuple(names(count))
     assert not conversation.left_out
 
@@ -270,6 +320,24 @@ def test_a_false_complaint_about_an_honest_dealer_frames_nobody(again: Lie, why:
     assert total.cohort == tuple(n for n in names(FEW) if n != LIAR)
     assert list(conversation.left_out) == ([LIAR] if why else [])
     assert conversation.left_out.get(LIAR, "").endswith(why)
+
+
+def test_who_was_silent_is_not_blamed_for_rows_that_it_never_dealt() -> None:
+    members, server = rehearsed(5)
+
+    class Slow(SecAggServer):
+        """Takes no dealing of a site whose answer comes too late."""
+
+        def take_deal(self, site: str, data: bytes) -> None:
+            if site == "site-003" and self.epoch == 1:
+                raise UnexpectedMessage("a late dealing", "one in time")
+            super().take_deal(site, data)
+
+    server = Slow(server.terms, ChainCheck(None))
+    conversation = Conversation(members, server, confirm=[lambda evil, data: evil.complaint(3)])
+    total = conversation.run(vectors(5, WORDS))
+    assert not conversation.left_out
+    assert set(total.cohort) >= {"site-000", "site-002", "site-004"}
 
 
 def test_who_complains_of_one_after_the_other_keeps_nobody_busy_for_long() -> None:
