@@ -334,6 +334,7 @@ class SecAggClient:
             self._left = self._round.context
             self._exchange.forget(self._round.slot)
         self._round = None
+        self._answers.pop("begin", None)  # what opened a round does not open it twice
         if self._state in (BEGUN, MASKED):
             self._state = READY
 

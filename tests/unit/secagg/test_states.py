@@ -165,14 +165,15 @@ def test_each_step_is_taken_in_its_state_only(until: int, step: str, foreign: di
     if step == "ready" and state == "BEGUN":
         assert stage.do(step) == stage.replies[step]
         return
-    if step in done and step != "ready":
+    used_up = step == "begin" and "open" in done  # the round is over, so its start opens nothing again
+    if step in done and step != "ready" and not used_up:
         # the same request again: the same bytes, no other state
         assert stage.do(step) == (stage.replies[step] or None)
         assert stage.me.state == state
     else:
         with pytest.raises(SecAggError) as error:
             stage.do(step)
-        assert error.value.code == Abort.CTX_MISMATCH
+        assert error.value.code == (Abort.LATCHED if used_up else Abort.CTX_MISMATCH)
         # `ready` is called by the site's own program, with no message that could be wrong
         ends = state in ("BEGUN", "MASKED") and step != "ready"
         assert stage.me.state == ("READY" if ends else state)

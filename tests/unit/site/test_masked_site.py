@@ -34,9 +34,9 @@ class Round:
         self.ask(tasks.DEAL, server.directory(), server.take_deal)
         for name, deals in server.deals().items():
             server.take_confirm(name, self.sites[name].ask(tasks.CONFIRM, tasks.message(), deals)[tasks.PROTOCOL])
-        begin = server.open_round(1, 0, model_digest(LAYOUT.split(INITIAL)))
+        self.begin = server.open_round(1, 0, model_digest(LAYOUT.split(INITIAL)))
         for name, site in self.sites.items():
-            self.answer = site.train(protocol=begin)
+            self.answer = site.train(protocol=self.begin)
             server.take_ready(name, self.answer[tasks.PROTOCOL])
         self.ask(tasks.MASK, server.mask_request(()), server.take_masked)
         self.open = server.open_request()
@@ -77,6 +77,17 @@ def test_after_the_end_of_the_run_nobody_gets_its_shares(masked: Round, event: s
     site = masked.sites["a"]
     site.executor.handle_event(event, site.context())
     reason(masked.opened())
+
+
+def test_the_start_of_a_round_that_is_over_trains_nobody_again(masked: Round) -> None:
+    """Not even after a new join, which forgets what was answered: a round is charged once."""
+    site, again = masked.sites["a"], masked.begin
+    assert masked.opened().get_return_code() == ReturnCode.OK
+    site.join("another")
+    assert site.join().get_return_code() == ReturnCode.OK
+    for _ in range(2):
+        assert "LATCHED" in reason(site.train(protocol=again))
+    assert site.trained == 1
 
 
 def test_a_task_that_came_before_ends_no_round(masked: Round) -> None:
