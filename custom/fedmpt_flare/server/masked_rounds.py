@@ -21,7 +21,7 @@ from fedmpt_core.secagg.identity import ChainCheck
 from fedmpt_core.secagg.server import RoundLost, SecAggServer
 from fedmpt_core.secagg.start_up_kit import load_root
 from fedmpt_flare import tasks
-from fedmpt_flare.server.phases import Phase, Phases
+from fedmpt_flare.server.phases import Phase, Phases, refusal_of
 
 TakeMessage = Callable[[str, bytes], None]
 
@@ -104,8 +104,9 @@ class MaskedRounds:
         task[tasks.PROTOCOL] = server.open_round(training.round, training.attempt, digest)
 
         def take_ready(site: str, answer: Shareable) -> None:
-            self._take(server.take_ready, site, answer)
+            # first what it has spent: a site that does not say so is in no sum
             training.note(site, answer[tasks.FIELDS].get(tasks.PRIVACY))
+            self._take(server.take_ready, site, answer)
 
         began = time.monotonic()
         phase = Phase(tasks.TRAIN, task, server.members, timeout)
@@ -202,7 +203,7 @@ class MaskedRounds:
 
     def _refused(self, site: str, answer: Shareable) -> str:
         """Note why a site refuses, and hear the complaint that it signed."""
-        self._reasons[site] = str(answer.get_header(tasks.REASON, "it refused"))
+        self._reasons[site] = refusal_of(answer)
         abort = answer.get_header(tasks.ABORT)
         try:
             code, culprit = self._server.take_abort(site, abort) if type(abort) is bytes else (None, "")

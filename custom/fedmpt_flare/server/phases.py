@@ -95,7 +95,7 @@ class Phases:
             if answer is not None:
                 self.silent.discard(site)
             client_task.result = None  # an update is kept nowhere
-            reason = _refusal(answer)
+            reason = refusal_of(answer)
             if answer is not None and reason:
                 reason += refused(site, answer) if refused else ""
             elif answer is not None:
@@ -134,9 +134,9 @@ class Phases:
         return sorted(taken)
 
 
-def _refusal(answer: Shareable | None) -> str:
-    """Why an answer is none; '' for an OK one."""
+def refusal_of(answer: Shareable | None) -> str:
+    """Why an answer is none, in one short line whatever the site wrote; '' for an OK one."""
     if answer is None:
         return "it answered nothing"
     code = answer.get_return_code()
-    return "" if code == ReturnCode.OK else str(answer.get_header(tasks.REASON, code))
+    return "" if code == ReturnCode.OK else tasks.short(str(answer.get_header(tasks.REASON, code)))

@@ -27,7 +27,7 @@ from fedmpt_core.federation.server.heads import LedgerHeads
 from fedmpt_core.federation.server.rounds import Evaluation, RoundFailed, Rounds, Training
 from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import MaskedRounds
-from fedmpt_flare.server.phases import Phase, Phases
+from fedmpt_flare.server.phases import Phase, Phases, refusal_of
 from fedmpt_flare.server.run_folder import RunFolder
 from fedmpt_flare.workspace import checkpoint_folder, run_folder, run_id, start_up_kit
 
@@ -148,7 +148,7 @@ class FedMPTWorkflow(Controller):
         absent = dict.fromkeys(invited, "it did not answer")
 
         def refused(site: str, answer: Shareable) -> str:
-            absent[site] = str(answer.get_header(tasks.REASON, "it refused"))
+            absent[site] = refusal_of(answer)
             return ""
 
         def take(site: str, answer: Shareable) -> None:

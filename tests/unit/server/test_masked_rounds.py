@@ -11,10 +11,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from fedmpt_core.config.job import FederationConfig, JobConfig, ResumeConfig, TrainingConfig
+from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, ResumeConfig, TrainingConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig
 from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.federation.server.checkpoint import load_checkpoint
@@ -72,6 +72,7 @@ class Site:
             secagg=dataclasses.replace(SiteConfig(DataConfig(path="x")).secagg, state=str(folder / name)),
         )
         self.name, self.step, self.trained, self.asked = name, step, 0, list[str]()
+        self.spent: Any = {}
         self.faults: dict[tuple[str, int], Fault] = {}
         self._count: dict[str, int] = {}
         self.secure = MaskedUpdates(
@@ -108,7 +109,9 @@ class Site:
                 if ready is None:
                     self.trained += 1
                     ready = self.secure.hold(LAYOUT.encode(np.full(3, self.step, np.float32)), 1.0, {})
-                return tasks.message(fields={tasks.PRIVACY: {}}, protocol=ready)
+                return tasks.message(fields={tasks.PRIVACY: self.spent}, protocol=ready)
+            case tasks.LEDGER:
+                return tasks.refusal(tasks.SITE_REFUSED, "it keeps it")
             case tasks.CONFIRM | tasks.SHOW:
                 step = self.secure.confirm if task == tasks.CONFIRM else self.secure.show
                 return tasks.message(protocol=step(private))
@@ -278,6 +281,35 @@ def test_a_job_with_too_few_sites_ends_with_a_sentence_and_without_a_model(tmp_p
         workflow.run()
     assert workflow.record["outcome"].startswith("failed: round 1 failed: ")
     assert not (workflow.run_folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("spent", [{}, None, {"epsilon": 1.0, "delta": 1e-5}, {"epsilon": 1, "delta": 1, "head": []}])
+def test_a_site_that_does_not_say_what_it_has_spent_is_in_no_sum(tmp_path: Path, spent: Any) -> None:
+    """Its ledger's head would be missing from the record, and the audit would find the run of all others at fault."""
+    private = dataclasses.replace(job(), privacy=PrivacyConfig(noise_multiplier=4.0))
+    workflow = Workflow(private, tmp_path)
+    for number, site in enumerate(workflow.sites.values()):
+        site.spent = {"epsilon": 1.0, "delta": 1e-5, "head": {"seq": 2, "hash": f"{number}" * 64, "sig": ""}}
+    workflow.sites["e"].spent = spent
+    rows = workflow.run()
+    assert rows[1]["sites"] == list(rows[1]["privacy"]) == ["a", "b", "c", "d"]
+    assert list(rows[1]["secagg"]["left_out"]) == ["e"]
+
+
+@pytest.mark.parametrize("task", [tasks.JOIN, tasks.TRAIN])
+def test_what_a_site_writes_into_its_refusal_is_one_short_line_in_log_and_record(tmp_path: Path, task: str) -> None:
+    def wordy(answer: Shareable) -> Shareable:
+        return make_reply(tasks.SITE_REFUSED, headers={tasks.REASON: "\x1b[2Jno\n" + "x" * 100_000})
+
+    workflow = Workflow(job(), tmp_path)
+    workflow.sites["e"].faults[task, 1] = wordy
+    rows = workflow.run()
+    record = workflow.record
+    noted = record["absent"]["e"] if task == tasks.JOIN else rows[1]["secagg"]["left_out"]["e"]
+    for line in (noted, *(w for w in workflow.warnings if "xxx" in w)):
+        assert line.isprintable()
+        assert len(line) <= tasks.MAX_REASON + 50
+    assert "xxx" in noted
 
 
 def steeper(secrets: Any, threshold: int, recipients: int, label: bytes) -> tuple[Dealing, list[bytes]]:
