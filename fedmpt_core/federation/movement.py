@@ -48,7 +48,8 @@ def largest_movement(job: JobConfig, layout: ParameterLayout, round_number: int,
     Args:
         job: the agreed job.
         layout: of the d trained parameters.
-        round_number: from 1; sets the learning rate of the schedule.
+        round_number: from 1; sets the learning rate of the schedule. Of a round that an earlier run has trained, which
+            the job continues, only what the job declares is known.
         norm: L2 norm of the parameters before the round.
 
     Returns:
@@ -57,6 +58,8 @@ def largest_movement(job: JobConfig, layout: ParameterLayout, round_number: int,
     declared = job.federation.max_movement
     if job.secagg.masked:
         declared = min(declared, job.secagg.value_range)
+    if round_number < job.first_round:  # of the run that it continues, which had noise of its own
+        return declared * sqrt(layout.size)
     contexts = any(name.startswith("contexts.") for name in layout.names)
     return min(declared * sqrt(layout.size), _by_optimizer(job, layout.size, round_number, norm, contexts))
 

@@ -59,17 +59,16 @@ class States:
         if not begin <= trained <= last:
             raise StateRefused(f"the round of evaluation is not one of {begin} to {last}")
         state = self._layout.decode(block)
-        agreed = self._job.resume.state if self._job.resume else ""
-        if agreed and trained == begin:
-            if sha256(block).hexdigest() != agreed:
-                raise StateRefused("the global parameters are not those that resume.state names")
-            self._start = self._last = trained, state
-            return state
+        agreed = self._job.resume.state if self._job.resume and trained == begin else ""
+        if agreed and sha256(block).hexdigest() != agreed:
+            raise StateRefused("the global parameters are not those that resume.state names")
         if trained < self._last[0]:
             raise StateRefused(f"the global parameters of round {trained} came after those of round {self._last[0]}")
         self._compare(self._start, trained, state)
         self._compare(self._last, trained, state)
         self._last = trained, state
+        if agreed:
+            self._start = self._last
         return state
 
     def _compare(self, known: tuple[int, np.ndarray], trained: int, state: np.ndarray) -> None:

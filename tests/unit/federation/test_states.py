@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmpt_core.config.federation import ResumeConfig
-from fedmpt_core.config.job import FederationConfig, JobConfig, TrainingConfig
+from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, TrainingConfig
 from fedmpt_core.federation.movement import largest_movement, shortened
 from fedmpt_core.federation.server.averaging import apply
 from fedmpt_core.federation.site.states import StateRefused, States
@@ -122,6 +122,31 @@ def test_a_resumed_run_starts_from_the_checkpoint_that_all_agreed_on() -> None:
     with pytest.raises(StateRefused):
         late.before(6, moved(5.1 * BOUND))
     late.before(6, moved(4.9 * BOUND))
+
+
+@pytest.mark.parametrize("job", [PLAIN, MASKED])
+def test_a_digest_in_the_job_lets_no_parameters_in_that_training_cannot_make(job: JobConfig) -> None:
+    """Who writes the job and who runs the server may be one: they agree on any digest."""
+    for hostile in (moved(64.0 * 8), moved(16.0, 62), moved(3.001 * BOUND)):
+        resumed = replace(job, resume=ResumeConfig("run-1", 3, sha256(hostile).hexdigest()))
+        with pytest.raises(StateRefused, match="moved by"):
+            states(resumed).before(4, hostile)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_run_with_more_noise_has_made_is_taken_by_the_one_that_continues_it(named: bool) -> None:
+    """Its noise was worked out for other rounds; the bound that follows from this run's is for this run's rounds."""
+    sgd = TrainingConfig(rounds=8, optimizer="sgd", learning_rate=0.01, momentum=0.0, local_steps=1)
+    privacy = PrivacyConfig(noise_multiplier=0.5, sample_rate=1.0)
+    calm = replace(PLAIN, training=sgd, privacy=privacy, federation=FederationConfig(max_movement=0.25, min_units=1000))
+    agreed = moved(0.5 * BOUND)
+    resumed = replace(calm, resume=ResumeConfig("run-1", 3, sha256(agreed).hexdigest() if named else ""))
+    with pytest.raises(StateRefused):
+        states(calm).before(4, agreed)
+    known = states(resumed)
+    known.before(4, agreed)
+    with pytest.raises(StateRefused):
+        known.before(5, moved(0.6 * BOUND))
 
 
 def test_a_resumed_run_without_a_digest_is_bound_from_the_initial_parameters() -> None:
