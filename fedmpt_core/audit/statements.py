@@ -8,7 +8,6 @@ from safetensors import SafetensorError
 from fedmpt_core.audit.fields import FIGURES
 from fedmpt_core.audit.ledger_copy import time_of
 from fedmpt_core.audit.run_evidence import Run
-from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.run.manifest import round_facts
 from fedmpt_core.federation.run.record import MANIFEST, MODEL, RESULT, load_state
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
@@ -125,21 +124,16 @@ def _check_figures(run: Run) -> None:
         ours = run.job_of(number) == run.manifest.run_id
         if figures and not gives and ours:
             run.say("figures-unexplained", where, "it has figures, and no site evaluates", EDIT)
-        elif figures and not _due(run.job, number) and ours:
+        elif figures and not run.job.is_judged(number) and ours:
             text = "it has figures, and the job evaluates none in this round"
             run.say("figures-unexplained", where, text, EDIT)
-        elif not figures and gives and _due(run.job, number) and ours:
+        elif not figures and gives and run.job.is_judged(number) and ours:
             text = "it has no figures: no site that evaluates has answered, or they were removed"
             run.say("figures-missing", where, text, "ask the sites that evaluate", "warning")
         if "zero_shot" in row and number:
             run.say("figures-unexplained", where, "only round 0 has figures of the plain prompt", EDIT)
         if not _numbers(figures):
             run.say("figures-malformed", where, "a figure is no finite number", EDIT)
-
-
-def _due(job: JobConfig, number: int) -> bool:
-    every = job.federation.evaluate_every
-    return bool(every) and (number % every == 0 or number == job.training.rounds)
 
 
 def _numbers(figures: object) -> bool:

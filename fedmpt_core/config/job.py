@@ -291,6 +291,11 @@ class JobConfig:
         """Noisy steps of a site in a round; public, since it depends on the job alone (differential privacy only)."""
         return self.training.local_steps or self.training.local_epochs * ceil(1 / self.privacy.sample_rate)
 
+    def is_judged(self, trained: int) -> bool:
+        """Whether the job asks sites for figures after so many rounds of training; 0 is the model before any."""
+        every = self.federation.evaluate_every
+        return every > 0 and (trained % every == 0 or trained == self.training.rounds)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, every field present."""
         return asdict(self)

@@ -89,6 +89,10 @@ class Request:
             raise RequestError(f"the job has masks, and {self.task} came without the protocol's message")
         if self.protocol is not None and not carries:
             raise RequestError(f"{self.task} came with a message of the protocol, which it does not have")
+        if self.task == tasks.LEDGER and not job.privacy.private:
+            raise RequestError("the job has no differential privacy, so it asks for no ledger")
+        if self.task == tasks.VALIDATE and not job.is_judged(self.round or 0):
+            raise RequestError(f"the job asks for no figures of round {self.round} (federation.evaluate_every)")
         first, last, most = job.first_round, job.training.rounds, job.federation.max_failed_rounds
         if self.task == tasks.TRAIN and not (self.round is not None and first <= self.round <= last):
             raise RequestError(f"the training round is not one of {first} to {last}")

@@ -351,9 +351,8 @@ class Rounds:
 
     def _evaluate(self, carriage: Carriage, number: int) -> dict[str, Any]:
         """Mean figures; none where the job asks for none now, or no site can give any."""
-        every, last = self._job.federation.evaluate_every, self._job.training.rounds
         asked = [site for site, joined in self.sites.items() if joined.evaluates]
-        if not every or not asked or (number % every and number != last):
+        if not asked or not self._job.is_judged(number):
             return {}
         self._keeper.event("evaluating", round=number, sites=asked)
         evaluation = Evaluation(number, asked, self.layout, self.state)

@@ -151,6 +151,24 @@ def test_the_same_task_gets_the_same_answer_and_other_content_none(plain: Runnin
     assert plain.trained == 1
 
 
+@pytest.mark.parametrize(("every", "number"), [(0, 0), (0, 4), (3, 1), (3, 2)])
+def test_figures_that_the_job_does_not_ask_for_are_not_worked_out(tmp_path: Path, every: int, number: int) -> None:
+    job = replace(PLAIN, federation=replace(PLAIN.federation, evaluate_every=every))
+    site = RunningSite(tmp_path / "site", job)
+    site.join()
+    assert "asks for no figures" in reason(site.validate(number))
+    assert [order for order, _ in site.trainer.orders] == ["prepare"]
+    assert every == 0 or site.validate(3).get_return_code() == ReturnCode.OK
+
+
+@pytest.mark.parametrize("job", [PLAIN, MASKED])
+def test_a_job_without_differential_privacy_gets_no_ledger(tmp_path: Path, job: JobConfig) -> None:
+    """The site shares its ledger with jobs that are charged to it."""
+    site = RunningSite(tmp_path / "site", job)
+    site.join()
+    assert "no differential privacy" in reason(site.ask(tasks.LEDGER, tasks.message()))
+
+
 class Hostile:
     """Raises at every touch."""
 
