@@ -23,7 +23,7 @@ $(VENV)/.ready: pyproject.toml $(LOCK)
 	@touch $@
 
 demo: $(VENV)/.ready  ## Tune FedMPT across three simulated sites (embedded pictures, CPU)
-	@$(BIN)/fedmpt simulate jobs/demo/job.toml --out runs/demo
+	@$(BIN)/fedmpt demo
 
 test: $(VENV)/.ready  ## Run the tests, without those that take long and prove more of the same
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not thorough"

@@ -18,6 +18,7 @@ from fedmpt_flare.cli.bench import bench
 from fedmpt_flare.cli.canaries import canaries
 from fedmpt_flare.cli.check import check
 from fedmpt_flare.cli.conditions import conditions
+from fedmpt_flare.cli.demo import demo
 from fedmpt_flare.cli.export import export
 from fedmpt_flare.cli.ledger import ledger
 from fedmpt_flare.cli.partition import partition
@@ -61,7 +62,7 @@ def fedmpt(
     """Federated multi-label prompt tuning of vision-language models on NVIDIA FLARE."""
 
 
-for command in (check, simulate, export, predict, prepare, partition, bench, audit, canaries, report):
+for command in (demo, check, simulate, export, predict, prepare, partition, bench, audit, canaries, report):
     app.command()(command)
 for name, group in (("conditions", conditions), ("roster", roster), ("site", site), ("ledger", ledger)):
     app.add_typer(group, name=name)

@@ -1,0 +1,12 @@
+"""Jobs that come with the release: in `jobs/` of a checkout, and beside this package where a wheel was installed."""
+
+from pathlib import Path
+
+import fedmpt_flare
+
+
+def shipped(name: str) -> Path:
+    """Folder with the `job.toml` and `site.toml` of a job, such as `demo`."""
+    package = Path(fedmpt_flare.__file__).parent
+    installed = package / "jobs" / name
+    return installed if installed.is_dir() else package.parents[1] / "jobs" / name
