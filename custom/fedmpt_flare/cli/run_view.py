@@ -27,6 +27,7 @@ def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) ->
     show_table(f"Job {job.name}", ("section", "key", "value"), rows)
     _show_size(console, size, job)
     _show_privacy(console, job, plan)
+    _show_accounting(console, job, plan)
     if data:
         _show_data(console, data)
     console.print(f"Job digest {job.digest()}\nOK: nothing is wrong with this job.", soft_wrap=True)
@@ -120,28 +121,42 @@ def _show_privacy(console: Console, job: JobConfig, plan: Any) -> None:
     if plan is None:
         console.print("[bold red]No differential privacy:[/] updates can tell things about pictures")
         return
-    spent = plan.epsilons
     console.print(
-        f"Privacy: epsilon {spent.pld:.2f} at delta {privacy.delta:g} for each {privacy.unit} (add or remove one); "
-        f"{plan.steps} steps with rate {privacy.sample_rate:g} and noise multiplier {privacy.noise_multiplier:g}, "
-        f"{job.federation.max_failed_rounds} failed attempts included, engine {privacy.engine}",
+        f"Privacy: epsilon {plan.epsilons.pld:.2f} at delta {privacy.delta:g} for each {privacy.unit}, over "
+        f"{plan.steps} noisy steps",
+        soft_wrap=True,
+    )
+    if plan.sites:
+        rows = [
+            (n, f"{s.projection.job:.2f}", f"{s.projection.total:.2f}", f"{s.projection.cap:g}")
+            for n, s in plan.sites.items()
+        ]
+        console.print(table_of("Budgets", ("site", "epsilon of the job", "of the data set", "cap"), rows))
+
+
+def _show_accounting(console: Console, job: JobConfig, plan: Any) -> None:
+    """How epsilon comes about, for who plans a job; a run shows what it spends."""
+    if plan is None:
+        return
+    privacy, spent = job.privacy, plan.epsilons
+    console.print(
+        f"Noise: multiplier {privacy.noise_multiplier:g} at rate {privacy.sample_rate:g}, engine {privacy.engine}, "
+        f"{job.federation.max_failed_rounds} failed attempts included",
         soft_wrap=True,
     )
     console.print(
-        f"  accountants: PLD {spent.pld:.3f}, PRV {spent.prv:.3f}, RDP {spent.rdp:.3f} (looser); "
-        f"replace one: at most {spent.replace_one:.3f}",
+        f"Epsilon, for adding or removing one {privacy.unit}: {spent.pld:.3f} (PLD, the one that counts), "
+        f"{spent.prv:.3f} (PRV, a cross-check), {spent.rdp:.3f} (RDP, looser); for replacing "
+        f"one: at most {spent.replace_one:.3f}",
         soft_wrap=True,
     )
     if not plan.sites:
         return
     choices = list(next(iter(plan.sites.values())).signal_to_noise)
-    budgets, noise = [], []
-    for name, site in plan.sites.items():
-        p = site.projection
-        budgets.append((name, f"{p.job:.2f}", f"{p.total:.2f}", f"{p.cap:g}"))
-        ratios = site.signal_to_noise.items()
-        noise.append((name, *(Text(f"{r:.2f}", "bold" if c == job.model.trained else "") for c, r in ratios)))
-    console.print(table_of("Budgets", ("site", "epsilon of the job", "of the data set", "cap"), budgets))
+    noise = [
+        (name, *(Text(f"{r:.2f}", "bold" if c == job.model.trained else "") for c, r in site.signal_to_noise.items()))
+        for name, site in plan.sites.items()
+    ]
     console.print(table_of("Best-case signal to noise of a step, by what is trained", ("site", *choices), noise))
 
 
@@ -154,8 +169,8 @@ def _aggregation(job: JobConfig) -> Text:
     least = floors_of(job).threshold(job.federation.min_sites)
     made_up = ", identities made up for a simulation" if secagg.insecure_identities else ""
     return Text(
-        f"Secure aggregation: the server sees sums of at least {least} masked updates, {secagg.colluders} of them by "
-        f"colluders; numbers up to {secagg.value_range:g} in steps of 2^-{secagg.fraction_bits}{made_up}"
+        f"Secure aggregation: the server sees sums of at least {least} sites' updates and nothing else, also when "
+        f"{secagg.colluders} of them work with it{made_up}"
     )
 
 
