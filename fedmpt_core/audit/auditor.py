@@ -148,9 +148,9 @@ def _own_against_runs(own: OwnLedger, runs: Sequence[Run]) -> list[Finding]:
 
 
 def _continued(run: Run, earlier: Run) -> list[Finding]:
-    """The rounds of the run that another one continues are the same in both records."""
-    resume = run.job.resume
-    if not resume or earlier.manifest.run_id != resume.job:
+    """The rounds of a run that another one continues are the same in both records."""
+    resume = next((before for before in run.job.earlier_runs if before.job == earlier.manifest.run_id), None)
+    if resume is None:
         return []
     ours, theirs = ([row for row in one.record["rounds"] if row["round"] <= resume.round] for one in (run, earlier))
     if ours == theirs:

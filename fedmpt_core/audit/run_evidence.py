@@ -72,14 +72,13 @@ class Run:
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        """Names of the run, and of the run that it continues, in ledgers."""
-        resume = self.job.resume
-        return (self.manifest.run_id, resume.job) if resume else (self.manifest.run_id,)
+        """Names of the run, and of those that it continues, in ledgers."""
+        return (self.manifest.run_id, *self.job.continued)
 
     def job_of(self, number: int) -> str:
-        """The name in ledgers of the run that did a round: this one, or the one that it continues."""
-        resume = self.job.resume
-        return resume.job if resume and number <= resume.round else self.manifest.run_id
+        """The name in ledgers of the run that did a round: this one, or one that it continues."""
+        earlier = reversed(self.job.earlier_runs)
+        return next((run.job for run in earlier if number <= run.round), self.manifest.run_id)
 
     def say(self, code: str, where: str, text: str, remedy: str, severity: Any = "fail") -> None:
         """Add a finding."""

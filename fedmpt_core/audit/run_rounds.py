@@ -95,16 +95,16 @@ def _check_charged(run: Run, site: str, charged: Attempts) -> None:
     rounds = Counter(e.round for e in own)
     if retried := sorted(number for number, count in rounds.items() if count > 1):
         run.say("retries-charged", site, f"further attempts were charged in rounds {_few(retried)}", "", "note")
-    resume, first = run.job.resume, run.job.first_round
+    first = run.job.first_round
     strange = [n for job, n in charged if job == run.manifest.run_id and not first <= n <= run.job.training.rounds]
     if strange:
         text = f"it was charged for rounds {_few(sorted(strange))} of a job of {run.job.training.rounds}"
         run.say("round-beyond-the-job", site, text, "the server asked for more than was agreed")
-    # the round in which the earlier run broke off has no checkpoint
-    denied = [n for job, n in charged if resume and job == resume.job and n > resume.round + 1]
-    if resume and denied:
-        text = f"the run '{resume.job}' charged rounds {_few(sorted(denied))}, this one goes on after {resume.round}"
-        run.say("round-denied", site, text, ASK)
+    for before in run.job.earlier_runs:
+        # the round in which it broke off has no checkpoint
+        if denied := sorted(n for job, n in charged if job == before.job and n > before.round + 1):
+            text = f"the run '{before.job}' charged rounds {_few(denied)}, it was continued after {before.round}"
+            run.say("round-denied", site, text, ASK)
 
 
 def _check_failures(run: Run, charged: Mapping[str, Attempts]) -> None:

@@ -1,5 +1,6 @@
 """What the server says of a whole run, against the job, the roster, the folder and itself."""
 
+import json
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -47,7 +48,7 @@ def _check_kind(run: Run) -> None:
     follows = {
         "aggregation": "masked" if job.secagg.masked else "unmasked",
         "identities": "insecure" if job.secagg.insecure_identities else "start-up kits",
-        "resumed": asdict(job.resume) if job.resume else None,
+        "resumed": json.loads(json.dumps(asdict(job.resume) if job.resume else None)),
         "job": job.name,
     }
     for name, value in follows.items():

@@ -44,14 +44,43 @@ class FederationConfig:
     tracking server that MLFLOW_TRACKING_URI names in the FLARE server's environment)."""
 
 
+RunName = Annotated[
+    Name,
+    Field(description="Its name, which becomes part of a path: FLARE's job id, or `run_id` of a simulation's result."),
+]
+LastRound = Annotated[
+    int, Field(ge=1, le=100_000, description="Its last complete round, of which the server keeps a checkpoint.")
+]
+
+
 @checked
-class ResumeConfig:
+class EarlierRun:
+    """A run that broke off and was continued."""
+
+    job: RunName
+    round: LastRound
+
+
+@checked
+class ResumeConfig(EarlierRun):
     """The broken-off run that this job continues."""
 
-    job: Name
-    """Its name, which becomes part of a path: FLARE's job id, or `run_id` of a simulation's result."""
-    round: Annotated[int, Field(ge=1, le=100_000)]
-    """Its last complete round, of which the server keeps a checkpoint."""
     state: Annotated[str, pattern("^([0-9a-f]{64})?$", "give a SHA-256 in hex, or nothing")] = ""
     """SHA-256 of that checkpoint's parameters, so that sites take no others; the server says it. Empty: sites take what
     so many rounds can have made of the initial ones."""
+    before: tuple[EarlierRun, ...] = ()
+    """What that run continued in its turn, newest first. All of them count towards the job's epsilon."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when a run is named twice, or has more rounds than the one that continued it."""
+        names, rounds = [run.job for run in self.runs], [run.round for run in self.runs]
+        if len(set(names)) < len(names) or rounds != sorted(rounds, reverse=True):
+            raise ValueError(
+                f"before={list(zip(names[1:], rounds[1:], strict=True))}: names each run once, newest first, and none "
+                "with more rounds than the run that continued it"
+            )
+
+    @property
+    def runs(self) -> tuple[EarlierRun, ...]:
+        """This run and those before it, newest first."""
+        return (EarlierRun(self.job, self.round), *self.before)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.config.checks import Name, Once, checked, pattern
-from fedmpt_core.config.federation import FederationConfig, ResumeConfig
+from fedmpt_core.config.federation import EarlierRun, FederationConfig, ResumeConfig
 from fedmpt_core.config.methods import METHODS, MethodName
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.secagg.policy import LEAST_COHORT
@@ -285,6 +285,16 @@ class JobConfig:
     def first_round(self) -> int:
         """Number of the first round to train."""
         return self.resume.round + 1 if self.resume else 1
+
+    @property
+    def earlier_runs(self) -> tuple[EarlierRun, ...]:
+        """Those that the job goes on from, newest first."""
+        return self.resume.runs if self.resume else ()
+
+    @property
+    def continued(self) -> tuple[str, ...]:
+        """Their names; what they spent counts as the job's."""
+        return tuple(run.job for run in self.earlier_runs)
 
     @property
     def steps_per_round(self) -> int:

@@ -125,6 +125,16 @@ def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
     return ModelSize(groups, released, backbone.name, backbone.is_stand_in)
 
 
+def warnings_of(job: JobConfig) -> list[str]:
+    """What is allowed and seldom meant, a sentence each."""
+    if job.privacy.private and not job.federation.max_failed_rounds:
+        return [
+            "federation.max_failed_rounds = 0: the first round that fails ends the job, and to go on costs more than "
+            "the job's epsilon, as the failed round was charged: allow 1 or more"
+        ]
+    return []
+
+
 @dataclass(frozen=True)
 class SitePlan:
     """What a job does to one site's budget.

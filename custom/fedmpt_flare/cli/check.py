@@ -43,6 +43,7 @@ def check(
     if as_json:
         report = {
             "privacy": plan and dataclasses.asdict(plan),
+            "warnings": preflight.warnings_of(config),
             "config": config.to_dict(),
             "config_digest": config.digest(),
             "backbone": size.backbone,

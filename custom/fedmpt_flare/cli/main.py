@@ -25,6 +25,7 @@ from fedmpt_flare.cli.partition import partition
 from fedmpt_flare.cli.predict import predict
 from fedmpt_flare.cli.prepare import prepare
 from fedmpt_flare.cli.report import report
+from fedmpt_flare.cli.resume_job import resume_job
 from fedmpt_flare.cli.roster import roster
 from fedmpt_flare.cli.simulate import simulate
 from fedmpt_flare.cli.site import site
@@ -62,7 +63,7 @@ def fedmpt(
     """Federated multi-label prompt tuning of vision-language models on NVIDIA FLARE."""
 
 
-for command in (demo, check, simulate, export, predict, prepare, partition, bench, audit, canaries, report):
+for command in (demo, check, simulate, export, resume_job, predict, prepare, partition, bench, audit, canaries, report):
     app.command()(command)
 for name, group in (("conditions", conditions), ("roster", roster), ("site", site), ("ledger", ledger)):
     app.add_typer(group, name=name)

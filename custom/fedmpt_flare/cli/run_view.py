@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmpt_core.config.job import JobConfig
+from fedmpt_core.federation.preflight import warnings_of
 from fedmpt_core.federation.run import record as run
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_flare.cli.screen import show_table, table_of
@@ -30,6 +31,8 @@ def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) ->
     _show_accounting(console, job, plan)
     if data:
         _show_data(console, data)
+    for warning in warnings_of(job):
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     console.print(f"Job digest {job.digest()}\nOK: nothing is wrong with this job.", soft_wrap=True)
 
 

@@ -41,10 +41,8 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Run the whole federation on this machine, in NVIDIA FLARE's simulator."""
-    config = _rehearsed(job, seed, insecure_identities=insecure_identities)
+    config = _rehearsed(job, seed, resume, insecure_identities=insecure_identities)
     site_configs = simulated_sites(config, sites or job.parent / "site.toml")
-    if resume:
-        config = _resumed(config, resume)
     folder = (out or resume or Path("runs") / config.name).absolute()
     if resume and folder != resume.absolute():
         raise WrongUse(f"--out {out}: a continued run goes on in its own folder, {resume}: leave --out away")
@@ -93,11 +91,12 @@ def simulate(
         view.show_end(record, folder, seconds)
 
 
-def _rehearsed(file: Path, seed: int | None, *, insecure_identities: bool) -> "JobConfig":
+def _rehearsed(file: Path, seed: int | None, resume: Path | None, *, insecure_identities: bool) -> "JobConfig":
     from fedmpt_core.config.toml import load_job
     from fedmpt_core.privacy.ledger.budget import resolved
 
-    job = resolved(load_job(file, seed=seed))
+    job = load_job(file, seed=seed)
+    job = _resumed(job, resume) if resume else resolved(job)
     if insecure_identities:
         job = dataclasses.replace(job, secagg=dataclasses.replace(job.secagg, insecure_identities=True))
     if job.secagg.masked and not job.secagg.insecure_identities:
@@ -109,10 +108,11 @@ def _rehearsed(file: Path, seed: int | None, *, insecure_identities: bool) -> "J
 
 
 def _resumed(job: "JobConfig", folder: Path) -> "JobConfig":
-    from fedmpt_core.federation.run.record import CHECKPOINTS
+    from fedmpt_core.federation.run.record import CHECKPOINTS, LEDGERS
     from fedmpt_core.federation.server.checkpoint import newest_checkpoint
+    from fedmpt_core.federation.server.continuation import continuation
+    from fedmpt_core.privacy.ledger.ledger import read_ledger
+    from fedmpt_core.privacy.ledger.site_ledger import SUFFIX
 
-    kept = newest_checkpoint(folder / CHECKPOINTS)
-    continued = dataclasses.replace(job, resume=kept.resuming())
-    kept.check(continued)
-    return continued
+    ledgers = [read_ledger(path) for path in sorted((folder / LEDGERS).glob(f"*/*{SUFFIX}"))]
+    return continuation(job, newest_checkpoint(folder / CHECKPOINTS), ledgers)

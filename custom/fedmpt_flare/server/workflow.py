@@ -22,7 +22,7 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.run.tracking import scalars
-from fedmpt_core.federation.server.checkpoint import load_checkpoint
+from fedmpt_core.federation.server.checkpoint import checkpoint_for
 from fedmpt_core.federation.server.heads import LedgerHeads
 from fedmpt_core.federation.server.rounds import Evaluation, RoundFailed, Rounds, Training
 from fedmpt_flare import tasks
@@ -78,9 +78,9 @@ class FedMPTWorkflow(Controller):
         self._context = fl_ctx
         self._phases = Phases(self, self._folder, fl_ctx, abort_signal)
         try:
-            if self._config.resume:
-                # before any site is asked: a checkpoint that does not fit should cost nobody anything
-                self._rounds.resume(load_checkpoint(self._checkpoints, self._config.resume.job))
+            # before any site is asked: a checkpoint that does not fit should cost nobody anything
+            if kept := checkpoint_for(self._config, self._checkpoints):
+                self._rounds.resume(kept)
             self._join()
             for row in self._rounds.run(self):
                 self._track(row)

@@ -217,8 +217,7 @@ def _check_budget(fields: dict[str, Any], rules: _Rules) -> None:
             raise HeldBack("its fields are not those of an update without a budget")
         return
     entries = read_site_ledger(rules.policy, rules.kit)
-    own = (rules.run_id, job.resume.job) if job.resume else (rules.run_id,)
-    spent = epsilon(history(entries, *own), job.privacy.delta)
+    spent = epsilon(history(entries, rules.run_id, *job.continued), job.privacy.delta)
     heads = [LedgerHead(e.seq, e.hash, e.sig).to_dict() for e in entries]
     honest = state.keys() == {"epsilon", "delta", "head"} and state["delta"] == job.privacy.delta
     if not honest or state["head"] not in heads or not math.isclose(state["epsilon"], spent, rel_tol=SAME_EPSILON):

@@ -6,7 +6,8 @@ own. Sites keep their own ledgers; keys of secure aggregation are made anew.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fedmpt_core.federation.run.record import RunRecord, load_state, save_model
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 
 CHECKPOINT = "checkpoint.safetensors"
-SAME = ("classes", "seed", "backbone", "model", "loss", "training")  # what decides a model
+SAME = ("classes", "seed", "backbone", "model", "loss", "training", "privacy")  # what decides a model
 
 
 class CheckpointError(ValueError):
@@ -60,7 +61,7 @@ class Checkpoint:
 
     def resuming(self) -> ResumeConfig:
         """What a job says to continue this run."""
-        return ResumeConfig(self.run_id, self.round, self.digest())
+        return ResumeConfig(self.run_id, self.round, self.digest(), self.job.earlier_runs)
 
     def digest(self) -> str:
         """SHA-256 hex of the parameters in wire bytes."""
@@ -76,12 +77,46 @@ class Checkpoint:
             raise CheckpointError(
                 f"the checkpoint of run '{self.run_id}' holds other parameters: set resume.state = '{self.digest()}'"
             )
-        mine, theirs = self.job.to_dict(), job.to_dict()
+        if job.resume.before != self.job.earlier_runs:
+            before = " and ".join(f"'{name}'" for name in self.job.continued) or "none"
+            raise CheckpointError(
+                f"run '{self.run_id}' continued {before} itself, and resume.before says otherwise: write the job with "
+                "`fedmpt resume-job`"
+            )
+        mine, theirs = (asdict(replace(j, privacy=replace(j.privacy, epsilon=1.0))) for j in (self.job, job))
+        if mine["privacy"]["noise_multiplier"] != theirs["privacy"]["noise_multiplier"]:
+            raise CheckpointError(
+                f"privacy.noise_multiplier={job.privacy.noise_multiplier}: run '{self.run_id}' trained with "
+                f"{self.job.privacy.noise_multiplier}, and goes on with no other: write the job with "
+                "`fedmpt resume-job`"
+            )
         differ = [name for name in SAME if mine[name] != theirs[name]]
         if differ:
             raise CheckpointError(
                 f"run '{self.run_id}' was of another job: {', '.join(differ)} differ, so its parameters do not fit"
             )
+
+
+def checkpoint_for(job: JobConfig, folder: Path) -> Checkpoint | None:
+    """The checkpoint that a job goes on from; None when it begins anew.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another job, or another run goes on from it.
+    """
+    if job.resume is None:
+        return None
+    kept = load_checkpoint(folder, job.resume.job)
+    for path in folder.glob(f"*/{CHECKPOINT}"):
+        with suppress(CheckpointError):
+            later = load_checkpoint(folder, path.parent.name)
+            if later.job.continued[:1] == (kept.run_id,):
+                break
+    else:
+        kept.check(job)
+        return kept
+    raise CheckpointError(
+        f"run '{later.run_id}' went on from run '{kept.run_id}', and what it spent counts too: continue that one"
+    )
 
 
 def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -288,13 +289,7 @@ class Rounds:
             if update is not mean.update:
                 self._keeper.event("shortened", round=number)  # a site has sent what no honest one can
             self.state = apply(self.state, update)
-            self._keeper.write_model(self.layout, self.state)
-            row = self._finish(carriage, number, began, mean)
-            privacy = dict(self._privacy)
-            self._keeper.write_checkpoint(
-                Checkpoint(self._run_id, self._job, number, self.layout, self.state, self.record, privacy)
-            )
-            yield row
+            yield self._finish(carriage, number, began, mean)
 
     def end(self, outcome: str) -> None:
         """The record's last state."""
@@ -306,6 +301,16 @@ class Rounds:
             raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
         self.state, self._privacy = earlier.state, dict(earlier.privacy)
         self.record = replace(self.record, rounds=earlier.record.rounds, lost=earlier.record.lost)
+        self._keep(earlier.round)  # who goes on from this run counts what it spends, also where it completes no round
+
+    def _keep(self, number: int) -> None:
+        """Model, record and checkpoint after a round; of one round, whatever ends the run."""
+        privacy = dict(self._privacy)
+        self._keeper.write_model(self.layout, self.state)
+        self._keeper.write_checkpoint(
+            Checkpoint(self._run_id, self._job, number, self.layout, self.state, self.record, privacy)
+        )
+        self._keeper.write_record(self.record)
 
     def _train(self, carriage: Carriage, number: int) -> tuple[float, MeanUpdate]:
         """When the attempt that gave a mean began, and the mean."""
@@ -345,7 +350,10 @@ class Rounds:
         privacy = {site: self._privacy[site] for site in mean.sent if site in self._privacy}
         seconds = time.monotonic() - began
         self.record = self.record.with_round(number, seconds, mean.sent, figures, privacy, mean.facts)
-        self._keeper.write_record(self.record)
+        if number:
+            self._keep(number)
+        else:
+            self._keeper.write_record(self.record)
         self._keeper.event("round", **self.record.rounds[-1])
         return self.record.rounds[-1]
 
@@ -356,7 +364,8 @@ class Rounds:
             return {}
         self._keeper.event("evaluating", round=number, sites=asked)
         evaluation = Evaluation(number, asked, self.layout, self.state)
-        carriage.evaluate(evaluation)
+        with suppress(RoundFailed):  # the job was ended: the round is trained and paid for, so it is kept
+            carriage.evaluate(evaluation)
         return mean_figures([evaluation.figures[site] for site in sorted(evaluation.figures)])
 
 

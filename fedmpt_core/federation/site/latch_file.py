@@ -3,6 +3,7 @@
 It lies outside every job folder, since it must outlive the job's processes.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def read_latch(path: Path) -> Latch | None:
         raise LatchError(f"{path} cannot be read ({type(error).__name__}): nothing is signed") from None
 
 
-def open_latch(site: SiteConfig, run_id: str, resumed: str) -> Latch | None:
+def open_latch(site: SiteConfig, run_id: str, resumed: Sequence[str]) -> Latch | None:
     """What the site has said in a run, or, as it begins to continue another one, which rounds that one used up.
 
     Runs that continue the same one follow each other: each takes up the rounds of all before, and the one before says
@@ -49,22 +50,22 @@ def open_latch(site: SiteConfig, run_id: str, resumed: str) -> Latch | None:
     Args:
         site: where the records lie.
         run_id: name of the run.
-        resumed: name of the run that it continues; empty for none.
+        resumed: names of the runs that it continues, newest first: the site takes up the newest that it took part in.
 
     Raises:
         LatchError: a record cannot be read or written.
     """
     known = read_latch(latch_path(site, run_id))
-    if known or not resumed:
+    if known:
         return known
-    last = read_latch(latch_path(site, resumed))
+    last = next(filter(None, (read_latch(latch_path(site, name)) for name in resumed)), None)
     if last is None:
         return None
     while last.continued_by not in ("", run_id):
         following = read_latch(latch_path(site, last.continued_by))
         if following is None:
             raise LatchError(
-                f"the record of run {last.continued_by}, which continued {resumed}, is missing: restore it"
+                f"the record of run {last.continued_by}, which continued {last.job_id}, is missing: restore it"
             )
         last = following
     if not last.continued_by:

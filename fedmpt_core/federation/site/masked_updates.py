@@ -83,7 +83,7 @@ class MaskedUpdates:
             identity,
             load_roster(Path(site.secagg.roster)) if kit else None,
             load_root(kit) if kit else None,
-            open_latch(site, run_id, job.resume.job if job.resume else ""),
+            open_latch(site, run_id, job.continued),
             lambda latch: write_latch(path, latch),
             clock=clock,
         )

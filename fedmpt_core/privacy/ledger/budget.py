@@ -70,12 +70,18 @@ def resolved(job: JobConfig) -> JobConfig:
     """The job with its noise multiplier worked out from (epsilon, delta, sample rate, steps).
 
     Raises:
-        ValueError: no noise keeps the plan within epsilon, or the given noise does not.
+        ValueError: no noise keeps the plan within epsilon, or the given noise does not, or a job that continues a run
+            gives none.
     """
     privacy = job.privacy
     if not privacy.private:
         return job
     plan = planned_steps(job)
+    if privacy.noise_multiplier is None and job.resume:
+        raise ValueError(
+            f"privacy.noise_multiplier is missing: a job that continues run '{job.resume.job}' says with which noise "
+            "that one trained: `fedmpt resume-job` writes it"
+        )
     if privacy.noise_multiplier is None:
         noise = calibrate(privacy.epsilon, privacy.delta, privacy.sample_rate, plan)
         return replace(job, privacy=replace(privacy, noise_multiplier=noise))
@@ -166,14 +172,14 @@ def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry],
 def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[Charge], job_id: str = "") -> Projection:
     """The same from what was charged, for those who have not the ledger. Raises PrivacyRefused."""
     own = sum(c.steps.count for c in spent if c.job == job_id)
-    continued = [c.steps for c in spent if job.resume and c.job == job.resume.job]
+    continued = [c.steps for c in spent if c.job in job.continued]
     plan = [Mechanism.of(job).steps(max(planned_steps(job, sum(s.count for s in continued)), own))]
     others = [c.steps for c in spent if c.job != job_id]
     projection = Projection(
         epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
     )
     if projection.job > job.privacy.epsilon:
-        before = f" after the run '{job.resume.job}' that it continues" if job.resume else ""
+        before = f" after the run '{job.continued[0]}' that it continues" if job.continued else ""
         raise PrivacyRefused(
             f"the job declares epsilon={job.privacy.epsilon:g} and plans {projection.job:.3f}{before} "
             f"(delta {job.privacy.delta:g})",
@@ -264,7 +270,7 @@ class Budget:
         self._witness = Witness(site.cache, entries[0])
         self.records = RecordLists(ledger.path.parent, entries[0].site, entries[0].dataset)
         self.mechanism = mechanism or Mechanism.of(job)
-        self._own = (job_id, job.resume.job) if job.resume else (job_id,)  # what counts towards the job's epsilon
+        self._own = (job_id, *job.continued)  # what counts towards the job's epsilon
         self.projection = project(job, site.privacy, entries, job_id)
 
     def reserve(self, round_number: int, attempt: int, details: Mapping[str, Any]) -> Entry:

@@ -20,6 +20,7 @@ from fedmpt_core.audit.auditor import Audit, audit_run, compare
 from fedmpt_core.audit.fields import CHECKED, FIGURES, WORD, servers_word, unknown_fields
 from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
 from fedmpt_core.common.canonical import canonical
+from fedmpt_core.config.federation import EarlierRun, ResumeConfig
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.federation.run.record import MANIFEST, save_model
 from fedmpt_core.model.vector import ParameterLayout
@@ -425,9 +426,12 @@ def test_honest_runs_with_dropouts_resumed_and_unmasked_audit_clean(four: tuple[
     ]
     first = federation.run("first", rounds=1)
     assert {f.code for f in audit_of(first, keys).findings} == {"not-completed"}
-    resumed = federation.run("second", resuming("first", 1))
+    resumed = federation.run("second", resuming("first", 1), rounds=2)
     assert audit_of(resumed, keys).passed
     assert compare([load_run(first, keys), load_run(resumed, keys)]) == []
+    twice = federation.run("third", replace(JOB, resume=ResumeConfig("second", 2, "", (EarlierRun("first", 1),))))
+    assert audit_of(twice, keys).passed
+    assert compare([load_run(folder, keys) for folder in (first, resumed, twice)]) == []
     unmasked = federation.run("seen", replace(JOB, secagg=SecAggConfig(mechanism="none")))
     audit = audit_of(unmasked, keys)
     assert audit.passed
@@ -435,8 +439,6 @@ def test_honest_runs_with_dropouts_resumed_and_unmasked_audit_clean(four: tuple[
 
 
 def resuming(job: str, number: int) -> Any:
-    from fedmpt_core.config.federation import ResumeConfig
-
     return replace(JOB, resume=ResumeConfig(job, number))
 
 

@@ -18,6 +18,7 @@ from fedmpt_core.federation.run.record import RunRecord
 from fedmpt_core.federation.server.checkpoint import Checkpoint
 from fedmpt_core.model.device import device_name, pick_device
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.privacy.ledger.budget import resolved
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "jobs" / "demo"
@@ -143,6 +144,7 @@ def test_check_shows_what_every_site_would_spend(fedmpt: Fedmpt, tmp_path: Path)
     assert set(ratios) == {"contexts", "contexts+gate", "adapters", "all"}
     assert ratios["adapters"] > ratios["all"] > 0
     assert shown["config"]["privacy"]["noise_multiplier"] > 0
+    assert "max_failed_rounds = 0: the first round that fails ends the job" in shown["warnings"][0]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_only_a_run_with_a_checkpoint_goes_on_and_in_its_own_folder(fedmpt: Fedm
     assert run.returncode == 2
     assert "holds no checkpoint" in " ".join(run.stderr.split())
 
-    job = load_job(DEMO / "job.toml")
+    job = resolved(load_job(DEMO / "job.toml"))
     layout = ParameterLayout(("head.scale",), ((1,),))
     kept = Checkpoint("run-1", job, 2, layout, np.zeros(1, np.float32), RunRecord.start(job, "run-1"), {})
     kept.save(tmp_path / "checkpoints")
@@ -251,3 +253,37 @@ def test_a_ledger_is_started_once(fedmpt: Fedmpt, tmp_path: Path) -> None:
     site.write_text('[data]\npath = "manifest.csv"\n')
     run = fedmpt("ledger", "create", site, "--name", "hospital-a", "--unsigned")
     assert (run.returncode, "has no [privacy] table" in " ".join(run.stderr.split())) == (2, True)
+
+
+def broken_run(folder: Path, job: Path, rounds: int) -> Path:
+    """A run of a job file that broke off after so many rounds, as the server keeps it."""
+    agreed = resolved(load_job(job))
+    layout = ParameterLayout(("head.scale",), ((1,),))
+    record = RunRecord.start(agreed, "run-1").with_round(0, 1.0, {}, {}).ended_as("failed: the job was aborted")
+    Checkpoint("run-1", agreed, rounds, layout, np.zeros(1, np.float32), record, {}).save(folder)
+    return folder / "run-1"
+
+
+def test_a_broken_job_is_written_anew_with_what_it_spent(fedmpt: Fedmpt, tmp_path: Path) -> None:
+    """What it writes can be exported as it is; a job file with [resume] by hand says which command to take."""
+    job = changed(tmp_path, **{"insecure_identities = true": ""})
+    run = broken_run(tmp_path / "checkpoints", job, 2)
+    written = fedmpt("resume-job", job, run, "--out", tmp_path / "again.toml")
+    assert written.returncode == 0, written.stderr
+    before, after = resolved(load_job(job)), load_job(tmp_path / "again.toml")
+    assert "rounds 3 to 5 of run run-1" in written.stdout
+    assert after.privacy.noise_multiplier == before.privacy.noise_multiplier
+    assert (after.resume and (after.resume.job, after.resume.round, len(after.resume.state))) == ("run-1", 2, 64)
+    assert f"privacy.epsilon is {after.privacy.epsilon:g}, not {before.privacy.epsilon:g}" in written.stdout
+    assert "every attempt that it may have made is counted" in written.stdout
+    assert after.digest()[:16] in written.stdout
+    assert resolved(after) == after
+    again = fedmpt("resume-job", job, run, "--out", tmp_path / "again.toml")
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    by_hand = tmp_path / "by_hand.toml"
+    by_hand.write_text(job.read_text() + '\n[resume]\njob = "run-1"\nround = 2\n')
+    refused = fedmpt("export", by_hand, "--out", tmp_path / "exported")
+    assert refused.returncode == 2
+    assert "`fedmpt resume-job` writes it" in " ".join(refused.stderr.split())
+    missing = fedmpt("resume-job", job, tmp_path / "nowhere", "--out", tmp_path / "other.toml")
+    assert (missing.returncode, (tmp_path / "other.toml").exists()) == (2, False)

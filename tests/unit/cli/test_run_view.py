@@ -1,12 +1,14 @@
 """What a person reads when a simulated run has ended: scores, what protected the sites, what it left."""
 
+import dataclasses
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedmpt_core.config.job import JobConfig, PrivacyConfig
+from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig
+from fedmpt_core.federation.preflight import warnings_of
 from fedmpt_core.federation.run.record import RunRecord
 from fedmpt_flare.cli.run_view import RunView
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
@@ -77,3 +79,10 @@ def test_a_quiet_view_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     view.step("starting")
     view.show_end(asdict(RunRecord.start(JOB, "run-1")), tmp_path, {})
     assert capsys.readouterr().out == ""
+
+
+def test_a_job_is_warned_of_only_where_a_failed_round_ends_it() -> None:
+    assert warnings_of(JOB) == []
+    fragile = dataclasses.replace(JOB, federation=FederationConfig(max_failed_rounds=0))
+    assert [text.split(":")[0] for text in warnings_of(fragile)] == ["federation.max_failed_rounds = 0"]
+    assert warnings_of(dataclasses.replace(fragile, privacy=PrivacyConfig(mechanism="none"))) == []

@@ -46,7 +46,7 @@ def test_the_template_shows_every_key() -> None:
     assert top == set(JobConfig.__dataclass_fields__)
     job = JobConfig("x", ("a", "b"), resume=ResumeConfig("x", 1))
     examples = {"kind", "architecture", "weights", "conditions", "batch_size", "tracking", "metrics"}
-    examples |= {"job", "round", "state"}
+    examples |= {"job", "round", "state", "before"}
     for section, values in shown.items():
         owner = getattr(job, section)
         if not isinstance(values, dict):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmpt_core.config.federation import EarlierRun
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, ResumeConfig, TrainingConfig
 from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.run.record import RunRecord
@@ -157,8 +158,8 @@ def test_every_round_is_kept_before_the_next_one_starts() -> None:
     rounds.end("completed")
     assert kept.order == [
         *("joined", "evaluating", "record", "round"),
-        *("training", "model", "record", "round", "checkpoint"),
-        *("training", "model", "evaluating", "record", "round", "checkpoint"),
+        *("training", "model", "checkpoint", "record", "round"),
+        *("training", "evaluating", "model", "checkpoint", "record", "round"),
         "record",
     ]
     assert kept.of("joined") == [{"sites": ["a", "b", "c"], "backbone": "fake", "stand_in": True}]
@@ -171,6 +172,26 @@ def test_every_round_is_kept_before_the_next_one_starts() -> None:
     assert [len(c.record.rounds) for c in kept.checkpoints] == [2, 3]
     assert (kept.records[-1].outcome, bool(kept.records[-1].ended)) == ("completed", True)
     assert kept.records[-2].outcome == "running"
+
+
+def test_a_job_that_is_ended_while_it_is_evaluated_keeps_the_round_that_was_trained() -> None:
+    class Ended(Sites):
+        def train(self, training: Training) -> None:
+            if self.stopped:
+                raise RoundFailed("the job was aborted")
+            super().train(training)
+
+        def evaluate(self, evaluation: Evaluation) -> None:
+            self.stopped = evaluation.round == 1
+            if self.stopped:
+                raise RoundFailed("the job was aborted")
+
+    kept = Kept()
+    rounds = begun(job(rounds=3), kept)
+    with pytest.raises(RuntimeError, match="round 2 failed: the job was aborted"):
+        list(rounds.run(Ended()))
+    assert [c.round for c in kept.checkpoints] == [1]
+    assert [row["round"] for row in kept.records[-1].rounds] == [0, 1]
 
 
 def test_who_answers_first_changes_no_bit() -> None:
@@ -420,8 +441,9 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(checkpoints:
     assert [row["round"] for row in rounds.record.rounds] == [0, 1, 2, 3, 4]
     assert np.array_equal(rounds.state, checkpoints[-1].state)
     assert sites.trained[0].heads["a"]["seq"] == 20
-    assert rounds.record.resumed == {"job": "run-1", "round": 2, "state": second.digest()}
-    assert [(c.run_id, c.round) for c in kept.checkpoints] == [("run-2", 3), ("run-2", 4)]
+    assert rounds.record.resumed == {"job": "run-1", "round": 2, "state": second.digest(), "before": ()}
+    # who goes on from this run continues this run, also where it breaks off before a round of its own
+    assert [(c.run_id, c.round) for c in kept.checkpoints] == [("run-2", 2), ("run-2", 3), ("run-2", 4)]
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(checkpoints: list[Checkpoint]) -> None:
@@ -431,6 +453,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoints: list[Checkpoint]
         (replace(agreed, resume=ResumeConfig("run-1", 2)), "is of round 1: set resume.round = 1"),
         (replace(agreed, resume=ResumeConfig("run-1", 1, "0" * 64)), f"set resume.state = '{first.digest()}'"),
         (replace(agreed, seed=9), "was of another job: seed differ"),
+        (replace(agreed, privacy=replace(PRIVATE, delta=1e-6)), "was of another job: privacy differ"),
+        (
+            replace(agreed, privacy=replace(PRIVATE, noise_multiplier=1.4)),
+            r"noise_multiplier=1.4: run 'run-1' trained with 1.5, and goes on with no other: .*`fedmpt resume-job`",
+        ),
+        (
+            replace(agreed, resume=ResumeConfig("run-1", 1, "", (EarlierRun("run-0", 1),))),
+            "run 'run-1' continued none itself, and resume.before says otherwise",
+        ),
     ):
         with pytest.raises(CheckpointError, match=sentence):
             Rounds(wrong, "run-2").resume(first)

@@ -406,7 +406,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_fresh_keys(tmp_path: Path) -> No
     rows = second.run()
     assert [r["round"] for r in rows] == [0, 1, 2, 3, 4]
     assert second.state.tolist() == [13, 14, 15]
-    assert second.record["resumed"] == {"job": "run-1", "round": 2, "state": ""}
+    assert second.record["resumed"] == {"job": "run-1", "round": 2, "state": "", "before": []}
     assert load_checkpoint(tmp_path / CHECKPOINTS, "run-2").round == 4
 
 
