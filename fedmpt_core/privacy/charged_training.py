@@ -30,7 +30,7 @@ from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.placement import block_rows, depends_on_place, device_of
 from fedmpt_core.privacy.mechanism.private_update import private_update
-from fedmpt_core.privacy.mechanism.self_test import Trainer, require_self_test
+from fedmpt_core.privacy.mechanism.self_test import ROWS, Trainer, require_self_test
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
 
 PAIRS = 5  # pictures in two splits that a refusal names
@@ -134,6 +134,7 @@ class ChargedTraining:
         """The same way to an update with other parts, which the self-test looks into."""
         rehearsed = copy.copy(self)
         rehearsed.mechanism, rehearsed.machinery, rehearsed.keystream = mechanism, machinery, keystream
+        rehearsed._micro_batch = min(ROWS, self._micro_batch)
         return rehearsed
 
     def know_records(self, digests: Sequence[str]) -> None:

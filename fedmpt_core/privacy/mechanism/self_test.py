@@ -39,6 +39,7 @@ from fedmpt_core.training.loss import asymmetric_loss
 
 FALSE_ALARM = 1e-3  # of one statistical check, before its repetition; chosen
 _UNITS = 20  # declared number of units of the stand-ins
+ROWS = 2  # of a block in the rehearsal, so that a batch takes several and a group of records lies in two
 _MOST = 512  # units planted on a coordinate at most; planted gradients lose sharpness above a noise multiplier of 25
 
 
@@ -96,6 +97,7 @@ def trainer(job: JobConfig, units: int = _UNITS) -> Trainer:
             declared_units=units,
             keystream=keystream,
             machinery=machinery,
+            micro_batch=ROWS,
         )
 
     return Trainer(units, of)
@@ -154,7 +156,13 @@ class _Bench:
         unit: influence on `scores` of a gradient as long as the bound; 1 / noise multiplier, but for the grid.
     """
 
-    def __init__(self, mechanism: Mechanism, machinery: Machinery, private: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        machinery: Machinery,
+        private: Mapping[str, nn.Parameter],
+        keystream: Keystream | None = None,
+    ) -> None:
         charged = mechanism.describe()
         noise = charged["noise_multiplier"]
         self._private: dict[str, Any] = dict(private)
@@ -166,7 +174,7 @@ class _Bench:
         self.unit = sum(1 / ratio for ratio in self.ratios) / sqrt(len(sizes))
         # a step of length 1 from 0 is minus the release
         step = torch.optim.SGD(list(private.values()), lr=1.0)
-        self._optimizer = machinery.noisy(mechanism, step, private, _UNITS, machinery.keystream())
+        self._optimizer = machinery.noisy(mechanism, step, private, _UNITS, keystream or machinery.keystream())
 
     def noise(self, *pieces: Mapping[str, Tensor]) -> list[np.ndarray]:
         """Sums that a step releases over the noise that is charged, (d_g,) float64 by group: standard normal where no
@@ -237,13 +245,13 @@ class _Subject:
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator).to(self.device)
         return small
 
-    def bench(self, width: int = 2048) -> _Bench:
-        """Stand-ins: two float64 parameters of `width` numbers for each clip group."""
+    def bench(self, width: int = 2048, keystream: Keystream | None = None) -> _Bench:
+        """Stand-ins: two float64 parameters of `width` numbers for each clip group; with a keystream of their own."""
         bounds = self.mechanism.bounds
         groups = sorted(bounds) if isinstance(bounds, Mapping) else ["all"]
         names = [f"{group}.{side}" for group in groups for side in ("one", "two")]
         zeros = {n: nn.Parameter(torch.zeros(width, dtype=torch.float64, device=self.device)) for n in names}
-        return _Bench(self.mechanism, self.machinery, zeros)
+        return _Bench(self.mechanism, self.machinery, zeros, keystream)
 
 
 _Measure = Callable[[_Subject], Iterable[_Measured]]
@@ -322,6 +330,8 @@ def _steps(subject: _Subject) -> Iterator[_Measured]:
     bench = subject.bench()
     long, short = (bench.planted(np.zeros(7, np.int64), length) for length in (10.0, 0.01))
     noise = [bench.rows(*pieces)[:, 1:] for pieces in ([], [long], [short], [])]
+    stream = subject.machinery.keystream()  # of a run, whose rounds have an optimizer each
+    noise += [subject.bench(keystream=stream).rows()[:, 1:] for _ in range(2)]
     alpha = FALSE_ALARM / (len(noise) + 1)
     for number, values in enumerate(noise, 1):
         yield _variance(f"in step {number}", values, alpha)

@@ -155,6 +155,13 @@ class SameSeedEveryStep(PrivateOptimizer):
         super().add_noise()
 
 
+class SameSeedEveryRound(PrivateOptimizer):
+    """Each round has an optimizer of its own; all begin with the same random numbers."""
+
+    def __init__(self, *parts: Any, keystream: Keystream, **options: Any) -> None:
+        super().__init__(*parts, keystream=Keystream(bytes.fromhex(keystream.key_id)), **options)
+
+
 class SameSeedEveryTensor(PrivateOptimizer):
     def _normals(self, count: int) -> np.ndarray:
         self._draws = getattr(self, "_draws", -1) + 1
@@ -423,6 +430,23 @@ def one_step_more(model: Any, records: TrainingRecords, **options: Any) -> Local
     return private_update(model, records, **{**options, "mechanism": more})
 
 
+def overlapping_blocks(model: Any, records: TrainingRecords, **options: Any) -> LocalUpdate:
+    """The last unit of a block is in the next one too, and counts twice."""
+
+    class Overlapping(options["machinery"].optimizer):
+        def clip_and_accumulate(self) -> None:
+            before, rows = self.__dict__.get("last"), [p.grad_sample for p in private(self)]
+            if len(rows[0]):
+                self.last = [row[-1:] for row in rows]
+            for p, row, last in zip(private(self), rows, before or rows, strict=True):
+                p.grad_sample = torch.cat([last, row]) if before and len(row) else row
+            super().clip_and_accumulate()
+
+    return private_update(
+        model, records, **{**options, "machinery": replace(options["machinery"], optimizer=Overlapping)}
+    )
+
+
 class Silent(Keystream):
     def normals(self, purpose: str, count: int) -> np.ndarray:
         return np.zeros(count)
@@ -435,6 +459,7 @@ LEAKS = [
     centred_features,
     without_noise_at_last,
     one_step_more,
+    overlapping_blocks,
 ]
 
 
@@ -490,6 +515,7 @@ BROKEN: list[tuple[Machinery, dict[str, Any], set[str]]] = [
     (Machinery(optimizer=NoisePerPart), {}, {"noise once per batch"}),
     (Machinery(optimizer=SameSeedEveryStep), {}, {"steps are independent"}),
     (Machinery(optimizer=SameSeedEveryTensor), {}, {"steps are independent"}),
+    (Machinery(optimizer=SameSeedEveryRound), {}, {"steps are independent"}),
     (Machinery(optimizer=RealisedDivisor), {}, {"fixed divisor", "empty batch"}),
     (Machinery(optimizer=NoRootSum), {"group_norms": GROUPS}, {"noise variance", "influence of one unit"}),
     (Machinery(optimizer=FollowsTheMedian), {}, {"noise variance", "steps are independent"}),
