@@ -36,6 +36,7 @@ def load_rows(
     split: str,
     *,
     root: str | Path,
+    start: str | Path = "",
     problems: Problems,
     on_bad_image: Literal["refuse", "skip"] = "refuse",
     verify: bool = False,
@@ -47,7 +48,8 @@ def load_rows(
         rows: the lines of a manifest, or of a public data set, their `origin` set.
         classes: the job's C labels.
         split: `train`, `val` or `test`.
-        root: folder that relative paths start from.
+        root: folder that relative paths start from, and that none leads out of.
+        start: the manifest's folder, from which a path may start that leads out of `root` otherwise.
         problems: what is already known to be wrong; grows.
         on_bad_image: `refuse`, or `skip` pictures that cannot be decoded (every other problem is still
             refused).
@@ -62,7 +64,7 @@ def load_rows(
         ManifestError: the rows cannot be used; names every problem.
     """
     rows = list(rows)
-    mine = [entry for entry in _check_rows(rows, classes, root, problems) if entry[0].split == split]
+    mine = [entry for entry in _check_rows(rows, classes, root, str(start), problems) if entry[0].split == split]
     # Where no row could be read at all, that has been named already.
     if not allow_empty and not any(row.split == split for row in rows) and (rows or not problems.count):
         problems.add(problems.source, f"no picture is in split '{split}'")
@@ -121,7 +123,7 @@ def verified(
 
 
 def _check_rows(
-    rows: Iterable[ManifestRow], classes: Sequence[str], root: str | Path, problems: Problems
+    rows: Iterable[ManifestRow], classes: Sequence[str], root: str | Path, start: str, problems: Problems
 ) -> list[tuple[ManifestRow, FilePicture]]:
     """Every row that names a picture of its own, with that picture; all problems are added."""
     base = os.path.realpath(root)
@@ -136,18 +138,20 @@ def _check_rows(
     for row in rows:
         if row.split not in SPLITS:
             hint = nearest(row.split, SPLITS) or f": use {', '.join(SPLITS)}"
-            problems.add(row.origin, f"split {row.split!r} is not known{hint}")
+            problems.add(row.origin, f"split {row.split!r} is not known{hint}", f"split {row.split}")
         if grouped and not likeness(row.group):
-            problems.add(row.origin, "has no group while others have one: give every record one, or remove the column")
+            problems.add(
+                row.origin, "has no group while others have one: give every record one, or remove the column", "group"
+            )
         if "" in row.labels:
-            problems.add(row.origin, "has an empty label: remove the separator that is too many")
+            problems.add(row.origin, "has an empty label: remove the separator that is too many", "empty label")
         for label in sorted({label for label in row.labels if label and label not in known}):
             unknown.setdefault(label, []).append(row.origin)
-        path = _resolve(row, base, problems)
+        path = _resolve(row, base, start or base, problems)
         if path is None:
             continue
         if path in first:
-            problems.add(row.origin, f"picture {row.path!r} is already listed in {first[path]}")
+            problems.add(row.origin, f"picture {row.path!r} is already listed in {first[path]}", "listed already")
         else:
             first[path] = row.origin
             checked.append((row, FilePicture(path, row.origin)))
@@ -164,24 +168,31 @@ def _unknown_label(label: str, times: int, classes: Sequence[str]) -> str:
     return f"label {label!r}{more} is not one of the job's classes{hint or ': correct it, or add it to the job'}"
 
 
-def _resolve(row: ManifestRow, base: str, problems: Problems) -> str | None:
-    """The picture's real path, or None once its problem has been added."""
+def _resolve(row: ManifestRow, base: str, start: str, problems: Problems) -> str | None:
+    """The picture's real path, or None once its problem has been added.
+
+    A relative path starts at `base`; one that leads out of it may start at the manifest's folder, and lead back in.
+    """
     if not row.path or CONTROL.search(row.path):
         problems.add(row.origin, f"path {row.path!r} is empty or holds a control character")
         return None
     path = os.path.realpath(Path(base, row.path))
     if not Path(row.path).is_absolute() and not Path(path).is_relative_to(base):
-        problems.add(
-            row.origin,
-            f"picture {row.path!r} leads out of {base!r}: set root to a folder that holds it, or give its full path",
-        )
-        return None
+        path = os.path.realpath(Path(start, row.path))
+        if not Path(path).is_relative_to(base):
+            problems.add(
+                row.origin,
+                f"picture {row.path!r} leads out of {base!r}: set root to a folder that holds it, in [data] of the "
+                "site's file, or give its full path",
+                "leads out",
+            )
+            return None
     try:
         status = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):
         inside = "" if Path(row.path).is_absolute() else f" in {base!r}"
         hint = ": use '/' between folders" if "\\" in row.path else ""
-        problems.add(row.origin, f"picture {row.path!r} does not exist{inside}{hint}")
+        problems.add(row.origin, f"picture {row.path!r} does not exist{inside}{hint}", f"missing{hint}")
     except OSError as error:
         problems.add(row.origin, f"picture {row.path!r} cannot be read ({error.strerror})")
     else:

@@ -12,7 +12,7 @@ import itertools
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,8 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "labels", "split", "group")
 LISTED = 20
 """Problems that are spelt out; the others are counted (chosen)."""
+ALIKE = 3
+"""Most that one mistake may be named by line after line; from the next on it is one line with a count (chosen)."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REQUIRED = COLUMNS[:3]
@@ -52,13 +54,18 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong, and where: `manifest.csv line 17`."""
+    """Something wrong, and where: `manifest.csv line 17`; and where else the same is."""
 
     where: str
     message: str
+    others: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
+        if len(self.others) < ALIKE:  # each has a line of its own
+            return f"{self.where}: {self.message}"
+        file = self.where.partition(" ")[0]
+        few = " and ".join(other.removeprefix(f"{file} ") for other in self.others[:2])
+        return f"{self.where} (and {len(self.others)} more, such as {few}): {self.message}"
 
 
 class Problems:
@@ -75,12 +82,25 @@ class Problems:
         self.source = source
         self.count = 0
         self.listed: list[Problem] = []
+        self._alike: dict[str, list[Problem]] = {}  # by kind, those that have a line of their own
 
-    def add(self, where: str, message: str | Callable[[], str]) -> None:
-        """Count a problem; a message that costs something to write is called only when it is listed."""
+    def add(self, where: str, message: str | Callable[[], str], kind: str = "") -> None:
+        """Count a problem.
+
+        Args:
+            where: it is.
+            message: what it is; one that costs something to write is called only when it is listed.
+            kind: what many rows may have in common, such as one misspelt word; empty where each is another matter.
+        """
         self.count += 1
-        if len(self.listed) < LISTED:
+        alike = self._alike.setdefault(kind, []) if kind else []
+        if alike:
+            alike[0].others.append(where)
+            if len(alike[0].others) == ALIKE:  # from here on the first speaks for all
+                self.listed = [p for p in self.listed if not any(p is other for other in alike[1:])]
+        if len(self.listed) < LISTED and not (alike and len(alike[0].others) >= ALIKE):
             self.listed.append(Problem(where, message if isinstance(message, str) else message()))
+            alike.append(self.listed[-1])
 
     def refuse_any(self) -> None:
         """Raises ManifestError when there is a problem."""
@@ -96,8 +116,9 @@ class ManifestError(ValueError):
         self.problems = problems
         noun = "1 problem" if problems.count == 1 else f"{problems.count} problems"
         lines = [f"{problems.source} cannot be used, {noun}:", *(f"  {p}" for p in problems.listed)]
-        if problems.count > len(problems.listed):
-            lines.append(f"  and {problems.count - len(problems.listed)} more")
+        named = sum(1 + (len(p.others) if len(p.others) >= ALIKE else 0) for p in problems.listed)
+        if problems.count > named:
+            lines.append(f"  and {problems.count - named} more")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type, tuple[Problems]]:
@@ -282,16 +303,16 @@ def _check_header(header: Sequence[str], where: str, problems: Problems) -> bool
 
 def _check_types(schema: pa.Schema, where: str, problems: Problems) -> bool:
     before = problems.count
-    for field in schema:
-        kind, inner = field.type, "a string"
-        if field.name == "labels":
+    for column in schema:
+        kind, inner = column.type, "a string"
+        if column.name == "labels":
             inner = "a list of strings"
             listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
             fits = listed and (_is_text(kind.value_type) or pa.types.is_null(kind.value_type))
         else:
-            fits = _is_text(kind) or (field.name == "group" and pa.types.is_null(kind))
+            fits = _is_text(kind) or (column.name == "group" and pa.types.is_null(kind))
         if not fits:
-            problems.add(where, f"column '{field.name}' has type {kind}: store {inner}")
+            problems.add(where, f"column '{column.name}' has type {kind}: store {inner}")
     return problems.count == before
 
 

@@ -86,17 +86,18 @@ def whole_split(
     else:
         path = Path(data.path)
         if data.source == "manifest":
-            problems, root = Problems(path.name), data.root or path.parent
+            problems, root, start = Problems(path.name), data.root or path.parent, path.parent
             rows = parse(path, problems)
         else:
             registry.require_classes(data.source, classes)
-            problems, root = Problems(f"the {data.source} folder"), path
+            problems, root, start = Problems(f"the {data.source} folder"), path, path
             rows = registry.folder_rows(data.source, path, (split,))
         dataset = manifest.load_rows(
             rows,
             classes,
             split,
             root=root,
+            start=start,
             problems=problems,
             on_bad_image="refuse" if shared else data.on_bad_image,
             verify=verify and not shared,

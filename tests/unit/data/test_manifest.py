@@ -160,16 +160,58 @@ def test_an_unknown_label_gets_a_suggestion(folder: Path, label: str, hint: str)
 
 
 def test_many_problems_are_counted_and_the_first_are_listed(folder: Path) -> None:
-    path = csv(folder, *(f"nowhere{i}.png,cat,train" for i in range(50)))
+    path = csv(folder, *(f"nowhere{i}.png,cat,{10**i}" for i in range(25)), *(f"n{i}.png,cat,train" for i in range(25)))
     problems = refusal(path)
-    assert problems.count == 50
-    assert [p.where for p in problems.listed] == [f"manifest.csv line {i}" for i in range(2, 22)]
+    assert problems.count == 75  # each split is another mistake, the missing pictures are one
+    assert [p.where for p in problems.listed] == [f"manifest.csv line {i}" for i in (2, 2, *range(3, 21))]
     with pytest.raises(ManifestError) as error:
         load_manifest(path, CLASSES, "train")
     lines = str(error.value).splitlines()
-    assert lines[0] == "manifest.csv cannot be used, 50 problems:"
+    assert lines[0] == "manifest.csv cannot be used, 75 problems:"
     assert len(lines) == 22
-    assert lines[-1] == "  and 30 more"
+    assert lines[-1] == "  and 6 more"
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["a.png,cat,trian"] * 3, None),
+        (["a.png,cat,trian"] * 140, "(and 139 more, such as line 3 and line 4): split 'trian' is not known: did you"),
+        (
+            ["nowhere.png,cat,train"] * 9,
+            "(and 8 more, such as line 3 and line 4): picture 'nowhere0.png' does",
+        ),
+        (
+            ["../../nowhere.png,cat,train"] * 9,
+            "(and 8 more, such as line 3 and line 4): picture '../../nowhere0.png'",
+        ),
+        (["a.png,cat|,train"] * 5, "(and 4 more, such as line 3 and line 4): has an empty label"),
+    ],
+)
+def test_one_mistake_in_many_rows_is_one_line(folder: Path, rows: list[str], says: str | None) -> None:
+    for i in range(len(rows)):
+        (folder / f"a{i}.png").write_bytes((folder / "a.png").read_bytes())
+    lines = (row.replace(".png", f"{i}.png") for i, row in enumerate(rows))
+    problems = refusal(csv(folder, *lines, "a.png,cat,train"))
+    assert problems.count == len(rows)
+    if says is None:
+        assert [str(p) for p in problems.listed] == [
+            f"manifest.csv line {i}: split 'trian' is not known: did you mean 'train'?" for i in (2, 3, 4)
+        ]
+    else:
+        (line,) = map(str, problems.listed)
+        assert line.startswith(f"manifest.csv line 2 {says}")
+
+
+def test_paths_may_lead_from_the_manifest_into_the_root_and_no_further(folder: Path) -> None:
+    """As a lab keeps them: a table for each hospital beside one folder of pictures."""
+    (folder / "hospital").mkdir()
+    path = csv(folder / "hospital", "../a.png,cat,train", "../deep/f.png,cat,train")
+    assert all("leads out of" in p for p in found(path))
+    assert len(load_manifest(path, CLASSES, "train", root=folder, start=path.parent)) == 2
+    path = csv(folder / "hospital", "../../a.png,cat,train")
+    with pytest.raises(ManifestError, match=r"leads out of .* set root to a folder that holds it"):
+        load_manifest(path, CLASSES, "train", root=folder, start=path.parent)
 
 
 def test_many_unknown_labels_cost_no_suggestion_each(folder: Path) -> None:
