@@ -225,9 +225,15 @@ class Rounds:
         self._resumed: Checkpoint | None = None
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint. Raises CheckpointError when it does not fit the job."""
+        """Go on from a checkpoint. Raises CheckpointError when it does not fit the job.
+
+        Record and model hold all finished rounds from here on, also where nobody joins any more.
+        """
         checkpoint.check(self._job)
-        self._resumed = checkpoint
+        self._resumed, kept = checkpoint, checkpoint.record
+        names = ("rounds", "lost", "sites", "backbone", "is_stand_in")
+        self.record = replace(self.record, **{name: getattr(kept, name) for name in names})
+        self._keeper.write_model(checkpoint.layout, checkpoint.state)
 
     def join(self, answers: Mapping[str, Joined], absent: Mapping[str, str] | None = None) -> None:
         """Who takes part, and with which layout and initial parameters.
@@ -300,7 +306,6 @@ class Rounds:
         if earlier.layout != self.layout:
             raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
         self.state, self._privacy = earlier.state, dict(earlier.privacy)
-        self.record = replace(self.record, rounds=earlier.record.rounds, lost=earlier.record.lost)
         self._keep(earlier.round)  # who goes on from this run counts what it spends, also where it completes no round
 
     def _keep(self, number: int) -> None:

@@ -99,6 +99,7 @@ class Kept(Keeper):
         self.order: list[str] = []
         self.records: list[RunRecord] = []
         self.checkpoints: list[Checkpoint] = []
+        self.models: list[np.ndarray] = []
 
     def event(self, kind: str, **values: Any) -> None:
         self.events.append((kind, values))
@@ -109,6 +110,7 @@ class Kept(Keeper):
         self.order.append("record")
 
     def write_model(self, layout: ParameterLayout, state: np.ndarray) -> None:
+        self.models.append(state)
         self.order.append("model")
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -444,6 +446,21 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_nothing_had_happened(checkpoints:
     assert rounds.record.resumed == {"job": "run-1", "round": 2, "state": second.digest(), "before": ()}
     # who goes on from this run continues this run, also where it breaks off before a round of its own
     assert [(c.run_id, c.round) for c in kept.checkpoints] == [("run-2", 2), ("run-2", 3), ("run-2", 4)]
+
+
+@pytest.mark.parametrize("joining", [{}, {"a": joined(), "b": replace(joined(), layout=OTHER_LAYOUT)}])
+def test_a_run_that_cannot_go_on_keeps_its_finished_rounds_and_its_model(
+    checkpoints: list[Checkpoint], joining: dict[str, Joined]
+) -> None:
+    second, kept = checkpoints[1], Kept()
+    rounds = Rounds(replace(job(rounds=4, privacy=PRIVATE), resume=second.resuming()), "run-2", kept)
+    rounds.resume(second)
+    with pytest.raises(RoundFailed):
+        rounds.join(joining)
+    rounds.end("failed: nobody joins")
+    assert kept.records[-1].rounds == second.record.rounds
+    assert sorted(kept.records[-1].sites or {}) == ["a", "b", "c"]
+    assert np.array_equal(kept.models[-1], second.state)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(checkpoints: list[Checkpoint]) -> None:
