@@ -111,6 +111,12 @@ class ModelConfig:
     bias: Annotated[float | None, Field(ge=-1000, le=1000)] = None
     """Initial bias of a label's logit; not given takes the backbone's constant."""
 
+    @property
+    def trains_gate(self) -> bool:
+        """Whether the weights of the conditions can move: there are several, and a gate over them is trained."""
+        gated = self.method == "fedmpt" and "gate" in self.components and self.trained in ("contexts+gate", "all")
+        return gated and len(self.conditions) > 1
+
     def __post_init__(self) -> None:
         """Raises ValueError when a setting is not the method's."""
         taken = METHODS[self.method].settings
@@ -259,7 +265,9 @@ class JobConfig:
         if not LEAST_COHORT <= sites <= secagg.max_sites:
             raise ValueError(
                 f"federation.min_sites={sites}: secure aggregation hides a site among at least {LEAST_COHORT} and at "
-                f"most secagg.max_sites={secagg.max_sites}; secagg.mechanism = 'none' shows updates to the server"
+                f"most secagg.max_sites={secagg.max_sites}. With two sites either alone could work out the other's: "
+                "find a third, or show updates to the server, with [secagg] mechanism = 'none' in the job and "
+                "[secagg] allow_unmasked = true in each site's own file"
             )
         if self.federation.participation < 1:
             raise ValueError(
