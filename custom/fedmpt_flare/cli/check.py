@@ -60,8 +60,16 @@ def check(
 def simulated_sites(job: "JobConfig", file: Path) -> "dict[str, SiteConfig]":
     """The sites of a simulation, enough for the job. Raises ConfigError."""
     from fedmpt_core.config.toml import ConfigError, load_sites
+    from fedmpt_core.secagg.policy import LEAST_COHORT
 
     sites = load_sites(file)
     if len(sites) < job.federation.min_sites:
-        raise ConfigError(f"{file}: names {len(sites)} sites, the job needs min_sites={job.federation.min_sites}")
+        way_out = (
+            "; with fewer than three set [secagg] mechanism = 'none' and [federation] min_sites in the job, and "
+            "[secagg] allow_unmasked = true in the sites' file: the server then sees every update"
+        )
+        raise ConfigError(
+            f"{file}: names {len(sites)} sites, the job needs min_sites={job.federation.min_sites}: name more"
+            f"{way_out if job.secagg.masked and len(sites) < LEAST_COHORT else ', or lower min_sites'}"
+        )
     return sites

@@ -37,7 +37,11 @@ def check_limits(job: JobConfig, policy: SitePrivacyConfig | None, secagg: SiteS
         _check_units(job, policy)
     if not job.secagg.masked:
         if not secagg.allow_unmasked:
-            raise JobRefused("the job shows this site's updates to the server, which this site does not allow")
+            raise JobRefused(
+                "the job shows this site's updates to the server (secagg.mechanism = 'none'), which this site does not "
+                "allow: it would need [secagg] allow_unmasked = true in the site's own file (fedmpt_site.toml; of a "
+                "simulation, site.toml)"
+            )
         return
     if not Floors(secagg.min_cohort, secagg.colluders).admits(floors_of(job)):
         public = (

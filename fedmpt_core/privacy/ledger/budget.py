@@ -121,7 +121,11 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
     privacy = job.privacy
     if not privacy.private:
         if not policy.allow_unprotected:
-            raise JobRefused("the job trains without differential privacy, which this site does not allow")
+            raise JobRefused(
+                "the job trains without differential privacy (privacy.mechanism = 'none'), which this site does not "
+                "allow: it would need [privacy] allow_unprotected = true in the site's own file (fedmpt_site.toml; of "
+                "a simulation, site.toml)"
+            )
         return
     noise = privacy.noise_multiplier
     if noise is None:
