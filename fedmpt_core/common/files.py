@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -86,6 +87,21 @@ def write_whole(
     """Makes a file of these bytes; arguments and errors as in `whole_file`."""
     with whole_file(path, mode=mode, durable=durable, replace=replace) as file:
         file.write(data)
+
+
+def require_place(folder: Path) -> None:
+    """That a folder can be made, or written to where it is; tried without leaving anything, before any work is spent.
+
+    Raises WriteError.
+    """
+    try:
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise WriteError(folder, error) from None
 
 
 def sync_folder(folder: Path) -> None:

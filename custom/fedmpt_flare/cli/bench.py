@@ -54,10 +54,12 @@ def bench(
     from fedmpt_core.benchmark.runs import run_missing
     from fedmpt_core.benchmark.shared_records import SharedRecords
     from fedmpt_core.benchmark.tuning import chosen, methods_toml, ordered, trials, tuning_table
+    from fedmpt_core.common.files import require_place
     from fedmpt_core.config.site import default_cache
-    from fedmpt_flare.cli.screen import progress
+    from fedmpt_flare.cli.screen import interruptible, progress
 
     inputs = load_inputs(data)
+    require_place(out)
     names = METHODS if methods == "all" else tuple(m.strip() for m in methods.split(","))
     numbers = range(first_seed, first_seed + seeds)
     if tune:
@@ -67,10 +69,17 @@ def bench(
         tried = []
         planned = {name: cases_of(inputs, name, names, numbers) for name in dict.fromkeys(table or ["methods"])}
     cases = [case for cases in planned.values() for case in cases]
-    with open_results(out) as finished, progress(quiet=as_json) as show:
+    with (
+        interruptible(lambda: f"; the same command goes on with what is missing in {out}"),
+        open_results(out) as finished,
+        progress(quiet=as_json) as show,
+    ):
 
         def on_run(case: Any, result: Any, done: int, total: int) -> None:
             show("runs", done, total, f"({case.row}, seed {case.job.seed})")
+            if result and not as_json:
+                figures = f"mAP {result['figures']['mAP']:.1f} in {result['seconds']:.0f} s"
+                typer.echo(f"{done} of {total}: {case.row}, seed {case.job.seed}: {figures}", err=True)
 
         def on_features(what: str, done: int, total: int) -> None:
             show("features", done, total, f"({what})")

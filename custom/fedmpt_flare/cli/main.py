@@ -83,6 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments)
     except ValueError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        # a disk that is full or gone, a folder that may not be read: nothing of the program's
+        if error.errno is None:
+            raise
+        place = f"{str(error.filename)!r}: " if error.filename else ""
+        _fail(f"{place}{os.strerror(error.errno)}: name another place, or make room", 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 

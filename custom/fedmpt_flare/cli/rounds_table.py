@@ -21,6 +21,11 @@ _PHASES = {
     tasks.VALIDATE: "evaluating",
     tasks.LEDGER: "sites hand over their ledgers",
 }
+_TROUBLES = {
+    "dropped": "{site} dropped out of {phase}: {reason}",
+    "shortened": "round {round}: its mean was longer than honest sites can make it",
+    "round_failed": "round {round} failed: {reason}",
+}
 _PLAIN = "{round:>5}  {sites:>5}  {mAP:>6}  {CF1:>6}  {OF1:>6}  {epsilon:>9}  {gate:>6}  {mib:>6}  {seconds:>7}"
 _HEADS = ("round", "sites", "mAP", "CF1", "OF1", "epsilon")
 HEADING = _PLAIN.format(**{name: name for name in (*_HEADS, "seconds")}, gate="gateH", mib="MiB")
@@ -43,6 +48,8 @@ class RoundsTable:
                 row = _cells(event)
                 self._rows.append(row)
                 return _PLAIN.format(**row)
+            case "joining" | "joined" as step:
+                return f"{', '.join(event['sites'])}: {'starting' if step == 'joining' else 'started'}"
             case "training" | "evaluating":
                 self._where = f"round {event['round']}: "
             case "phase":
@@ -50,14 +57,10 @@ class RoundsTable:
                 self._status = f"{self._where}{_PHASES[event['phase']]}"
             case "answered":
                 self._answered += 1
-            case "dropped":
-                return self._note(f"{event['site']} dropped out of {event['phase']}: {event['reason']}")
             case "left_out":
                 return self._note(f"left out: {', '.join(event['sites'])}: {event['reason']}")
-            case "shortened":
-                return self._note(f"round {event['round']}: its mean was longer than honest sites can make it")
-            case "round_failed":
-                return self._note(f"round {event['round']} failed: {event['reason']}")
+            case trouble if trouble in _TROUBLES:
+                return self._note(_TROUBLES[trouble].format(**event))
             case "completed" | "failed" as outcome:
                 self._status = outcome
         return None

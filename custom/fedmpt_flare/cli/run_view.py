@@ -1,14 +1,13 @@
 """What a person sees of a job before it runs, of a simulated run while it goes on, and of its end."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from fedmpt_core.config.job import JobConfig
@@ -97,6 +96,7 @@ class RunView:
                     style="bold green" if final > zero else "bold red",
                 )
             )
+            lines += [Text(sentence, style="bold red") for sentence in _what_training_lost(rows)]
         if record["config"]["privacy"]["mechanism"] != "none" and record["rounds"]:
             lines.append(_spent(record))
         lines.append(_protection(record))
@@ -105,6 +105,21 @@ class RunView:
         names = [name for name in left if (folder / name).exists()]
         lines.append(Text(f"Wrote {', '.join(names)} to {folder}"))
         self._console.print(Group(*lines), soft_wrap=True)
+
+
+def _what_training_lost(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A plain sentence where the final model is worse than what was there before any training."""
+    start, final = max(rows[0]["mAP"], rows[0]["zero_shot"]["mAP"]), rows[-1]["mAP"]
+    if final >= start or len(rows) < 2:
+        return []
+    best = max(rows[1:], key=lambda row: row["mAP"])
+    better = (
+        f"the best was round {best['round']} with {best['mAP']:.2f}" if best["mAP"] > start else "no round was better"
+    )
+    return [
+        f"Training lost: the final model (mAP {final:.2f}) is worse than the start ({start:.2f}); {better}. Take fewer "
+        "or smaller steps, or less noise: `fedmpt check` proposes settings."
+    ]
 
 
 def _show_size(console: Console, size: Any, job: JobConfig) -> None:
@@ -134,7 +149,7 @@ def _show_privacy(console: Console, job: JobConfig, plan: Any) -> None:
             (n, f"{s.projection.job:.2f}", f"{s.projection.total:.2f}", f"{s.projection.cap:g}")
             for n, s in plan.sites.items()
         ]
-        console.print(table_of("Budgets", ("site", "epsilon of the job", "of the data set", "cap"), rows))
+        show_table("Budgets", ("site", "epsilon of the job", "of the data set", "cap"), rows, console=console)
 
 
 def _show_accounting(console: Console, job: JobConfig, plan: Any) -> None:
@@ -160,7 +175,7 @@ def _show_accounting(console: Console, job: JobConfig, plan: Any) -> None:
         (name, *(Text(f"{r:.2f}", "bold" if c == job.model.trained else "") for c, r in site.signal_to_noise.items()))
         for name, site in plan.sites.items()
     ]
-    console.print(table_of("Best-case signal to noise of a step, by what is trained", ("site", *choices), noise))
+    show_table("Best-case signal to noise of a step, by what is trained", ("site", *choices), noise, console=console)
 
 
 def _aggregation(job: JobConfig) -> Text:
@@ -199,7 +214,7 @@ def _protection(record: Mapping[str, Any]) -> Text:
     return Text(f"Protection: {' and '.join(parts)}{made_up}", style="bold red" if bare else "bold")
 
 
-def _spent(record: Mapping[str, Any]) -> Table:
+def _spent(record: Mapping[str, Any]) -> RenderableType:
     """Epsilon by site when a run has ended: what the last reply of each site said."""
     last: dict[str, Mapping[str, Any]] = {}
     for row in record["rounds"]:
@@ -208,7 +223,7 @@ def _spent(record: Mapping[str, Any]) -> Table:
         (site, f"{b['epsilon']:.3f}", f"{b['delta']:g}", f"{b['head']['seq']} {b['head']['hash'][:12]}")
         for site, b in sorted(last.items())
     ]
-    return table_of("Privacy", ("site", "epsilon spent", "delta", "ledger entry"), rows)
+    return Group(Text("Privacy", "italic"), table_of(("site", "epsilon spent", "delta", "ledger entry"), rows))
 
 
 def _show_data(console: Console, data: Mapping[str, Any]) -> None:
@@ -216,7 +231,7 @@ def _show_data(console: Console, data: Mapping[str, Any]) -> None:
         (name, str(d.train), str(d.val or "–"), str(d.test or "–"), f"{int((d.positives > 0).sum())}")
         for name, d in data.items()
     ]
-    console.print(table_of("Pictures", ("site", "train", "val", "test", "labels seen"), rows))
+    show_table("Pictures", ("site", "train", "val", "test", "labels seen"), rows, console=console)
 
 
 def _short(value: object) -> str:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from fedmpt_core.common.text import shown
 
+_TENTHS = 10  # lines on a kind of work, where there is no terminal (chosen)
 SEVERITIES = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
 
 
@@ -33,24 +35,33 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, console: Console | None = None) -> None:
     """A table of whole cells: cut off, the long names of two sites could look the same."""
     for column in table.columns:
         column.overflow = "fold"
-    Console(highlight=False).print(table)
+    (console or Console(highlight=False)).print(table)
 
 
-def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> Table:
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> Table:
     """A table of plain cells, in which no text marks anything up."""
-    table = Table(*map(escape, columns), title=escape(title), title_justify="left", caption=escape(caption) or None)
+    table = Table(*map(escape, columns), caption=escape(caption) or None)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else escape(cell) for cell in row))
     return table
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], caption: str = "") -> None:
-    """Print such a table."""
-    print_table(table_of(title, columns, rows, caption))
+def show_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    caption: str = "",
+    console: Console | None = None,
+) -> None:
+    """Print such a table below its title, a line that is never broken: it may be the name of a file."""
+    console = console or Console(highlight=False)
+    if title:
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    print_table(table_of(columns, rows, caption), console)
 
 
 def show_findings(title: str, findings: Sequence[Any]) -> None:
@@ -67,7 +78,7 @@ def show_findings(title: str, findings: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar for each kind of work, which go away when the work is done.
+    """A bar for each kind of work, which go away when the work is done; a line now and then where there is no terminal.
 
     Yields:
         What takes the kind of work, how much is done, of how much, and perhaps what goes on just now.
@@ -76,7 +87,19 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[..., None]]:
 
     columns = (TextColumn("› {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as bars:
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        tenths: dict[str, int] = {}
+
+        def say(what: str, done: int, total: int, now: str = "") -> None:
+            tenth = _TENTHS * done // max(total, 1)
+            if tenths.get(what) != tenth:
+                console.print(Text(f"› {what} {done}/{total} {now}".rstrip()), soft_wrap=True)
+            tenths[what] = tenth
+
+        yield say
+        return
+    with Progress(*columns, console=console, transient=True) as bars:
 
         def report(what: str, done: int, total: int, now: str = "") -> None:
             if what not in tasks:
@@ -84,3 +107,17 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[..., None]]:
             bars.update(tasks[what], completed=done, total=total, description=escape(f"{what} {now}".strip()))
 
         yield report
+
+
+@contextlib.contextmanager
+def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C ends the command with a sentence and exit code 130.
+
+    Args:
+        how_to_go_on: asked when that happens; what the sentence says after "stopped".
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True, highlight=False).print(Text(f"stopped{how_to_go_on()}"), soft_wrap=True)
+        raise typer.Exit(130) from None

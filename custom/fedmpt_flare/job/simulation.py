@@ -31,6 +31,7 @@ from fedmpt_core.federation.run.record import (
     MANIFEST,
     MODEL,
     RESULT,
+    left_by_a_run,
 )
 from fedmpt_core.privacy.ledger.site_ledger import with_ledger
 from fedmpt_flare.tasks import CLASS_ALLOW_LIST, TRACKING_CLASSES
@@ -56,7 +57,7 @@ class Simulation:
             job: the agreed job.
             sites: settings of each simulated site.
             out: folder for results; made if missing. A job that continues a run goes on with the ledgers and the
-                checkpoint in it, any other begins both anew.
+                checkpoint in it; any other needs one that no run has left anything in.
         """
         self._job, self._sites, self._out = job, sites, out
         self.log = out / LOG
@@ -68,15 +69,12 @@ class Simulation:
         Raises:
             SimulationFailed: the run failed, left no completed record, or has no place to write to.
         """
+        if self._job.resume is None and (left := left_by_a_run(self._out)):
+            raise SimulationFailed(f"{self._out} holds {', '.join(left)} of another run: name another folder")
         try:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SimulationFailed(f"{self._out} cannot be made ({error.strerror}): name another folder") from None
-        if self._job.resume is None:
-            for name in (RESULT, MODEL, MANIFEST):
-                (self._out / name).unlink(missing_ok=True)
-            for name in (LEDGERS, CHECKPOINTS, LEDGER_COPIES):
-                shutil.rmtree(self._out / name, ignore_errors=True)
         workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
         try:
             yield from self._follow(workspace)

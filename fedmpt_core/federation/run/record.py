@@ -25,6 +25,8 @@ RESULT, MODEL, MANIFEST, EVENTS = "result.json", "model.safetensors", "manifest.
 LEDGER_COPIES = "privacy"  # folder of what the sites gave of their ledgers
 LOG, TIMING, CURVES, REPORT = "fedmpt.log", "timing.json", "curves.png", "report.html"
 LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"  # folders of a simulation, which is its own sites and server
+EXPLANATIONS = "explanations"  # folder of heat maps
+_LEFT = (RESULT, MODEL, MANIFEST, LEDGER_COPIES, TIMING, CURVES, REPORT, LEDGERS, CHECKPOINTS, EXPLANATIONS)
 
 RESULT_SCHEMA = 1
 
@@ -146,6 +148,11 @@ def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             mean[key] = float(np.mean(values))
     return mean
+
+
+def left_by_a_run(folder: Path) -> list[str]:
+    """What in a folder is of a run, finished or broken off; beside a new model it would be taken for that one's."""
+    return [name for name in _LEFT if os.path.lexists(folder / name)]
 
 
 def save_model(layout: ParameterLayout, state: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
