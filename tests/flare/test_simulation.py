@@ -167,7 +167,12 @@ def test_a_run_that_failed_ends_with_its_sentence(
     """That too few sites end a job so is a test of the workflow and of a federation."""
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda _, **how: start([sys.executable, "-c", program], **how))
-    (tmp_path / "model.safetensors").write_bytes(b"of an earlier run")
+    earlier = tmp_path / "model.safetensors"
+    earlier.write_bytes(b"of an earlier run")
+    with pytest.raises(SimulationFailed, match="holds model.safetensors of another run: name another folder"):
+        run(Simulation(job("failing"), sites, tmp_path))
+    assert earlier.read_bytes() == b"of an earlier run"
+    earlier.unlink()
     with pytest.raises(SimulationFailed, match=sentence):
         run(Simulation(job("failing"), sites, tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == left

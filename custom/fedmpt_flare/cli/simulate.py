@@ -169,8 +169,8 @@ def _resumed(job: "JobConfig", folder: Path) -> "JobConfig":
     if least > job.privacy.epsilon:
         raise WrongUse(
             f"to go on would spend epsilon {least:g}, the job allows {job.privacy.epsilon:g}: the attempt that broke "
-            f"off is charged, and federation.max_failed_rounds = {job.federation.max_failed_rounds} leaves no room for it. "
-            f"Nothing was touched. To go on, set epsilon = {least:g} and noise_multiplier = "
+            f"off is charged, and federation.max_failed_rounds = {job.federation.max_failed_rounds} leaves no room for "
+            f"it. Nothing was touched. To go on, set epsilon = {least:g} and noise_multiplier = "
             f"{goes_on.privacy.noise_multiplier} in [privacy] of the job, and at least that epsilon in [privacy] of "
             "the sites' file, which is their cap"
         )

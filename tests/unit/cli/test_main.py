@@ -89,7 +89,7 @@ def test_the_schema_is_json_and_knows_every_key(fedmpt: Fedmpt) -> None:
     assert "learning_rate" in json.dumps(schema)
 
 
-def test_a_simulation_loads_the_towers_once_and_needs_a_folder_before_flare_starts(
+def test_a_simulation_loads_the_towers_once_and_needs_a_folder_before_that(
     fedmpt: Fedmpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[Any] = []
@@ -106,8 +106,15 @@ def test_a_simulation_loads_the_towers_once_and_needs_a_folder_before_flare_star
     (tmp_path / "site.toml").write_text(few.replace("threads = 1", f"threads = 1\ncache_dir = '{tmp_path}'"))
     (tmp_path / "file").touch()
     run = fedmpt("simulate", job, "--out", tmp_path / "file" / "out")
+    assert run.returncode == 2
+    assert f"error: '{tmp_path}/file/out' cannot be written (Not a directory): name another place" in run.stderr
+    assert not loads
+    start = subprocess.Popen
+    ends = [sys.executable, "-c", "raise SystemExit(3)"]
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **how: start(ends, **how))
+    run = fedmpt("simulate", job, "--out", tmp_path / "out")
     assert run.returncode == 1
-    assert f"error: {tmp_path}/file/out cannot be made (Not a directory): name another folder" in run.stderr
+    assert "FLARE's simulator ended with exit code 3 before the job did" in run.stderr
     assert len(loads) == 1
 
 
