@@ -169,7 +169,7 @@ def test_a_run_that_failed_ends_with_its_sentence(
     monkeypatch.setattr(subprocess, "Popen", lambda _, **how: start([sys.executable, "-c", program], **how))
     earlier = tmp_path / "model.safetensors"
     earlier.write_bytes(b"of an earlier run")
-    with pytest.raises(SimulationFailed, match="holds model.safetensors of another run: name another folder"):
+    with pytest.raises(SimulationFailed, match=r"holds model\.safetensors of another run: name another folder"):
         run(Simulation(job("failing"), sites, tmp_path))
     assert earlier.read_bytes() == b"of an earlier run"
     earlier.unlink()
