@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedmpt_core.benchmark.tables import COLUMNS, SWEEP_COLUMNS, Column, Row
+from fedmpt_core.common.text import drawn
 
 _COLOURS = ("#0b6e99", "#c2571a", "#4a7a2c", "#8a3f8f", "#9a7b00", "#4d4d4d", "#b0304b", "#2f5fd0")
 _BARS = (
@@ -35,7 +36,7 @@ def draw(table: str, rows: Sequence[Row], note: str, file: IO[bytes]) -> None:
         case _:
             figure = _sweep(rows, SWEEP_COLUMNS)
     figure.suptitle(table, fontsize=10)
-    figure.supxlabel(note, fontsize=8, color="#555555")
+    figure.supxlabel(drawn(note), fontsize=8, color="#555555")
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
@@ -52,7 +53,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
         axis.set(xlabel=unit)
         axis.grid(axis="x", alpha=0.3)
         axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    axes[0].set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
+    axes[0].set_yticks(range(len(rows)), [drawn(row.name) for row in rows], fontsize=9)
     axes[0].invert_yaxis()
     return figure
 
@@ -77,7 +78,7 @@ def _panels(rows: Sequence[Row], column: Column) -> Figure:
     panels = figure.subplots(lines, min(4, len(names)), squeeze=False, sharey=True).flat
     for axis, name in zip(panels, names, strict=False):
         _line(axis, [row for row in rows if row.name == name], column, name, _COLOURS[0])
-        axis.set(xlabel=name, ylabel=column.heading)
+        axis.set(xlabel=drawn(name), ylabel=column.heading)
     for axis in list(panels):
         axis.set_axis_off()
     return figure
@@ -90,7 +91,7 @@ def _line(axis: Axes, rows: Sequence[Row], column: Column, label: str, colour: s
         [row.value for row in known],
         [cell.mean or 0.0 for cell in cells],
         [cell.deviation for cell in cells],
-        label=label,
+        label=drawn(label),
         color=colour,
         marker="o",
         markersize=3,

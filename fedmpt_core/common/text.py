@@ -9,6 +9,7 @@ import unicodedata
 from typing import Any
 
 MOST_TEXT = 600  # characters that are shown; chosen
+MOST_DRAWN = 60  # characters in a drawing; chosen
 # what Unicode shows as nothing beside control and format characters (Default_Ignorable_Code_Point, Unicode 15)
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 
@@ -45,3 +46,11 @@ def shown(text: Any, most: int = MOST_TEXT) -> str:
             kept.append(c if c.isprintable() else " " if c.isspace() else "\ufffd")
     cut = "".join(kept)
     return cut if len(cut) <= most and len(str(text)) <= 4 * most else cut[: most - 1] + "…"
+
+
+def drawn(text: Any) -> str:
+    """The same for matplotlib, which sets what is between dollar signs as mathematics and keeps labels with a leading
+    underscore out of a legend.
+    """
+    plain = shown(text, MOST_DRAWN).replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain

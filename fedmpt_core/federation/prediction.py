@@ -5,7 +5,10 @@ received (columns of `C * plan` sum to one), drawn over the part of the picture 
 weight.
 """
 
+import io
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from fedmpt_core.common.files import whole_file
-from fedmpt_core.data.pictures import FilePicture
+from fedmpt_core.common.files import WriteError, write_whole
+from fedmpt_core.common.text import drawn
+from fedmpt_core.data.pictures import BadPicture, FilePicture
 from fedmpt_core.federation.run.record import load_model, load_record
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.backbone.load import load_backbone
@@ -23,6 +27,7 @@ from fedmpt_core.model.base import Prediction, TunedModel
 from fedmpt_core.model.registry import build_model
 
 SIDE = 448  # most pixels of a drawn picture's side
+MOST_STEM = 50  # characters of a picture's name in that of its heat maps: a file's has 255 bytes
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class PictureLabels:
         probabilities: (C,) in [0, 1].
         gate: (N,) weights of the conditions.
         explanation: the written heat maps, or empty.
+        error: why the picture has no labels, or no heat maps that were asked for; or empty.
     """
 
     picture: str
@@ -42,6 +48,7 @@ class PictureLabels:
     probabilities: np.ndarray
     gate: np.ndarray
     explanation: str = ""
+    error: str = ""
 
     def ranked(self, top: int) -> list[tuple[str, float]]:
         """The `top` labels, likeliest first."""
@@ -51,7 +58,7 @@ class PictureLabels:
     def to_dict(self, top: int) -> dict[str, Any]:
         """Plain values for JSON."""
         labels = [{"label": label, "probability": p} for label, p in self.ranked(top)]
-        rest = {"gate": self.gate.tolist(), "explanation": self.explanation}
+        rest = {"gate": self.gate.tolist(), "explanation": self.explanation, "error": self.error}
         return {"picture": self.picture, "labels": labels, **rest}
 
 
@@ -103,11 +110,7 @@ class Predictor:
         return Predictor(backbone, model, threshold)
 
     def predict(self, path: Path) -> PictureLabels:
-        """Labels of one picture.
-
-        Raises:
-            ValueError: the file is missing or cannot be decoded.
-        """
+        """Labels of one picture. Raises BadPicture: the file is missing or cannot be decoded."""
         prediction = self._run(FilePicture(str(path)).load())
         return PictureLabels(
             str(path),
@@ -116,16 +119,37 @@ class Predictor:
             prediction.gate[0].double().numpy(),
         )
 
-    def explain(self, answer: PictureLabels, folder: Path, *, top: int) -> PictureLabels:
-        """Write `figure` into a folder.
+    def answer(self, path: Path, folder: Path | None, *, top: int) -> PictureLabels:
+        """`predict`, and `explain` where a folder is given; what one picture lacks is in `error`, for others go on.
 
         Raises:
             ValueError: as `figure`.
         """
-        target = folder / f"{Path(answer.picture).stem}.explained.png"
-        figure = self.figure(answer, top=top)
-        with whole_file(target, mode=None) as file:
-            figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        try:
+            labels = self.predict(path)
+        except BadPicture as error:
+            nothing = np.zeros(0)
+            return PictureLabels(str(path), self._model.classes, nothing, nothing, error=error.reason)
+        try:
+            return self.explain(labels, folder, top=top) if folder else labels
+        except WriteError as error:
+            return replace(labels, error=f"has no heat maps: {error}")
+
+    def explain(self, answer: PictureLabels, folder: Path, *, top: int) -> PictureLabels:
+        """Write `figure` into a folder, under a name that no file there has.
+
+        Raises:
+            WriteError: the folder is full, or cannot be written to.
+            ValueError: as `figure`.
+        """
+        drawing = io.BytesIO()
+        self.figure(answer, top=top).savefig(drawing, format="png", dpi=110, metadata={"Software": None})
+        stem = Path(answer.picture).stem[:MOST_STEM]
+        for number in count(1):
+            target = folder / f"{stem}{f'-{number}' if number > 1 else ''}.explained.png"
+            with suppress(FileExistsError):
+                write_whole(target, drawing.getvalue(), mode=None, replace=False)
+                break
         return replace(answer, explanation=str(target))
 
     def figure(self, answer: PictureLabels, *, top: int) -> Figure:
@@ -156,7 +180,7 @@ class Predictor:
             axis.imshow(picture, extent=frame)
             axis.set_axis_off()
         for (label, probability), (first, *others) in zip(rows, axes, strict=True):
-            first.set_title(f"{label} {probability:.2f}", fontsize=9, fontweight="bold")
+            first.set_title(f"{drawn(label)} {probability:.2f}", fontsize=9, fontweight="bold")
             column = answer.classes.index(label)
             peak = max(float(heat[:, column].max()), 1e-12)
             for n, (condition, axis) in enumerate(zip(self.conditions, others, strict=True)):
@@ -170,8 +194,8 @@ class Predictor:
                     vmax=peak,
                 )
                 own = float(prediction.condition_probabilities[0, n, column])
-                axis.set_title(f"{condition}\ngate {answer.gate[n]:.2f}, p {own:.2f}", fontsize=8)
-        figure.suptitle(f"{path.name}: where each label was found", fontsize=9)
+                axis.set_title(f"{drawn(condition)}\ngate {answer.gate[n]:.2f}, p {own:.2f}", fontsize=8)
+        figure.suptitle(f"{drawn(path.name)}: where each label was found", fontsize=9)
         return figure
 
     def _run(self, image: Image) -> Prediction:

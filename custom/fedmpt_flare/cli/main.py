@@ -27,6 +27,7 @@ from fedmpt_flare.cli.prepare import prepare
 from fedmpt_flare.cli.report import report
 from fedmpt_flare.cli.resume_job import resume_job
 from fedmpt_flare.cli.roster import roster
+from fedmpt_flare.cli.screen import never_fail_at_a_sign
 from fedmpt_flare.cli.simulate import simulate
 from fedmpt_flare.cli.site import site
 
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore")
     forbid_dumps()  # simulations, ledgers and audits hold pictures or keys
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    never_fail_at_a_sign()
     try:
         app(arguments)
     except ValueError as error:

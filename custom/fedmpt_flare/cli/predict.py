@@ -24,19 +24,25 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label pictures with a finished run's model."""
+    """Label pictures with a finished run's model; exit code 1 when some could not be labelled."""
+    from fedmpt_core.common.files import require_place
     from fedmpt_core.federation.prediction import Predictor
+    from fedmpt_flare.cli.screen import fail
 
-    predictor = Predictor.load(run)
-    answers = [predictor.predict(path) for path in images]
+    predictor, folder = Predictor.load(run), None
     if explain:
         folder = out or run / "explanations"
+        require_place(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        answers = [predictor.explain(a, folder, top=top) for a in answers]
+    answers = [predictor.answer(path, folder, top=top) for path in images]
     if as_json:
         typer.echo(json.dumps([a.to_dict(top) for a in answers]))
     else:
         _show(answers, top, predictor)
+    failed = [a for a in answers if a.error]
+    if failed:
+        fail(f"{len(failed)} of {len(answers)} pictures: the first is {failed[0].picture}, which {failed[0].error}")
+        raise typer.Exit(1)
 
 
 def _show(answers: Sequence[Any], top: int, predictor: Any) -> None:
@@ -47,6 +53,9 @@ def _show(answers: Sequence[Any], top: int, predictor: Any) -> None:
     if predictor.is_stand_in:
         typer.echo(f"Backbone: {predictor.backbone_name}: a stand-in")
     for answer in answers:
+        if not len(answer.probabilities):
+            typer.echo(f"{answer.picture}\n  no labels: it {answer.error}")
+            continue
         rows = []
         for label, probability in answer.ranked(top):
             style = "bold" if probability >= predictor.threshold else "dim"

@@ -1,7 +1,9 @@
 """What a person sees: tables on standard output, bars and one sentence per error on standard error."""
 
+import codecs
 import contextlib
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +17,24 @@ from rich.text import Text
 from fedmpt_core.common.text import shown
 
 _TENTHS = 10  # lines on a kind of work, where there is no terminal (chosen)
+_SIGNS = "fedmpt.signs"  # how an encoding deals with signs that it lacks, by Python's register
+_OTHERS = {"–": "-", "›": ">", "…": "...", "→": "->", "×": "x", "±": "+-"}
 SEVERITIES = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
+
+
+def never_fail_at_a_sign() -> None:
+    """Signs that the terminal's encoding lacks are written in others from now on; no command ends because of one."""
+    codecs.register_error(_SIGNS, _in_others)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SIGNS)
+
+
+def _in_others(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(_OTHERS.get(s, ascii(s)[1:-1]) for s in signs), error.end
 
 
 def fail(text: str) -> None:

@@ -4,6 +4,8 @@ Run as `python -m fedmpt_flare.job.simulation SPEC` it is that process; `Simulat
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +60,11 @@ class Simulation:
             sites: settings of each simulated site.
             out: folder for results; made if missing. A job that continues a run goes on with the ledgers and the
                 checkpoint in it; any other needs one that no run has left anything in.
+
+        Raises:
+            ValueError: FLARE cannot work where this process keeps its temporary files, or with its Python.
         """
+        _require_plain_places()
         self._job, self._sites, self._out = job, sites, out
         self.log = out / LOG
         self.seconds: dict[str, float] = {}  # wall time of FLARE's start, the sites' start, the rounds, FLARE's stop
@@ -93,6 +99,7 @@ class Simulation:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=workspace,
+                env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # whatever the terminal has: it writes the log
             )
         try:
             outcome, began, marks = None, time.time(), dict[str, float]()
@@ -130,6 +137,22 @@ class Simulation:
         for trainer_log in sorted(workspace.glob("**/trainer.log")):
             with self.log.open("ab") as log:
                 log.write(f"\n==== trainer of {trainer_log.parents[1].name} ====\n".encode() + trainer_log.read_bytes())
+
+
+def _require_plain_places() -> None:
+    """That FLARE can start the sites' processes, by command lines that it takes apart at blanks and quotes.
+
+    Raises ValueError.
+    """
+    for what, place in (("TMPDIR", tempfile.gettempdir()), ("Python", sys.executable)):
+        if re.search(r"""[\s'"\\#]""", place):
+            remedy = (
+                "set TMPDIR to another folder, for example TMPDIR=/tmp" if what == "TMPDIR" else "install it elsewhere"
+            )
+            raise ValueError(
+                f"{what} is at {place!r}, and NVIDIA FLARE's simulator can use no path with blanks, quotes, "
+                f"'\\' or '#' in it: {remedy}"
+            )
 
 
 def _run_folder(workspace: Path) -> Path | None:

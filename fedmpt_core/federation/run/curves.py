@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedmpt_core.common.files import whole_file
+from fedmpt_core.common.text import drawn
 from fedmpt_core.config.toml import job_from_dict
 
 
@@ -34,12 +35,14 @@ def draw_curves(record: Mapping[str, Any], path: Path) -> None:
     if zero_shot is not None:
         scores.axhline(zero_shot, linestyle="--", linewidth=1, color="#555555", label=f"zero-shot mAP {zero_shot:.1f}")
     towers = record["backbone"] + (", not CLIP" if record["is_stand_in"] else "")
-    scores.set(xlabel="round", ylabel="percent", title=f"{record['config']['name']}: global model on test pictures")
+    scores.set(
+        xlabel="round", ylabel="percent", title=f"{drawn(record['config']['name'])}: global model on test pictures"
+    )
     scores.grid(alpha=0.3)
     scores.legend(fontsize=8)
     for panel in gates:
         _draw_gate(panel, record, rows)
-    figure.supxlabel(towers, fontsize=8, color="#555555")
+    figure.supxlabel(drawn(towers), fontsize=8, color="#555555")
     with whole_file(path, mode=None) as file:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
 
@@ -49,7 +52,9 @@ def _draw_gate(panel: Axes, record: Mapping[str, Any], rows: Sequence[Mapping[st
     if len(rows[0]["gate"]) != len(names):
         names = [f"{i + 1}" for i in range(len(rows[0]["gate"]))]
     for n, name in enumerate(names):
-        panel.plot([r["round"] for r in rows], [r["gate"][n] for r in rows], marker="o", markersize=3, label=name)
+        panel.plot(
+            [r["round"] for r in rows], [r["gate"][n] for r in rows], marker="o", markersize=3, label=drawn(name)
+        )
     panel.set(xlabel="round", ylabel="mean weight", title="gate over conditions")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)

@@ -5,13 +5,14 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from fedmpt_flare.cli.main import main
-
 Fedmpt = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
 def fedmpt(capsys: pytest.CaptureFixture[str]) -> Fedmpt:
+    """Takes the arguments of `fedmpt`."""
+    from fedmpt_flare.cli.main import main
+
     def run(*arguments: object) -> CompletedProcess[str]:
         with pytest.raises(SystemExit) as ended:
             main([str(a) for a in arguments])
