@@ -22,6 +22,7 @@ from fedmpt_core.federation.joined import Joined
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_flare import tasks
 from fedmpt_flare.site.executor import TRAINER_LOG, FedMPTExecutor
+from fedmpt_flare.site.refusals import REFUSALS
 from fedmpt_flare.site.trainer import Trainer
 from fedmpt_flare.workspace import SITE_FILE
 from tests.settings import POLICY
@@ -100,6 +101,11 @@ class RunningSite:
         """What the site's owner can read."""
         path = self.root / "job" / TRAINER_LOG
         return path.read_text() if path.exists() else ""
+
+    @property
+    def refusals(self) -> str:
+        """The site's own list of what it refused."""
+        return (self.root / REFUSALS).read_text()
 
     def context(self, private: Any = None) -> FLContext:
         context = FLContext()

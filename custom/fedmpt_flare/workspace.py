@@ -30,6 +30,11 @@ def site_name(fl_ctx: "FLContext") -> str:
     return str(fl_ctx.get_identity_name())
 
 
+def site_folder(fl_ctx: "FLContext") -> Path:
+    """The folder of this site or server, with `startup` and `local`."""
+    return Path(_workspace(fl_ctx).get_root_dir())
+
+
 def local_folder(fl_ctx: "FLContext") -> Path:
     """The site's own configuration folder, which no job writes to."""
     return Path(_workspace(fl_ctx).get_site_config_dir())
@@ -53,10 +58,15 @@ def run_id(fl_ctx: "FLContext") -> str:
 
 
 def checkpoint_folder(fl_ctx: "FLContext") -> Path:
-    """Where the server keeps checkpoints: what `local/fedmpt_server.toml` says, or a folder in its workspace."""
-    path = local_folder(fl_ctx) / SERVER_FILE
+    """Where the server keeps checkpoints. Raises ConfigError."""
+    return checkpoints_of(local_folder(fl_ctx), site_folder(fl_ctx))
+
+
+def checkpoints_of(local: Path, workspace: Path) -> Path:
+    """What `fedmpt_server.toml` in `local` says, or a folder in the workspace. Raises ConfigError."""
+    path = local / SERVER_FILE
     chosen = load_server(path).checkpoints if path.exists() else ""
-    return Path(chosen) if chosen else Path(_workspace(fl_ctx).get_root_dir()) / CHECKPOINTS
+    return Path(chosen) if chosen else workspace / CHECKPOINTS
 
 
 def start_up_kit(fl_ctx: "FLContext") -> Path | None:

@@ -279,13 +279,14 @@ def test_jobs_that_may_not_run_are_refused_with_a_sentence_for_their_submitter(
     assert "the job was exported with fedmpt 0.0.1, this site runs" in detail("release")
     assert "what is left at this site does not suffice" in detail("costly")
     # what the submitter types
-    orders = [("meta", "costly"), ("logs", "server"), ("logs", "class"), ("meta", "gpus")]
+    orders = [("meta", "costly"), ("logs", "class"), ("meta", "gpus")]
     wanted = [(LEAD, "--format", "json", "job", order, ids[name]) for order, name in orders]
-    costly_meta, server_log, class_log, gpus_meta = (printed for _, printed in side_by_side(federation, *wanted))
+    costly_meta, class_log, gpus_meta = (printed for _, printed in side_by_side(federation, *wanted))
     assert "privacy budget: what is left at this site does not suffice for the job" in costly_meta
-    # what only the server can see ends the job before any round
-    assert metas["server"]["status"] == metas["class"]["status"] == "FINISHED:EXECUTION_EXCEPTION"
-    assert "the job is refused: the job was exported with fedmpt 0.0.1, the server runs" in server_log
+    # the server refuses before any site is asked
+    assert "server: the job is refused: the job was exported with fedmpt 0.0.1, the server runs" in detail("server")
+    # what FLARE alone can see ends the job before any round
+    assert metas["class"]["status"] == "FINISHED:EXECUTION_EXCEPTION"
     assert "ComponentNotAuthorized" in class_log
     assert UNLISTED in class_log
     # a job that asks for what no site has is tried again for ever, and says why

@@ -4,6 +4,7 @@ What is asked and what becomes of the answers is `fedmpt_core.federation.server.
 reached. A site that dies, hangs, refuses or errs leaves the phase. Needs neither torch nor the model's weights.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +35,13 @@ from fedmpt_flare.workspace import checkpoint_folder, run_folder, run_id, start_
 CHECK_SECONDS = 0.05  # FLARE's own 0.2 s is paid twice in every phase
 
 
+def agreed_job(values: Mapping[str, Any], release: str) -> JobConfig:
+    """The job that a workflow was built for. Raises ConfigError when it is none, or of another release."""
+    if release != RELEASE:
+        raise ConfigError(f"the job was exported with fedmpt {release}, the server runs {RELEASE}")
+    return job_from_dict({k: v for k, v in values.items() if k != "config_type"})
+
+
 class FedMPTWorkflow(Controller):
     """Federated averaging of FedMPT's trained parameters.
 
@@ -58,9 +66,7 @@ class FedMPTWorkflow(Controller):
         """Checks the job and opens the run's records."""
         forbid_dumps()  # updates and the server's key are here
         try:
-            if self.release != RELEASE:
-                raise ConfigError(f"the job was exported with fedmpt {self.release}, the server runs {RELEASE}")
-            self._config: JobConfig = job_from_dict({k: v for k, v in self.job.items() if k != "config_type"})
+            self._config = agreed_job(self.job, self.release)
             self._checkpoints = checkpoint_folder(fl_ctx)
         except ConfigError as error:
             # nothing to record it in yet, and FLARE's secure logging shows of an exception its type alone
@@ -85,8 +91,11 @@ class FedMPTWorkflow(Controller):
             for row in self._rounds.run(self):
                 self._track(row)
         except Exception as error:
-            self._end(f"failed: {error}")
-            self._folder.event("failed", reason=str(error))
+            reason = str(error) if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: {error}"
+            # FLARE's secure logging shows of an exception its type alone
+            self.log_error(fl_ctx, f"the job failed: {reason}", fire_event=False)
+            self._end(f"failed: {reason}")
+            self._folder.event("failed", reason=reason)
             raise
         self._end("completed")
         self._folder.event("completed")

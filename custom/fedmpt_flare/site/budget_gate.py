@@ -22,6 +22,7 @@ from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsil
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, project
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_flare.site.deployed_job import deployed_job
+from fedmpt_flare.site.refusals import REFUSALS, note_refusal
 from fedmpt_flare.tasks import short
 from fedmpt_flare.workspace import SITE_FILE
 
@@ -44,22 +45,24 @@ class BudgetGate(AppValidator):
         Returns:
             A sentence for the submitter of the job, "" when the job may run here; and no properties.
         """
+        app = Path(app_folder).resolve()
         try:
-            _check(Path(app_folder).resolve())
+            _check(app)
         except PrivacyRefused as refused:
-            self._note(f"the job is refused: {refused}")
+            self._note(app, f"the job is refused: {refused}")
             return short(refused.public), {}
         except AccountingError as error:
-            self._note(f"the job cannot be priced: {error}")
-            return "this site's accountants cannot price the job; its log says why", {}
+            self._note(app, f"the job cannot be priced: {error}")
+            return f"this site's accountants cannot price the job; its {REFUSALS} says why", {}
         except Exception as error:
-            self._note(f"the job cannot be checked: {error}")
+            self._note(app, f"the job cannot be checked: {error}")
             return f"this site cannot check the job against its privacy policy ({type(error).__name__})", {}
         return "", {}
 
-    def _note(self, sentence: str) -> None:
+    def _note(self, app: Path, sentence: str) -> None:
         """For the site's owner alone: it may name paths and what is spent."""
         get_obj_logger(self).error(sentence)
+        note_refusal(app.parents[1], app.parent.name, "deployment", sentence)
 
 
 def _check(app: Path) -> None:

@@ -30,7 +30,8 @@ from fedmpt_core.privacy.ledger.site_ledger import ledger_copy, read_site_ledger
 from fedmpt_core.secagg.wire import kind_of
 from fedmpt_flare import tasks
 from fedmpt_flare.site.deployed_job import deployed_job, is_short_text
-from fedmpt_flare.workspace import run_id, site_config, start_up_kit
+from fedmpt_flare.site.refusals import note_refusal
+from fedmpt_flare.workspace import run_id, site_config, site_folder, start_up_kit
 
 JOIN_KINDS = {"layout": str, "evaluates": bool, "backbone": str, "is_stand_in": bool, "backbone_digest": str}
 JOIN_KINDS |= {"device": str, "versions": dict, "weight": int}
@@ -73,6 +74,7 @@ class EgressGuard(Filter):
             reason = own = f"it cannot be checked ({type(error).__name__})"
         known = task if type(task) is str and task in tasks.TASKS else "an unknown task"
         with suppress(Exception):  # FLARE's line about a context can fail by what is in it
+            note_refusal(site_folder(fl_ctx), run_id(fl_ctx), f"the answer to {known}, held back", own)
             self.log_error(fl_ctx, f"the answer to {known} was held back: {own}", fire_event=False)
         return tasks.refusal(tasks.SITE_REFUSED, f"this site held back its answer to {known}: {reason}")
 

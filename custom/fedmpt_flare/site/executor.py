@@ -28,9 +28,10 @@ from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
+from fedmpt_flare.site.refusals import note_refusal
 from fedmpt_flare.site.request import PROTOCOL_TASKS, Request, RequestError
 from fedmpt_flare.site.trainer import Trainer, TrainerError, own_log
-from fedmpt_flare.workspace import run_folder, run_id, site_config, site_name, start_up_kit
+from fedmpt_flare.workspace import run_folder, run_id, site_config, site_folder, site_name, start_up_kit
 
 TRAINER_LOG = "trainer.log"
 CLAMPED = "numbers of this site's update were beyond secagg.value_range and were cut off: lower training.learning_rate"
@@ -86,6 +87,7 @@ class FedMPTExecutor(Executor):
             # The type only: texts of unforeseen errors can carry paths or values, and error logs travel to the
             # server.
             with suppress(Exception):
+                note_refusal(site_folder(fl_ctx), self._run_id, "a task failed", repr(error))
                 self.log_error(fl_ctx, f"a task failed: {type(error).__name__}", fire_event=False)
             return tasks.refusal(tasks.SITE_FAILED, "the task failed at the site; its log says why")
 
@@ -297,4 +299,5 @@ class FedMPTExecutor(Executor):
                 log.write(f"{task}: {sentence}\n")
         except OSError as full:
             place = f"{TRAINER_LOG} cannot be written ({full.strerror}): `fedmpt site check` says where room is missing"
+        note_refusal(site_folder(fl_ctx), self._run_id, task, sentence)
         self.log_error(fl_ctx, f"{task} refused or failed; {place}", fire_event=False)

@@ -145,10 +145,13 @@ def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
         )
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: no such file: the run '{run_id}' ended before its first round was complete, or on another server"
+            f"there is no checkpoint of run '{run_id}': it ended before its first round was complete, or ran on "
+            "another server"
         ) from None
     except (SafetensorError, LayoutError, ConfigError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint of this release: {error}") from None
+        raise CheckpointError(
+            f"the checkpoint of run '{run_id}' is damaged, or of another release ({type(error).__name__})"
+        ) from None
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint:

@@ -327,6 +327,7 @@ class Rounds:
             except RoundFailed as error:
                 used_up = isinstance(error, RoundUsedUp)
                 attempt, self._failed_attempts = attempt + 1, self._failed_attempts + (not used_up or not error.before)
+                logging.getLogger(__name__).warning("round %d failed: %s", number, error)
                 self._keeper.event("round_failed", round=number, reason=str(error))
                 if carriage.stopped or self._failed_attempts > self._job.federation.max_failed_rounds:
                     raise RuntimeError(f"round {number} failed: {error}") from error

@@ -17,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import RunStatus
 from nvflare.app_common.resource_managers.gpu_resource_manager import GPUResourceManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -96,6 +97,7 @@ def test_our_resources_differ_from_flare_s_where_they_must_and_nowhere_else(
     else:
         assert ours["servers"][0].pop("heart_beat_timeout") == 60
         assert theirs["servers"][0].pop("heart_beat_timeout") == 600
+        assert ours.pop("app_validator") == {"path": "fedmpt_flare.server.job_gate.JobGate"}
         assert dropped == {"log_receiver"}
     text = json.dumps([c for c in theirs["components"] if c["id"] not in dropped])
     manager = f"{GPUResourceManager.__module__}.{GPUResourceManager.__name__}"
@@ -316,3 +318,8 @@ def test_a_job_that_asks_for_more_gpus_than_the_site_has_is_told_so(offered: int
     answer = gpus(offered).check_resources({"num_of_gpus": asked}, FLContext())
     assert answer == (False, f"the job asks for num_of_gpus={asked}, which this site does not have free")
     assert gpus(offered).check_resources({}, FLContext())[0]
+
+
+def test_the_runbook_knows_every_state_of_a_job() -> None:
+    page = (DEPLOY / "runbooks" / "04-watch.md").read_text()
+    assert [status.value for status in RunStatus if f"`{status.value}`" not in page] == []

@@ -193,10 +193,13 @@ def test_a_round_with_too_few_sites_is_tried_again_then_the_job_ends(tmp_path: P
     assert record(tmp_path)["outcome"] == "completed"
 
     never = ScriptedSite("b", 3.0, train_1=nothing)
+    workflow = ScriptedWorkflow(job(rounds=1, max_failed_rounds=1), [ScriptedSite("a", 1.0), never], tmp_path)
     with pytest.raises(RuntimeError, match="1 sites answered, min_sites=2"):
-        ScriptedWorkflow(job(rounds=1, max_failed_rounds=1), [ScriptedSite("a", 1.0), never], tmp_path).run()
+        workflow.run()
     assert [t for t, _ in never.asked].count(tasks.TRAIN) == 2
-    assert record(tmp_path)["outcome"].startswith("failed: round 1")
+    why = "round 1 failed: train: 1 sites answered, min_sites=2; each site's log says why it did not"
+    assert record(tmp_path)["outcome"] == f"failed: {why}"
+    assert workflow.errors == [f"the job failed: {why}"]  # FLARE's own line shows the exception's type alone
 
 
 def test_a_site_with_other_weights_is_left_out(tmp_path: Path) -> None:

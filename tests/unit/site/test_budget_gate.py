@@ -14,6 +14,7 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.config.toml import without_none
 from fedmpt_flare.site.budget_gate import BudgetGate
+from fedmpt_flare.site.refusals import REFUSALS
 from fedmpt_flare.workspace import SITE_FILE
 from tests.guarded_site import BROKEN, JOB, MASKED_JOB, PRIVACY, SPENT, Site
 from tests.settings import UNMASKED, UNPROTECTED
@@ -128,6 +129,7 @@ def test_a_job_beyond_the_policy_is_refused_and_the_site_s_numbers_stay(
     sentence = gate.validate(str(site.app))[0]
     assert public in sentence
     assert own in caplog.text
+    assert own in (site.root / REFUSALS).read_text()
     numbers = r"\d[\d.]*(?:e-\d+)?"
     named, agreed = (set(map(float, re.findall(numbers, text))) for text in (sentence, json.dumps(job.to_dict())))
     assert named <= agreed

@@ -210,6 +210,7 @@ def test_a_join_changed_in_one_place_is_held_back(site: Site, change: Callable[[
     answer = join_answer()
     change(answer)
     assert reason(site.guard("join", answer)).startswith("this site held back its answer to join: ")
+    assert f"{JOB_ID} the answer to join, held back: " in (site.root / "refusals.log").read_text()
 
 
 FIGURE_CHANGES: dict[str, Callable[[Shareable], Any]] = {

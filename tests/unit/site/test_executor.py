@@ -260,6 +260,7 @@ def test_a_full_disk_is_named_in_the_log_and_the_answer_given(
         answer = plain.join("another")
     assert answer.get_return_code() == tasks.SITE_REFUSED
     assert "trainer.log cannot be written (No space left on device): `fedmpt site check` says" in caplog.text
+    assert "job digest 'another'" in plain.refusals  # there may be room in the site's folder
 
 
 def test_with_room_the_reason_stays_in_the_trainer_s_log(plain: RunningSite, caplog: pytest.LogCaptureFixture) -> None:
@@ -290,6 +291,7 @@ def test_of_a_refusal_its_public_sentence_travels_and_the_site_has_the_whole(
     sentence = reason(answer, tasks.SITE_REFUSED if expected else tasks.SITE_FAILED)
     assert sentence == public or (not public and "the reason is in its trainer.log" in sentence)
     assert OWN in plain.log
+    assert OWN in plain.refusals
     assert "ward-7" not in caplog.text
 
 
