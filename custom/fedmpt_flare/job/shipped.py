@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import fedmpt_flare
-
 
 def shipped(name: str) -> Path:
     """Folder with the `job.toml` and `site.toml` of a job, such as `demo`."""
-    package = Path(fedmpt_flare.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "jobs" / name
     return installed if installed.is_dir() else package.parents[1] / "jobs" / name
