@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from fedmpt_core.audit.run_evidence import KnownKeys
+from fedmpt_core.audit.known_keys import KnownKeys
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.common.files import file_digest
 from fedmpt_core.common.release import PROGRAM, RELEASE
@@ -23,8 +26,9 @@ from fedmpt_core.federation.run.manifest import RunManifest, read_manifest, roun
 from fedmpt_core.federation.run.record import MANIFEST, RunRecord, save_model
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.privacy.ledger import succession
 from fedmpt_core.privacy.ledger.budget import Budget, resolved
-from fedmpt_core.privacy.ledger.chain import SIGNED_PREFIX
+from fedmpt_core.privacy.ledger.chain import PROOF_PREFIX, SIGNED_PREFIX
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_copy, open_ledger
 from fedmpt_core.secagg.policy import Floors
 from fedmpt_core.secagg.roster import Member, Roster
@@ -65,11 +69,29 @@ def roster_of(kits: Path, sites: Sequence[str] = SITES) -> KnownKeys:
     return KnownKeys(Roster(key_cards[0].root, members))
 
 
+def renewed_kit(kits: Path, site: str, folder: Path) -> Path:
+    """A kit with a new key for a site, whose certificate the federation's root signs."""
+    state = json.loads((kits.parent / "state" / "cert.json").read_text())
+    root = x509.load_pem_x509_certificate(state["root_cert"].encode())
+    root_key: Any = load_pem_private_key(state["root_pri_key"].encode(), None)
+    old = x509.load_pem_x509_certificate((kits / site / "startup" / "client.crt").read_bytes())
+    key = write_kit(folder, site)
+    builder = x509.CertificateBuilder(root.subject, old.subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(old.not_valid_before_utc).not_valid_after(old.not_valid_after_utc)
+    for extension in old.extensions:
+        if extension.oid != x509.SubjectKeyIdentifier.oid:
+            builder = builder.add_extension(extension.value, extension.critical)
+    (folder / "client.crt").write_bytes(builder.sign(root_key, SHA256()).public_bytes(Encoding.PEM))
+    shutil.copy(kits / site / "startup" / "rootCA.pem", folder)
+    return folder
+
+
 class Federation:
     """Ledgers that go on from run to run, and the runs that a server would leave."""
 
     def __init__(self, root: Path, kits: Path, sites: Sequence[str] = SITES, cap: float = 20.0) -> None:
         self.root, self.kits = root, kits
+        self.renewed: dict[str, Path] = {}
         self.sites = {}
         for site in sites:
             policy = SitePrivacyConfig("images", UNITS, cap, 1e-5, ledger=str(root / "ledgers" / site))
@@ -77,7 +99,13 @@ class Federation:
             create_ledger(policy, site, self.kit(site))
 
     def kit(self, who: str) -> Path:
-        return self.kits / who / "startup"
+        return self.renewed.get(who, self.kits / who / "startup")
+
+    def renew(self, site: str) -> None:
+        """The site gets a new key under a certificate of the same root, and hands its ledgers over."""
+        old, new = self.kit(site), renewed_kit(self.kits, site, self.root / f"{site}-{len(self.renewed)}")
+        succession.rotate(self.policy(site), site, old, new)
+        self.renewed[site] = new
 
     def run(
         self,
@@ -265,17 +293,25 @@ def another_key(folder: Path) -> None:
     """The whole ledger again, under a key that its forger made."""
     kit, site = folder.parent / "forged", ledger_of(folder).name.removesuffix(".ledger.jsonl")
     write_kit(kit, site)
-    sign, _, spki = load_signer(kit / "client.key", kit / "client.crt")
-    forged, before = [], "0" * 64
-    for line in lines(folder):
-        entry = json.loads(line)
-        genesis = {"key_spki": spki, "public_key": sign.public_key}
-        entry |= {"prev": before} | (genesis if entry["kind"] == "genesis" else {})
-        body = {k: v for k, v in entry.items() if k not in ("hash", "sig")}
-        before = hashlib.sha256(canonical(body)).hexdigest()
-        forged.append(canonical({**body, "hash": before, "sig": sign(SIGNED_PREFIX + bytes.fromhex(before))}) + b"\n")
-    write(folder, forged)
+    write(folder, written_by(kit, lines(folder)))
     shutil.copy(kit / "client.crt", folder / "privacy" / f"{site}.crt")
+
+
+def written_by(kit: Path, ledger: Sequence[bytes], start: int = 0) -> list[bytes]:
+    """A ledger whose lines from `start` on a forger chains and signs anew; each change of key in them names his."""
+    sign, _, spki = load_signer(kit / "client.key", kit / "client.crt")
+    forged = [*ledger[:start]]
+    for line in ledger[start:]:
+        before = json.loads(forged[-1])["hash"] if forged else "0" * 64
+        entry = {**json.loads(line), "seq": len(forged), "prev": before}
+        if entry["kind"] in ("genesis", "rotate"):
+            entry |= {"key_spki": spki, "public_key": sign.public_key}
+        if entry["kind"] == "rotate":
+            entry |= {"proof": sign(PROOF_PREFIX + bytes.fromhex(before))}
+        body = {k: v for k, v in entry.items() if k not in ("hash", "sig")}
+        digest = hashlib.sha256(canonical(body)).hexdigest()
+        forged.append(canonical({**body, "hash": digest, "sig": sign(SIGNED_PREFIX + bytes.fromhex(digest))}) + b"\n")
+    return forged
 
 
 def change_job(section: str, **values: Any) -> Callable[[Path], Any]:

@@ -6,16 +6,17 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from fedmpt_core.audit.cards import by_dataset
+from fedmpt_core.audit.cards import by_dataset, dataset_of
 from fedmpt_core.audit.disclosure import Disclosure, Sums, disclosures, sums_of
 from fedmpt_core.audit.fields import check_fields, servers_word
-from fedmpt_core.audit.finding import Finding, in_order, worst
+from fedmpt_core.audit.finding import Finding, Severity, in_order, worst
+from fedmpt_core.audit.known_keys import check_key
 from fedmpt_core.audit.ledger_copy import time_of
 from fedmpt_core.audit.mechanism import check_mechanism
 from fedmpt_core.audit.membership import check_membership
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_ledgers import check_ledgers, reused_keys
-from fedmpt_core.audit.site_ledger import OwnLedger
+from fedmpt_core.audit.site_ledger import LedgerAudit, OwnLedger, audit_ledger, use_own_ledgers
 from fedmpt_core.audit.spending import Spending, further_accountants
 from fedmpt_core.audit.statements import check_statements
 from fedmpt_core.common.canonical import json_value
@@ -50,16 +51,74 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed; warnings are for a person's judgement."""
-        return worst(self.findings) != "fail"
+        """Whether nothing fails and nothing that was needed is missing; warnings are for a person's judgement."""
+        return worst(self.findings) not in ("fail", "unshown")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite is None."""
         return json_value({**asdict(self), "passed": self.passed, "schema": AUDIT_SCHEMA})
 
 
+@dataclass(frozen=True)
+class Examination:
+    """Runs and ledgers of one federation, each audited with the others at hand, and held against each other.
+
+    Attributes:
+        audits: of the runs; `ledgers` of what sites handed over.
+        between: findings of several of them together.
+    """
+
+    audits: list[Audit]
+    ledgers: list[LedgerAudit]
+    between: list[Finding]
+
+    @property
+    def worst(self) -> Severity:
+        """The worst severity of all findings."""
+        return worst([*self.between, *(f for one in (*self.audits, *self.ledgers) for f in one.findings)])
+
+    @property
+    def passed(self) -> bool:
+        """As of one audit."""
+        return self.worst not in ("fail", "unshown")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "passed": self.passed,
+            "worst": self.worst,
+            "runs": [one.to_dict() for one in self.audits],
+            "ledgers": [one.to_dict() for one in self.ledgers],
+            "between": [f.to_dict() for f in self.between],
+        }
+
+
+def examine(
+    runs: Sequence[Run],
+    ledgers: Sequence[OwnLedger],
+    *,
+    independent: bool = False,
+    policy_cards: Sequence[PolicyCard] = (),
+    self_test: bool = False,
+) -> Examination:
+    """Audit all of them; arguments as of `audit_run`."""
+    options: dict[str, Any] = {"independent": independent, "policy_cards": policy_cards, "self_test": self_test}
+    verified = verified_ledgers(runs, ledgers)
+    audits = [audit_run(run, runs=runs, ledgers=ledgers, **options) for run in runs]
+    cards, differing = by_dataset(policy_cards)
+    asked = further_accountants(independent=independent)
+    own = [audit_ledger(one, asked, one.entries and cards.get(dataset_of(one.entries)), verified) for one in ledgers]
+    return Examination(audits, own, in_order([*compare(runs, ledgers), *(() if runs else differing)]))
+
+
 def audit_run(
-    run: Run, *, independent: bool = False, policy_cards: Sequence[PolicyCard] = (), self_test: bool = False
+    run: Run,
+    *,
+    independent: bool = False,
+    policy_cards: Sequence[PolicyCard] = (),
+    self_test: bool = False,
+    runs: Sequence[Run] = (),
+    ledgers: Sequence[OwnLedger] = (),
 ) -> Audit:
     """Audit one run; its findings are added to the run's own.
 
@@ -68,7 +127,11 @@ def audit_run(
         independent: also recompute epsilon with an accountant that shares no code with the others.
         policy_cards: of sites, for their caps.
         self_test: also test the mechanism of this installation.
+        runs: others at hand, whose ledgers may show how a site's key changed.
+        ledgers: of sites that handed them over: the same, and in place of copies that the run lacks.
     """
+    use_own_ledgers(run, ledgers)
+    _check_keys(run, verified_ledgers([run, *runs], ledgers))
     cards, differing = by_dataset(policy_cards)
     run.findings += differing
     spending = check_ledgers(run, further_accountants(independent=independent), cards)
@@ -91,6 +154,25 @@ def audit_run(
     )
 
 
+def verified_ledgers(runs: Sequence[Run], ledgers: Sequence[OwnLedger]) -> list[Sequence[Entry]]:
+    """All ledgers at hand whose signatures were verified."""
+    signed = [run for run in runs if run.manifest.identities != "insecure"]
+    handed_over = [own.entries for own in ledgers if own.signed and own.entries]
+    return [*(entries for run in signed for entries in run.ledgers.values()), *handed_over]
+
+
+def _check_keys(run: Run, beside: Sequence[Sequence[Entry]]) -> None:
+    """Every ledger is of the key that its site had by the roster; what is not is left aside."""
+    if run.manifest.identities == "insecure":
+        return  # with a roster a run without signatures fails as a whole
+    for site, entries in sorted(run.ledgers.items()):
+        moment = max(run.ended, time_of(entries[-1].time))
+        findings = check_key(site, entries, run.keys.at(moment), beside)
+        run.findings += findings
+        if worst(findings) == "fail":
+            del run.ledgers[site]
+
+
 def compare(runs: Sequence[Run], ledgers: Sequence[OwnLedger] = ()) -> list[Finding]:
     """Several runs of one federation, and sites' own ledgers.
 
@@ -98,11 +180,11 @@ def compare(runs: Sequence[Run], ledgers: Sequence[OwnLedger] = ()) -> list[Find
     """
     copies: dict[tuple[str, str], list[tuple[str, Sequence[Entry]]]] = defaultdict(list)
     for run in runs:
-        for site, entries in run.ledgers.items():
-            copies[site, entries[0].dataset].append((f"the run {run.manifest.run_id}", entries))
+        for entries in run.ledgers.values():
+            copies[dataset_of(entries)].append((f"the run {run.manifest.run_id}", entries))
     for own in ledgers:
         if own.entries:
-            copies[own.entries[0].site, own.entries[0].dataset].append((str(own.place), own.entries))
+            copies[dataset_of(own.entries)].append((str(own.place), own.entries))
     findings: list[Finding] = []
     longest: dict[str, Sequence[Entry]] = {}
     for (site, dataset), ledgers_of_site in sorted(copies.items()):

@@ -14,6 +14,11 @@ Cards = Mapping[tuple[str, str], PolicyCard]
 """By site and data set."""
 
 
+def dataset_of(entries: Sequence[Entry]) -> tuple[str, str]:
+    """Site and data set of a ledger."""
+    return entries[0].site, entries[0].dataset
+
+
 def by_dataset(cards: Sequence[PolicyCard]) -> tuple[Cards, list[Finding]]:
     """The cards, and a finding for each that another one of the same data set contradicts; the lower cap counts."""
     chosen: dict[tuple[str, str], PolicyCard] = {}
@@ -28,7 +33,7 @@ def by_dataset(cards: Sequence[PolicyCard]) -> tuple[Cards, list[Finding]]:
 
 def check_cards(run: Run, cards: Cards) -> None:
     """Every card is of a ledger of this run, and the job is one that its site allows; adds findings to the run."""
-    used = {(site, entries[0].dataset) for site, entries in run.ledgers.items()}
+    used = {dataset_of(entries) for entries in run.ledgers.values()}
     for (site, dataset), card in sorted(cards.items()):
         if (site, dataset) in used:
             try:

@@ -90,7 +90,7 @@ def disclosures(run: Run) -> dict[str, list[Disclosure]]:
         ]
         if private:
             listed.append(Disclosure("epsilon, delta and head of the ledger", "follow from the job alone", True))
-            if site in run.ledgers:
+            if "file" in run.manifest.sites.get(site, {}).get("ledger", {}):
                 listed.append(Disclosure("a copy of the ledger", "mechanisms and digests, nothing of a record", True))
         if joined.get("evaluates") and run.job.federation.evaluate_every:
             listed.append(Disclosure("exact figures of its val and test pictures", "nothing", False))

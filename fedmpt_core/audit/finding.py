@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Severity = Literal["fail", "warning", "note"]
-ORDER: tuple[Severity, ...] = ("fail", "warning", "note")
+Severity = Literal["fail", "unshown", "warning", "note"]
+ORDER: tuple[Severity, ...] = ("fail", "unshown", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class Finding:
 
     Attributes:
         code: what kind of thing, stable for scripts, for example `ledger-cut`.
-        severity: `fail`: the claim does not hold or cannot be checked; `warning`: it holds, and something beside it
-            needs a person's judgement; `note`: worth knowing.
+        severity: `fail`: something contradicts the claim; `unshown`: nothing contradicts it here, and what it rests on
+            is missing; `warning`: it holds, and something beside it needs a person's judgement; `note`: worth knowing.
         where: the site or file.
         text: the sentence.
         remedy: what to do; empty for notes.
@@ -34,10 +34,7 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Severity:
     """The worst severity; `note` when there is none."""
-    severities = {f.severity for f in findings}
-    if "fail" in severities:
-        return "fail"
-    return "warning" if "warning" in severities else "note"
+    return min((f.severity for f in findings), key=ORDER.index, default="note")
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

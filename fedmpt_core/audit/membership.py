@@ -107,7 +107,7 @@ def _check_names(run: Run) -> None:
     alike: dict[str, list[str]] = defaultdict(list)
     for site in sorted(everybody):
         alike[_bare(site)].append(site)
-        if run.keys.roster and site not in run.keys.roster.members:
+        if run.roster and site not in run.roster.members:
             run.say("not-in-the-roster", site, "it takes part in the run and is not in the roster", "ask who it is")
     for names in alike.values():
         if len(names) > 1:

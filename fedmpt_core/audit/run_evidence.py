@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedmpt_core.audit.finding import Finding
+from fedmpt_core.audit.known_keys import KnownKeys
 from fedmpt_core.audit.ledger_copy import LedgerReader, inside, key_of_site, time_of
 from fedmpt_core.common.canonical import canonical_digest
 from fedmpt_core.common.signing import DocumentError, KeyVerifier, SigningError
@@ -27,17 +29,6 @@ class NoRun(ValueError):
     """The folder holds no run that could be audited; the sentence says what is missing."""
 
 
-@dataclass(frozen=True)
-class KnownKeys:
-    """What the auditor knows of the federation from elsewhere.
-
-    Attributes:
-        roster: of the members' keys and the root, agreed on by telephone; None when the auditor has none.
-    """
-
-    roster: Roster | None = None
-
-
 @dataclass
 class Run:
     """One run as it was downloaded.
@@ -49,6 +40,7 @@ class Run:
         manifest: the server's signed statement.
         keys: what the auditor knows.
         ledgers: by site, the entries of its ledger's copy; only of chains that hold.
+        missing: by site whose ledger is needed and not here, why.
         findings: what went wrong while reading.
     """
 
@@ -58,12 +50,23 @@ class Run:
     manifest: RunManifest
     keys: KnownKeys = field(default_factory=KnownKeys)
     ledgers: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def sites(self) -> dict[str, dict[str, Any]]:
         """By site that took part, what it said when it joined."""
         return self.record["sites"] or {}
+
+    @property
+    def ended(self) -> datetime:
+        """When the run ended, by its manifest."""
+        return time_of(self.manifest.ended)
+
+    @property
+    def roster(self) -> Roster | None:
+        """The roster that was in force when the run ended; None when the auditor has none."""
+        return self.keys.at(self.ended)
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
@@ -107,9 +110,9 @@ def load_run(folder: Path, keys: KnownKeys, reader: LedgerReader | None = None) 
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NoRun(f"{place}: is not a finished run of this release: {error}") from None
     run = Run(place, record, job, manifest, keys)
-    _check_files(run, keys)
+    _check_files(run)
     for site in sorted(run.sites):
-        _read_ledger(run, site, keys, reader)
+        _read_ledger(run, site, reader)
     return run
 
 
@@ -198,14 +201,14 @@ def _check_shape(record: Mapping[str, Any], manifest: RunManifest) -> None:
         raise ValueError(f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg']}") from None
 
 
-def _check_files(run: Run, keys: KnownKeys) -> None:
+def _check_files(run: Run) -> None:
     manifest = run.manifest
     try:
         check_manifest(manifest, run.folder)
     except DocumentError as error:
         run.say("file-changed", MANIFEST, str(error), "download the run again; if it repeats, ask who changed it")
     if manifest.signature:
-        _check_server(run, keys)
+        _check_server(run)
     same = ("run_id", "outcome", "started", "ended", "aggregation", "identities", "resumed", "config_digest")
     differ = [name for name in same if getattr(manifest, name) != run.record.get(name)]
     if differ:
@@ -217,12 +220,12 @@ def _check_files(run: Run, keys: KnownKeys) -> None:
         run.say("config-changed", RESULT, text, "compare the job with the one that the sites approved")
 
 
-def _check_server(run: Run, keys: KnownKeys) -> None:
+def _check_server(run: Run) -> None:
     try:
         root = run.manifest.root.encode()
         leaf = x509.load_pem_x509_certificate(run.manifest.server["certificate"].encode())
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(root))
-        known = keys.roster is None or root_sha256(root) == keys.roster.root
+        known = run.roster is None or root_sha256(root) == run.roster.root
     except Exception as error:
         text = f"the server's certificate does not follow from the root in the manifest ({type(error).__name__})"
         run.say("manifest-signed-by-another", MANIFEST, text, "nobody knows who signed this run: do not rely on it")
@@ -230,24 +233,20 @@ def _check_server(run: Run, keys: KnownKeys) -> None:
     if not known:
         text = "the manifest was signed in a federation with another root certificate than the roster's"
         run.say("manifest-signed-by-another", MANIFEST, text, "somebody else signed this run: do not rely on it")
-    elif keys.roster is None:
+    elif run.roster is None:
         text = "whose certificates these are was not checked: no roster was given"
         run.say("no-roster", MANIFEST, text, "give --roster with the file that the sites agreed on", "warning")
 
 
-def _read_ledger(run: Run, site: str, keys: KnownKeys, reader: LedgerReader) -> None:
+def _read_ledger(run: Run, site: str, reader: LedgerReader) -> None:
     copy = run.manifest.sites.get(site, {}).get("ledger")
     if not isinstance(copy, dict) or "file" not in copy:
-        kept = copy.get("kept") if isinstance(copy, dict) else "the manifest does not name it"
-        if run.job.privacy.private:
-            text = f"there is no copy of its ledger: {kept}"
-            run.say("ledger-missing", site, text, "ask the site for its ledger, and audit it beside this run", "fail")
+        run.missing[site] = str(copy.get("kept")) if isinstance(copy, dict) else "the manifest does not name it"
         return
     try:
-        entries, torn = reader.read(inside(run.folder, copy["file"]), _verifier(run, site, copy, keys))
+        entries, torn = reader.read(inside(run.folder, copy["file"]), _verifier(run, site, copy))
     except OSError as error:
-        text = f"the copy of its ledger, {copy['file']}, cannot be read ({error.strerror})"
-        run.say("ledger-missing", site, text, "download the run again, or ask the site for its ledger")
+        run.missing[site] = f"{copy['file']} cannot be read ({error.strerror})"
         return
     except (LedgerError, SigningError, SecAggError, ValueError) as error:
         run.say("ledger-damaged", site, str(error), "ask the site for its ledger and compare")
@@ -261,9 +260,9 @@ def _read_ledger(run: Run, site: str, keys: KnownKeys, reader: LedgerReader) -> 
     run.ledgers[site] = entries
 
 
-def _verifier(run: Run, site: str, copy: Mapping[str, Any], keys: KnownKeys) -> KeyVerifier | None:
+def _verifier(run: Run, site: str, copy: Mapping[str, Any]) -> KeyVerifier | None:
     """Of the site's certificate; None for the unsigned ledger of a simulation."""
     if run.manifest.identities == "insecure" and "certificate" not in copy:
         return None
-    root, when = run.manifest.root.encode(), time_of(run.manifest.ended)
-    return key_of_site(site, copy.get("certificate"), run.folder, root=root, when=when, roster=keys.roster)
+    root = run.manifest.root.encode()
+    return key_of_site(site, copy.get("certificate"), run.folder, root=root, when=run.ended)

@@ -2,16 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedmpt_core.audit.cards import check_genesis
 from fedmpt_core.audit.finding import Finding, in_order, worst
+from fedmpt_core.audit.known_keys import KnownKeys, check_key
 from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
 from fedmpt_core.audit.reservations import declared_units
-from fedmpt_core.audit.run_evidence import KnownKeys, NoRun
+from fedmpt_core.audit.run_evidence import NoRun, Run
 from fedmpt_core.audit.run_ledgers import SAME_EPSILON, reused_keys
 from fedmpt_core.audit.spending import Accountant, recompute
 from fedmpt_core.common.canonical import json_value
@@ -34,17 +36,26 @@ class OwnLedger:
 
     Attributes:
         place: the file or folder.
-        entries: verified; empty when the chain does not hold.
+        keys: what the auditor knows.
+        entries: whose chain holds; empty when it does not.
+        signed: whether every signature was verified too.
         export: what the site stated with it; None for a bare file.
         root: the federation's root certificate (PEM) that came with it, or "".
         findings: what went wrong while reading.
     """
 
     place: Path
+    keys: KnownKeys = field(default_factory=KnownKeys)
     entries: tuple[Entry, ...] = ()
+    signed: bool = False
     export: LedgerExport | None = None
     root: str = ""
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def moment(self) -> datetime:
+        """When it was handed over, as far as it says."""
+        return time_of(self.export.made if self.export else self.entries[-1].time)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class LedgerAudit:
     @property
     def passed(self) -> bool:
         """Whether nothing failed."""
-        return worst(self.findings) != "fail"
+        return worst(self.findings) not in ("fail", "unshown")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -91,11 +102,10 @@ def load_ledger(place: Path, keys: KnownKeys, reader: LedgerReader, certificate:
     Raises:
         NoRun: there is nothing to audit.
     """
-    ledger = OwnLedger(place)
+    ledger = OwnLedger(place, keys)
     try:
         if not (place / EXPORT).exists():
-            verify = _pinned(verifier(certificate), keys, certificate) if certificate else None
-            _read(ledger, place, verify, reader)
+            _read(ledger, place, verifier(certificate) if certificate else None, reader)
             return ledger
         ledger.export = read_export(place)
     except (DocumentError, SigningError) as error:
@@ -106,7 +116,7 @@ def load_ledger(place: Path, keys: KnownKeys, reader: LedgerReader, certificate:
     except DocumentError as error:
         ledger.findings.append(Finding("file-changed", "fail", EXPORT, str(error), "ask the site for another export"))
     try:
-        verify = None if not export.certificate else _of_export(export, place, keys, ledger)
+        verify = None if not export.certificate else _of_export(export, place, ledger)
     except (SigningError, SecAggError, OSError, ValueError, TypeError) as error:
         ledger.findings.append(Finding("ledger-damaged", "fail", str(export.site), str(error), ASK))
         return ledger
@@ -117,7 +127,10 @@ def load_ledger(place: Path, keys: KnownKeys, reader: LedgerReader, certificate:
 
 
 def audit_ledger(
-    ledger: OwnLedger, accountants: Mapping[str, Accountant], card: PolicyCard | None = None
+    ledger: OwnLedger,
+    accountants: Mapping[str, Accountant],
+    card: PolicyCard | None = None,
+    beside: Iterable[Sequence[Entry]] = (),
 ) -> LedgerAudit:
     """Audit one ledger.
 
@@ -125,11 +138,13 @@ def audit_ledger(
         ledger: as loaded.
         accountants: further ones to ask, by name.
         card: the site's policy for this data set; without one the cap is what the export states.
+        beside: verified ledgers at hand, which may show how its key changed.
     """
     findings, entries = list(ledger.findings), ledger.entries
     account, by_accountant = None, {}
     if entries:
         site = entries[0].site
+        findings += check_key(site, entries, ledger.keys.at(ledger.moment), beside) if ledger.signed else []
         export = ledger.export
         cap = card.privacy.epsilon if card else export.cap if export else None
         units = next((declared_units(e.details) for e in reversed(entries) if e.kind == "reserve"), None)
@@ -147,6 +162,7 @@ def audit_ledger(
 def _read(ledger: OwnLedger, path: Path, verify: Verifier | None, reader: LedgerReader) -> None:
     try:
         ledger.entries, torn = reader.read(path, verify)
+        ledger.signed = verify is not None
     except OSError as error:
         text = f"{path.name} cannot be read ({error.strerror})"
         ledger.findings.append(Finding("ledger-missing", "fail", path.name, text, ASK))
@@ -182,23 +198,47 @@ def _stated(entries: Sequence[Entry], export: LedgerExport, folder: Path) -> lis
     return [Finding("export-differs", "fail", first.site, text, ASK)] if differ else []
 
 
-def _pinned(verify: Any, keys: KnownKeys, certificate: Path) -> Any:
-    if keys.roster and verify.key_spki not in {m.fingerprint.hex() for m in keys.roster.members.values()}:
-        raise SigningError(f"{certificate} is of a key that is not in the roster")
-    return verify
-
-
-def _of_export(export: LedgerExport, folder: Path, keys: KnownKeys, ledger: OwnLedger) -> Verifier:
+def _of_export(export: LedgerExport, folder: Path, ledger: OwnLedger) -> Verifier:
     root = (folder / export.root).read_bytes()
-    ledger.root = root.decode()
-    if keys.roster is not None and root_sha256(root) != keys.roster.root:
+    ledger.root, roster, when = root.decode(), ledger.keys.at(time_of(export.made)), time_of(export.made)
+    if roster is not None and root_sha256(root) != roster.root:
         raise SigningError("the export is of a federation with another root certificate than the roster's")
-    if keys.roster is None:
+    if roster is None:
         text = "whose certificate this is was not checked: no roster was given"
         remedy = "give --roster with the file that the sites agreed on"
         ledger.findings.append(Finding("no-roster", "warning", export.site, text, remedy))
-    when = time_of(export.made)
-    return key_of_site(export.site, export.certificate, folder, root=root, when=when, roster=keys.roster)
+    return key_of_site(export.site, export.certificate, folder, root=root, when=when)
+
+
+def use_own_ledgers(run: Run, ledgers: Sequence[OwnLedger]) -> None:
+    """Where a run has no copy of a ledger, the export that its site handed over takes its place.
+
+    It must have been made after the run ended: an older one may lack what the run charged last. What stays missing is
+    said: nothing contradicts such a site, and nothing shows what it spent.
+
+    Args:
+        run: as loaded; its ledgers, what is missing and its findings are changed.
+        ledgers: what sites handed over.
+    """
+    for site, why in sorted(run.missing.items() if run.job.privacy.private else ()):
+        own = [o for o in ledgers if o.entries and o.entries[0].site == site and worst(o.findings) != "fail"]
+        here = [o for o in own if o.signed and o.export and o.moment >= run.ended.replace(microsecond=0)]
+        in_a_sum = any(site in row["sites"] for row in run.rounds)
+        tells = [o for o in here if not in_a_sum or any(e.job in run.jobs for e in o.entries)]
+        if tells:
+            chosen = max(tells, key=lambda o: (any(e.job in run.jobs for e in o.entries), len(o.entries)))
+            run.ledgers[site] = chosen.entries
+            del run.missing[site]
+            text = f"there is no copy of its ledger in the run ({why}): its own export, {chosen.place}, is used"
+            run.say("ledger-from-export", site, text, "", "note")
+            continue
+        text = f"there is no copy of its ledger: {why}"
+        if here:
+            text += f"; {here[0].place} speaks of no round of this run, and the record has it in sums"
+        elif own:
+            text += f"; {own[0].place} is no signed export that was made after the run ended, at {run.manifest.ended}"
+        remedy = "ask the site for `fedmpt ledger export`, and give that folder beside this run"
+        run.say("ledger-missing", site, text, remedy, "unshown")
 
 
 def _notes(entries: Sequence[Entry], account: Statement) -> list[Finding]:

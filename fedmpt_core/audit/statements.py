@@ -61,7 +61,7 @@ def _check_kind(run: Run) -> None:
     if manifest.identities == "insecure" and signed:
         text = "identities are made up, it says, and it names a certificate: a simulation has none"
         run.say("record-changed", MANIFEST, text, "signatures were removed: ask the server for the run")
-    if run.keys.roster and not (signed and manifest.signature and manifest.identities != "insecure"):
+    if run.roster and not (signed and manifest.signature and manifest.identities != "insecure"):
         text = "the roster's sites have keys, and nobody has signed this run"
         run.say("unsigned", MANIFEST, text, "signatures were removed, or this is a simulation: rely on nothing in it")
 

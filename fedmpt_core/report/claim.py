@@ -42,6 +42,7 @@ def claim_of(run: Run, audit: Audit, profiles: Sequence[Profile]) -> Claim:
     delta = max(s.delta for s in spending.values())
     alike = all(s.total == worst.total for s in spending.values())
     where = "at every site" if alike and len(spending) > 1 else f"at {name(site)}, which has spent most"
+    where += " of those whose ledgers are here" if status == "unshown" else ""
     return Claim(status, headline, reasons, facts, _not_covered(run), total, delta, site, where, guess)
 
 
@@ -50,9 +51,9 @@ def _verdict(run: Run, audit: Audit) -> tuple[Status, str, tuple[str, ...]]:
     findings = [f for f in audit.findings if not (bare and f.code == "updates-unprotected")]
     lines = {
         level: [f"{name(f.where)}: {shown(f.text)}" for f in findings if f.severity == level]
-        for level in ("fail", "warning")
+        for level in ("fail", "unshown", "warning")
     }
-    more = lines["fail"] or lines["warning"]
+    more = lines["fail"] or lines["unshown"] or lines["warning"]
     if len(more) > MOST_REASONS:
         more = [*more[:MOST_REASONS], f"and {len(more) - MOST_REASONS} more, under Findings of the audit"]
     kind = _kind(run)
@@ -62,6 +63,9 @@ def _verdict(run: Run, audit: Audit) -> tuple[Status, str, tuple[str, ...]]:
     if lines["fail"]:
         text = f"The claim does not stand: the audit found {count(len(lines['fail']), 'thing')} against it."
         return "fails", text, (*more, *kind)
+    if lines["unshown"]:
+        text = f"The claim is not shown, for want of {count(len(lines['unshown']), 'ledger')}."
+        return "unshown", text, ("Nothing that was checked contradicts it.", *more, *kind)
     if not audit.spending:
         return "nothing", "Nothing is claimed: no site took part, so nothing left one.", (*kind, *more)
     if run.manifest.identities == "insecure":

@@ -14,7 +14,7 @@ from fedmpt_core.common.canonical import json_value
 
 REPORT_SCHEMA = 1
 
-Status = Literal["stands", "judge", "rehearsal", "nothing", "none", "fails"]
+Status = Literal["stands", "judge", "rehearsal", "nothing", "none", "unshown", "fails"]
 Answered = Literal["answered", "partly", "outside"]
 
 
@@ -33,7 +33,8 @@ class Claim:
 
     Attributes:
         status: `stands`; `judge`: it stands as far as was checked, and a person must look at the reasons; `rehearsal`:
-            a simulation, so nobody is bound by it; `nothing`: nothing was trained; `none`: no claim is made; `fails`.
+            a simulation, so nobody is bound by it; `nothing`: nothing was trained; `none`: no claim is made; `unshown`:
+            what it rests on is missing, and nothing contradicts it; `fails`: something does.
         headline: one sentence.
         reasons: why it is not simply `stands`.
         facts: who is protected, against whom, how strongly, for how long.
@@ -206,7 +207,7 @@ class Report:
     Attributes:
         made: UTC, ISO 8601; `release` of this program.
         run_id: name of the run; `job` of the job.
-        passed: whether the audit found nothing that fails.
+        passed: whether the audit found nothing that fails or is missing.
         findings: of the audit, as are `spending`, `sums` and `releases`.
         notes: paragraphs by section.
     """

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedmpt_core.audit.auditor import Audit
+from fedmpt_core.audit.finding import worst
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import Profile, Utility
 from fedmpt_core.report.plain import count, names, number, signed, up
@@ -12,7 +13,7 @@ from fedmpt_core.report.words import WORDS
 def notes_of(run: Run, audit: Audit, profiles: Sequence[Profile], utility: Utility) -> dict[str, tuple[str, ...]]:
     """Paragraphs by section."""
     private = run.job.privacy.private
-    doubt = () if audit.passed else WORDS["doubt"]
+    doubt = WORDS["doubt"].get(worst(audit.findings), ())
     notes = {
         "budgets": (*doubt, *_budgets(audit)) if private else WORDS["not_private"],
         "profile": (*doubt, *_profile(profiles, audit)),

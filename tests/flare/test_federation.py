@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from fedmpt_core.audit.auditor import audit_run
-from fedmpt_core.audit.run_evidence import KnownKeys, load_run
+from fedmpt_core.audit.known_keys import KnownKeys
+from fedmpt_core.audit.run_evidence import load_run
 from fedmpt_core.config.job import (
     BackboneConfig,
     FederationConfig,

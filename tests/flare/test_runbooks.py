@@ -24,7 +24,8 @@ import pytest
 import yaml
 
 from fedmpt_core.audit.auditor import audit_run
-from fedmpt_core.audit.run_evidence import KnownKeys, load_run
+from fedmpt_core.audit.known_keys import KnownKeys
+from fedmpt_core.audit.run_evidence import load_run
 from fedmpt_core.federation.run.manifest import check_manifest, read_manifest
 from fedmpt_core.federation.run.record import load_record
 from fedmpt_core.secagg.start_up_kit import load_roster

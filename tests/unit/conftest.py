@@ -10,7 +10,7 @@ from tests.federation import DEPLOY
 from tests.provisioning import SERVER, SITE, flare, overlay
 
 if TYPE_CHECKING:  # a run's job is calibrated when it is loaded: only tests that look at one wait for it
-    from fedmpt_core.audit.run_evidence import KnownKeys
+    from fedmpt_core.audit.known_keys import KnownKeys
     from tests.audited import Federation
 
 

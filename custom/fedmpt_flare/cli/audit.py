@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmpt_core.common.text import shown
+from fedmpt_flare.cli.evidence import EXIT_CODES, load_evidence, verdict
 from fedmpt_flare.cli.options import AsJson, Independent, Policies, RosterFile, SelfTest
 
 if TYPE_CHECKING:
@@ -31,49 +32,27 @@ def audit(
 ) -> None:
     """Audit runs and ledgers: chains, signatures, epsilon, sums, and everything that left each site.
 
-    Exit code 0: nothing fails. 1: something does. 2: there is nothing that could be audited.
+    Exit code 0: nothing fails. 1: something contradicts the claim. 2: there is nothing that could be audited. 3: a
+    ledger that the claim rests on is missing, and nothing contradicts it.
     """
-    from fedmpt_core.audit.auditor import audit_run, compare
-    from fedmpt_core.audit.cards import by_dataset
-    from fedmpt_core.audit.ledger_copy import LedgerReader
-    from fedmpt_core.audit.run_evidence import KnownKeys, load_run
-    from fedmpt_core.audit.site_ledger import audit_ledger, is_ledger, load_ledger
-    from fedmpt_core.audit.spending import further_accountants
+    from fedmpt_core.audit.auditor import examine
     from fedmpt_core.federation.site.policy_card import PolicyCard
-    from fedmpt_core.secagg.start_up_kit import load_roster
 
-    keys, reader = KnownKeys(load_roster(roster) if roster else None), LedgerReader()
+    runs, own = load_evidence(places, roster, certificate)
     policy_cards = [PolicyCard.load(path) for path in policies or []]
-    cards, differing = by_dataset(policy_cards)
-    own = [load_ledger(place, keys, reader, certificate) for place in places if is_ledger(place)]
-    runs = [load_run(place, keys, reader) for place in places if not is_ledger(place)]
-    audits = [audit_run(run, independent=independent, policy_cards=policy_cards, self_test=self_test) for run in runs]
-    asked = further_accountants(independent=independent)
-    ledgers = [
-        audit_ledger(one, asked, cards.get((one.entries[0].site, one.entries[0].dataset)) if one.entries else None)
-        for one in own
-    ]
-    between = [*compare(runs, own), *(() if runs else differing)]
-    passed = all(a.passed for a in (*audits, *ledgers)) and not any(f.severity == "fail" for f in between)
+    examined = examine(runs, own, independent=independent, policy_cards=policy_cards, self_test=self_test)
     if as_json:
-        report = {
-            "passed": passed,
-            "runs": [a.to_dict() for a in audits],
-            "ledgers": [a.to_dict() for a in ledgers],
-            "between": [f.to_dict() for f in between],
-        }
-        typer.echo(json.dumps(report, allow_nan=False))
+        typer.echo(json.dumps(examined.to_dict(), allow_nan=False))
     else:
         from fedmpt_flare.cli.screen import show_findings
 
-        for one in audits:
+        for one in examined.audits:
             _show_run(one)
-        for one in ledgers:
+        for one in examined.ledgers:
             _show_ledger(one)
-        show_findings("Between them", between)
-        typer.echo("Passed: nothing that was checked fails." if passed else "FAILED: see what is marked FAIL.")
-    if not passed:
-        raise typer.Exit(1)
+        show_findings("Between them", examined.between)
+        typer.echo(verdict(examined))
+    raise typer.Exit(EXIT_CODES.get(examined.worst, 0))
 
 
 def _show_run(one: "Audit") -> None:

@@ -33,7 +33,12 @@ Unsigned = Annotated[bool, typer.Option("--unsigned", help="For simulations, whi
 
 # of whoever checks others
 RosterFile = Annotated[
-    Path | None, typer.Option("--roster", metavar="FILE", help="The roster of keys that the sites agreed on.")
+    list[str] | None,
+    typer.Option(
+        "--roster",
+        metavar="[DATE=]FILE",
+        help="The roster of keys that the sites agreed on; a later one with the day from which it holds.",
+    ),
 ]
 Policies = Annotated[
     list[Path] | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fedmpt_flare.cli.evidence import EXIT_CODES, load_evidence
 from fedmpt_flare.cli.options import Independent, Policies, RosterFile, SelfTest, WrongUse
 
 
@@ -32,23 +33,21 @@ def report(
     Exit code 0: nothing fails. 1: something does, and the report says so. 2: there is no run, or no place to write to.
     """
     from fedmpt_core.audit.auditor import audit_run
-    from fedmpt_core.audit.run_evidence import KnownKeys, load_run
+    from fedmpt_core.audit.finding import worst
     from fedmpt_core.common.files import write_whole
     from fedmpt_core.federation.run.record import REPORT
     from fedmpt_core.federation.site.policy_card import PolicyCard
     from fedmpt_core.report.build import build_report
     from fedmpt_core.report.html import is_report, render
     from fedmpt_core.report.model_card import is_model_card, to_markdown
-    from fedmpt_core.secagg.start_up_kit import load_roster
 
     page = out or (None if as_json else folder / REPORT)
     if page:
         _check_place(page, is_report)
     if model_card:
         _check_place(model_card, is_model_card)
-    keys = KnownKeys(load_roster(roster) if roster else None)
+    (run,), _ = load_evidence([folder], roster)
     policy_cards = [PolicyCard.load(path) for path in policies or []]
-    run = load_run(folder, keys)
     audit = audit_run(run, independent=independent, policy_cards=policy_cards, self_test=self_test)
     made = build_report(run, audit, datetime.now(UTC).isoformat(timespec="seconds"))
     written = []
@@ -64,8 +63,7 @@ def report(
         typer.echo(made.claim.headline)
         for path in written:
             typer.echo(f"Wrote {path}")
-    if not made.passed:
-        raise typer.Exit(1)
+    raise typer.Exit(EXIT_CODES.get(worst(made.findings), 0))
 
 
 def _check_place(path: Path, ours: Callable[[str], bool]) -> None:

@@ -19,7 +19,12 @@ from fedmpt_core.common.text import shown
 _TENTHS = 10  # lines on a kind of work, where there is no terminal (chosen)
 _SIGNS = "fedmpt.signs"  # how an encoding deals with signs that it lacks, by Python's register
 _OTHERS = {"–": "-", "›": ">", "…": "...", "→": "->", "×": "x", "±": "+-"}
-SEVERITIES = {"fail": "[red]FAIL[/]", "warning": "[yellow]warning[/]", "note": "note"}
+SEVERITIES = {
+    "fail": "[red]FAIL[/]",
+    "unshown": "[magenta]not shown[/]",
+    "warning": "[yellow]warning[/]",
+    "note": "note",
+}
 
 
 def never_fail_at_a_sign() -> None:

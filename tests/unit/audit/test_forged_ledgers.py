@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import audit_run, compare
+from fedmpt_core.audit.known_keys import KnownKeys
 from fedmpt_core.audit.ledger_copy import LedgerReader
-from fedmpt_core.audit.run_evidence import KnownKeys, Run, load_run
+from fedmpt_core.audit.run_evidence import Run, load_run
 from fedmpt_core.audit.site_ledger import audit_ledger, load_ledger
 from fedmpt_core.config.secagg import SiteSecAggConfig
 from fedmpt_core.config.site import SitePrivacyConfig

@@ -11,8 +11,9 @@ import tomli_w
 from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import compare
+from fedmpt_core.audit.known_keys import KnownKeys
 from fedmpt_core.audit.ledger_copy import LedgerReader
-from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, load_run
+from fedmpt_core.audit.run_evidence import NoRun, load_run
 from fedmpt_core.audit.site_ledger import LedgerAudit, audit_ledger, load_ledger
 from fedmpt_core.audit.spending import further_accountants
 from fedmpt_core.privacy.accounting.epsilon import epsilon

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import Audit, audit_run
 from fedmpt_core.audit.finding import Finding
-from fedmpt_core.audit.run_evidence import KnownKeys, NoRun, Run, load_run
+from fedmpt_core.audit.known_keys import KnownKeys
+from fedmpt_core.audit.run_evidence import NoRun, Run, load_run
 from fedmpt_core.audit.spending import Spending
 from fedmpt_core.common.files import WriteError
 from fedmpt_core.config.job import PrivacyConfig
