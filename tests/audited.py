@@ -300,16 +300,19 @@ def another_key(folder: Path) -> None:
 def written_by(kit: Path, ledger: Sequence[bytes], start: int = 0) -> list[bytes]:
     """A ledger whose lines from `start` on a forger chains and signs anew; each change of key in them names his."""
     sign, _, spki = load_signer(kit / "client.key", kit / "client.crt")
-    forged = [*ledger[:start]]
+    forged, renamed = [*ledger[:start]], {}
     for line in ledger[start:]:
         before = json.loads(forged[-1])["hash"] if forged else "0" * 64
-        entry = {**json.loads(line), "seq": len(forged), "prev": before}
+        old = json.loads(line)
+        entry = {**old, "seq": len(forged), "prev": before}
+        if entry["kind"] == "commit":
+            entry |= {"reservation": renamed.get(old["reservation"], old["reservation"])}
         if entry["kind"] in ("genesis", "rotate"):
             entry |= {"key_spki": spki, "public_key": sign.public_key}
         if entry["kind"] == "rotate":
             entry |= {"proof": sign(PROOF_PREFIX + bytes.fromhex(before))}
         body = {k: v for k, v in entry.items() if k not in ("hash", "sig")}
-        digest = hashlib.sha256(canonical(body)).hexdigest()
+        digest = renamed[old["hash"]] = hashlib.sha256(canonical(body)).hexdigest()
         forged.append(canonical({**body, "hash": digest, "sig": sign(SIGNED_PREFIX + bytes.fromhex(digest))}) + b"\n")
     return forged
 

@@ -46,6 +46,9 @@ WEIGHT = "weight"
 PRIVACY = "privacy"  # of a `train` reply: epsilon and delta of the job so far, head of the site's ledger
 HEADS = "heads"  # of a `train` task: by site, the head that the server saw last
 
+# Topic of the ledger that a site hands over unasked when its job is aborted: FLARE ends the sites' tasks first.
+LEDGER_TOPIC = "fedmpt.ledger"
+
 # Topic of what an administrator asks of a site outside all jobs (`privacy_budget`).
 BUDGET_TOPIC = "fedmpt.privacy_budget"
 

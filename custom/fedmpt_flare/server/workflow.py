@@ -30,6 +30,7 @@ from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import MaskedRounds
 from fedmpt_flare.server.phases import Phase, Phases, refusal_of
 from fedmpt_flare.server.run_folder import RunFolder
+from fedmpt_flare.server.unasked_ledgers import UnaskedLedgers
 from fedmpt_flare.workspace import checkpoint_folder, run_folder, run_id, start_up_kit
 
 CHECK_SECONDS = 0.05  # FLARE's own 0.2 s is paid twice in every phase
@@ -78,6 +79,8 @@ class FedMPTWorkflow(Controller):
         # a simulation's ledgers live as long as the simulation
         self._heads = LedgerHeads(self._checkpoints) if start_up_kit(fl_ctx) else None
         self._masks: MaskedRounds | None = None
+        self._unasked = UnaskedLedgers(start_up_kit(fl_ctx))
+        fl_ctx.get_engine().register_aux_message_handler(tasks.LEDGER_TOPIC, self._unasked.take)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole job; an exception here ends it as failed."""
@@ -205,4 +208,9 @@ class FedMPTWorkflow(Controller):
         if asked and not self.stopped:
             with suppress(RoundFailed):  # aborted meanwhile
                 self._phases.run(Phase(tasks.LEDGER, tasks.message(), asked, self._config.secagg.phase_timeout), take)
+        if self.stopped:
+            missing = {site for site in sites if "file" not in ledgers[site]}
+            ledgers |= {site: {"kept": "the job was aborted, and the site handed over none"} for site in missing}
+            for site, (copy, certificate) in self._unasked.wait_for(missing).items():
+                ledgers[site] = self._folder.write_ledger(site, copy, certificate)
         return ledgers

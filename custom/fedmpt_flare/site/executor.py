@@ -13,7 +13,7 @@ from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
@@ -29,6 +29,7 @@ from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
 from fedmpt_flare.site.refusals import note_refusal
+from fedmpt_flare.site.egress_guard import EgressGuard
 from fedmpt_flare.site.request import PROTOCOL_TASKS, Request, RequestError
 from fedmpt_flare.site.trainer import Trainer, TrainerError, own_log
 from fedmpt_flare.workspace import run_folder, run_id, site_config, site_folder, site_name, start_up_kit
@@ -72,6 +73,8 @@ class FedMPTExecutor(Executor):
             self._trainer.start()
         elif event_type in (EventType.ABORT_TASK, EventType.END_RUN):
             self._end_round()
+            if event_type == EventType.ABORT_TASK and fl_ctx.get_prop(FLContextKey.RUN_ABORT_REQUESTED):
+                self._hand_over(fl_ctx)
             if event_type == EventType.END_RUN and self._trainer:
                 self._trainer.stop()
 
@@ -127,7 +130,9 @@ class FedMPTExecutor(Executor):
         }
         if step := steps.get(asked.task):
             return tasks.message(protocol=step(self._masks(), asked.protocol or b""))
-        answers = {tasks.TRAIN: self._train, tasks.VALIDATE: self._validate, tasks.LEDGER: self._ledger}
+        if asked.task == tasks.LEDGER:
+            return self._ledger(fl_ctx)
+        answers = {tasks.TRAIN: self._train, tasks.VALIDATE: self._validate}
         return answers[asked.task](asked, job, fl_ctx, abort)
 
     def _join(self, asked: Request, fl_ctx: FLContext, abort: Signal) -> Shareable:
@@ -207,11 +212,25 @@ class FedMPTExecutor(Executor):
             answer, _ = self._ask("validate", state, abort, **fields)
         return tasks.message(fields=answer)
 
-    def _ledger(self, asked: Request, job: JobConfig, fl_ctx: FLContext, abort: Signal) -> Shareable:
+    def _ledger(self, fl_ctx: FLContext) -> Shareable:
         policy, kit = site_config(fl_ctx).privacy, start_up_kit(fl_ctx)
         if policy is None or not policy.share_ledger:
             raise RequestError("this site keeps its ledger to itself (privacy.share_ledger)")
         return tasks.ledger_message(*ledger_copy(policy, kit))
+
+    def _hand_over(self, fl_ctx: FLContext) -> None:
+        """An aborted job can ask for nothing more, so the ledger goes to the server unasked, if the guard lets it."""
+        try:
+            if not self._agreed().privacy.private:
+                return
+            fl_ctx.set_prop(FLContextKey.TASK_NAME, tasks.LEDGER, private=True, sticky=False)
+            answer = EgressGuard().process(self._ledger(fl_ctx), fl_ctx)
+            if answer.get_return_code() == ReturnCode.OK:
+                fl_ctx.get_engine().fire_and_forget_aux_request(tasks.LEDGER_TOPIC, answer, fl_ctx, optional=True)
+        except Exception as error:
+            with suppress(Exception):
+                reason = error if isinstance(error, RequestError) else type(error).__name__
+                self.log_info(fl_ctx, f"no ledger goes with the aborted job: {reason}", fire_event=False)
 
     def _masks(self) -> MaskedUpdates:
         if self._secure is None:
