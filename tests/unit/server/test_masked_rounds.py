@@ -143,6 +143,7 @@ class Workflow(FedMPTWorkflow):
                 get_site_config_dir=lambda: str(folder),
                 get_startup_kit_dir=lambda: str(folder),
             ),
+            register_aux_message_handler=lambda topic, handler: None,
         )
         self.context = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: run_id)
         self.run_folder = run

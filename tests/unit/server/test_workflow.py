@@ -66,6 +66,8 @@ class ScriptedWorkflow(FedMPTWorkflow):
     def __init__(self, job: JobConfig, sites: list[ScriptedSite], folder: Path) -> None:
         super().__init__({"config_type": "dict", **job.to_dict()})
         self.sites = {s.name: s for s in sites}
+        self.handlers: dict[str, Callable[..., Any]] = {}
+        self.abort = Signal()
         engine = SimpleNamespace(
             get_clients=lambda: [SimpleNamespace(name=s.name) for s in sites],
             get_workspace=lambda: SimpleNamespace(
@@ -74,6 +76,7 @@ class ScriptedWorkflow(FedMPTWorkflow):
                 get_site_config_dir=lambda: str(folder),
                 get_startup_kit_dir=lambda: str(folder),
             ),
+            register_aux_message_handler=self.handlers.__setitem__,
         )
         self.context = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: "job")
         self.warnings: list[str] = []
@@ -97,7 +100,7 @@ class ScriptedWorkflow(FedMPTWorkflow):
 
     def run(self) -> None:
         self.start_controller(self.context)  # type: ignore[arg-type]
-        self.control_flow(Signal(), self.context)  # type: ignore[arg-type]
+        self.control_flow(self.abort, self.context)  # type: ignore[arg-type]
 
 
 def job(rounds: int = 2, **federation: Any) -> JobConfig:
@@ -109,6 +112,10 @@ def job(rounds: int = 2, **federation: Any) -> JobConfig:
         secagg=UNMASKED,
         federation=FederationConfig(**{"min_sites": 2, "max_movement": 1e4, **federation}),
     )
+
+
+def private_job() -> JobConfig:
+    return resolved(dataclasses.replace(job(rounds=1), privacy=PrivacyConfig(epsilon=8.0, sample_rate=0.5)))
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -287,7 +294,6 @@ def test_a_later_job_tells_each_site_the_newest_entry_that_the_server_has_seen_o
             update = LAYOUT.encode(np.ones(3, np.float32))
             return tasks.message(fields={"weight": 1.0, tasks.PRIVACY: said}, vector=update)
 
-    private = dataclasses.replace(job(rounds=1), privacy=PrivacyConfig(epsilon=8.0, sample_rate=0.5))
     for _ in range(2):
-        ScriptedWorkflow(resolved(private), [Charged("a", 1.0), Charged("b", 2.0)], tmp_path).run()
+        ScriptedWorkflow(private_job(), [Charged("a", 1.0), Charged("b", 2.0)], tmp_path).run()
     assert told == [{}, {}, heads, heads]
