@@ -73,9 +73,14 @@ class Examination:
     between: list[Finding]
 
     @property
+    def findings(self) -> list[Finding]:
+        """All of them, the worst first."""
+        return in_order([*self.between, *(f for one in (*self.audits, *self.ledgers) for f in one.findings)])
+
+    @property
     def worst(self) -> Severity:
         """The worst severity of all findings."""
-        return worst([*self.between, *(f for one in (*self.audits, *self.ledgers) for f in one.findings)])
+        return worst(self.findings)
 
     @property
     def passed(self) -> bool:

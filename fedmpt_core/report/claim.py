@@ -35,7 +35,7 @@ def claim_of(run: Run, audit: Audit, profiles: Sequence[Profile]) -> Claim:
     facts = (
         Fact("Who is protected", *_who(run, audit)),
         Fact("Against whom", *_against(run)),
-        Fact("How strongly", *_strength(worst.total, max(s.delta for s in spending.values()), worst.unit, guess)),
+        Fact("How strongly", *how_strongly(worst.total, max(s.delta for s in spending.values()), worst.unit, guess)),
         Fact("For how long", *_duration(run, audit)),
     )
     total = worst.total if isfinite(worst.total) else None
@@ -111,7 +111,15 @@ def _against(run: Run) -> tuple[str, str]:
     return text, "Nobody has to be trusted but the site itself and this program."
 
 
-def _strength(total: float, delta: float, unit: str, guess: float | None) -> tuple[str, str]:
+def how_strongly(total: float, delta: float, unit: str, guess: float | None) -> tuple[str, str]:
+    """What an epsilon of all jobs on a data set means, in words, and by the customary tiers.
+
+    Args:
+        total: that epsilon, at `delta`.
+        delta: of the data set.
+        unit: `record` or `group`.
+        guess: see `Profile.guess`; None where it was not worked out.
+    """
     if not isfinite(total):
         return "Not known: what was spent cannot be worked out.", "Treat the sites' updates as unprotected."
     one = f"one {unit}"

@@ -129,7 +129,7 @@ class Utility:
 
     Attributes:
         sites: whose pictures.
-        round: the last one that was evaluated; None where no figures were asked for.
+        round: the last one that was evaluated; None where there are no figures, and `none_since` says why.
         figures: (name, zero-shot, final) in percent.
         curve: (round, mAP).
         labels: the rarest first where shares are known, else by gain.
@@ -139,6 +139,7 @@ class Utility:
 
     sites: tuple[str, ...] = ()
     round: int | None = None
+    none_since: str = ""
     figures: tuple[tuple[str, float | None, float | None], ...] = ()
     curve: tuple[tuple[int, float], ...] = ()
     labels: tuple[Label, ...] = ()

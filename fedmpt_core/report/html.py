@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fedmpt_core.audit.disclosure import Disclosure
 from fedmpt_core.common.text import shown
 from fedmpt_core.report import charts, plain
+from fedmpt_core.report.budgets import BudgetReport
 from fedmpt_core.report.content import Report
 from fedmpt_core.report.words import WORDS
 
@@ -22,7 +23,7 @@ MOST_LABELS, MOST_FINDINGS, MOST_SITES, MOST_FILES, MOST_ROWS = 200, 200, 200, 1
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """The page of a run."""
     lines = charts.spending_lines(report.spending)
     groups: dict[tuple[Disclosure, ...], list[str]] = {}
     for site, left in report.releases.items():
@@ -46,6 +47,12 @@ def render(report: Report) -> str:
         },
     }
     return _environment().get_template("template.html.j2").render(context)
+
+
+def render_budgets(report: BudgetReport) -> str:
+    """The page of several runs and ledgers."""
+    context = {"r": report, "generator": GENERATOR, "most": {"findings": MOST_FINDINGS}}
+    return _environment().get_template("budgets.html.j2").render(context)
 
 
 def is_report(text: str) -> bool:

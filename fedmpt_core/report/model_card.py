@@ -83,7 +83,7 @@ def is_model_card(text: str) -> bool:
 
 def _figures(utility: Utility) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if utility.round is None:
-        return ("Not measured: the job asked for no figures.",), ()
+        return (f"No figures: {utility.none_since}.",), ()
     scored = [label for label in utility.labels if label.gain is not None]
     worst = [f"{name(label.name)}: {number(label.final, 1)} ({signed(label.gain)})" for label in scored]
     text = (

@@ -103,7 +103,7 @@ def _aggregation(run: Run, audit: Audit) -> tuple[str, ...]:
 
 def _utility(utility: Utility) -> tuple[str, ...]:
     if utility.round is None:
-        return ("No figures: the job asked for none, or no site gave any.",)
+        return (f"No figures: {utility.none_since}.",)
     return (
         f"On test pictures of {names(utility.sites)}, after round {utility.round}. Zero-shot is the same frozen model "
         "with a plain prompt. What differential privacy itself costs is not measured here: it takes the same job "

@@ -9,16 +9,17 @@ from typing import Any
 
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.report.content import GateWeight, Label, Utility
+from fedmpt_core.report.plain import names
 
 FIGURES = {"mAP": 1, "CF1": 1, "CF1_macro": 1, "OF1": 1, "ece": 100}  # what makes percent of the record's figure
 MOST = 1e6  # no figure or round of ours is larger; a record may hold whole numbers without end
 
 
 def utility_of(run: Run) -> Utility:
-    """Figures overall, over the rounds and per label; empty where none were asked for."""
+    """Figures overall, over the rounds and per label; where there are none, why."""
     scored = [row for row in run.record["rounds"] if _number(row.get("mAP")) is not None and 0 <= row["round"] <= MOST]
     if not scored:
-        return Utility()
+        return Utility(none_since=_none_since(run))
     first, last = scored[0], scored[-1]
     start = first.get("zero_shot") if first["round"] == 0 else None
     zero: Mapping[str, Any] = start if isinstance(start, dict) else {}
@@ -37,6 +38,16 @@ def utility_of(run: Run) -> Utility:
         rare=_mean([label.gain for label in known[:half]]),
         common=_mean([label.gain for label in known[half:]]) if half else None,
     )
+
+
+def _none_since(run: Run) -> str:
+    """Why a run has no figures; what the job asked for is in its digest, which the sites' ledgers hold."""
+    if not run.job.federation.evaluate_every:
+        return "the job asked for none"
+    giving = sorted(site for site, joined in (run.record["sites"] or {}).items() if joined.get("evaluates") is True)
+    if not giving:
+        return "the job asked for them, and no site of this run gives any"
+    return f"the job asked for them, {names(giving)} would give them, and none are in the record"
 
 
 def gate_of(run: Run) -> tuple[GateWeight, ...]:

@@ -474,3 +474,22 @@ def test_a_record_that_a_liar_signed_is_shown_for_what_it_is(
     assert report.claim.status == "fails"
     assert report.spending[SITES[0]].job > 1 > 0.1
     assert JOB.name in to_markdown(report)
+
+
+# why there are no figures
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluates", "says"),
+    [
+        (0, True, "No figures: the job asked for none."),
+        (1, False, "No figures: the job asked for them, and no site of this run gives any."),
+        (1, True, "No figures: the job asked for them, hospital-a would give them, and none are in the record."),
+    ],
+)
+def test_why_there_are_no_figures_is_true(run: Run, audit: Audit, every: int, evaluates: bool, says: str) -> None:
+    job = replace(run.job, federation=replace(run.job.federation, evaluate_every=every))
+    sites = {site: {**joined, "evaluates": evaluates and site == SITES[0]} for site, joined in run.sites.items()}
+    report = build_report(replace(run, job=job, record={**run.record, "sites": sites}), audit, MADE)
+    assert says in to_markdown(report)
+    assert says in render(report)
