@@ -28,8 +28,8 @@ from fedmpt_core.model.vector import LayoutError, ParameterLayout
 from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
-from fedmpt_flare.site.refusals import note_refusal
 from fedmpt_flare.site.egress_guard import EgressGuard
+from fedmpt_flare.site.refusals import note_refusal
 from fedmpt_flare.site.request import PROTOCOL_TASKS, Request, RequestError
 from fedmpt_flare.site.trainer import Trainer, TrainerError, own_log
 from fedmpt_flare.workspace import run_folder, run_id, site_config, site_folder, site_name, start_up_kit
