@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-PublicName = Literal["voc2007", "coco2014", "nuswide", "objects365", "multiscene", "mlrsnet"]
+PublicName = Literal["voc2007", "coco2014", "coco2017", "nuswide", "objects365", "multiscene", "mlrsnet"]
 """The public data sets; `data.public.registry` has the rest."""
 
 Division = Literal["labels", "features", "dirichlet", "uniform"]

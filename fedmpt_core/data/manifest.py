@@ -6,6 +6,7 @@
 | `labels` | CSV: separated by `|` or `;`, blank for a picture without labels; Parquet: a list of strings |
 | `split` | `train`, `val` or `test` |
 | `group` | optional: what records belong together, say a patient; given for all records or for none |
+| `unknown` | optional, as `labels`: labels of which nobody says whether the picture shows them; `train` only |
 
 Everything is checked before anything is used, and every problem is found in one pass and named with its
 line. Must never guess: an unknown label or split is refused, and no relative path leads out of its root, by
@@ -25,7 +26,7 @@ import numpy as np
 
 from fedmpt_core.common.text import likeness
 from fedmpt_core.data.manifest_rows import CONTROL, SPLITS, ManifestRow, Problems, nearest
-from fedmpt_core.data.pictures import BadPicture, Dataset, FilePicture, Picture
+from fedmpt_core.data.pictures import UNKNOWN, BadPicture, Dataset, FilePicture, Picture
 
 _CHUNK, _THREADS = 512, 4  # pictures and threads that decode (chosen)
 
@@ -82,6 +83,7 @@ def load_rows(
     column = {label: c for c, label in enumerate(classes)}
     targets = np.zeros((len(mine), len(column)), np.uint8)
     for r, (row, _) in enumerate(mine):
+        targets[r, [column[label] for label in row.unknown]] = UNKNOWN
         targets[r, [column[label] for label in row.labels]] = 1
     grouped = any(row.group for row, _ in mine)
     return Dataset(
@@ -136,16 +138,8 @@ def _check_rows(
     unknown: dict[str, list[str]] = {}
     checked = []
     for row in rows:
-        if row.split not in SPLITS:
-            hint = nearest(row.split, SPLITS) or f": use {', '.join(SPLITS)}"
-            problems.add(row.origin, f"split {row.split!r} is not known{hint}", f"split {row.split}")
-        if grouped and not likeness(row.group):
-            problems.add(
-                row.origin, "has no group while others have one: give every record one, or remove the column", "group"
-            )
-        if "" in row.labels:
-            problems.add(row.origin, "has an empty label: remove the separator that is too many", "empty label")
-        for label in sorted({label for label in row.labels if label and label not in known}):
+        _check_row(row, problems, grouped=grouped)
+        for label in sorted({label for label in (*row.labels, *row.unknown) if label and label not in known}):
             unknown.setdefault(label, []).append(row.origin)
         path = _resolve(row, base, start or base, problems)
         if path is None:
@@ -158,6 +152,23 @@ def _check_rows(
     for label, origins in unknown.items():
         problems.add(origins[0], partial(_unknown_label, label, len(origins), classes))
     return checked
+
+
+def _check_row(row: ManifestRow, problems: Problems, *, grouped: bool) -> None:
+    """What one row alone says."""
+    if row.split not in SPLITS:
+        hint = nearest(row.split, SPLITS) or f": use {', '.join(SPLITS)}"
+        problems.add(row.origin, f"split {row.split!r} is not known{hint}", f"split {row.split}")
+    if grouped and not likeness(row.group):
+        problems.add(
+            row.origin, "has no group while others have one: give every record one, or remove the column", "group"
+        )
+    if "" in (*row.labels, *row.unknown):
+        problems.add(row.origin, "has an empty label: remove the separator that is too many", "empty label")
+    if row.unknown and row.split != "train":
+        problems.add(row.origin, "has unknown labels, which figures need to know: move it to train", "unknown")
+    if twice := set(row.labels) & set(row.unknown):
+        problems.add(row.origin, f"has {min(twice)!r} both in labels and in unknown: take it out of one")
 
 
 def _unknown_label(label: str, times: int, classes: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import difflib
 import io
 import itertools
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from fedmpt_core.common.files import whole_file
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ("path", "labels", "split", "group")
+COLUMNS = ("path", "labels", "split", "group", "unknown")
 LISTED = 20
 """Problems that are spelt out; the others are counted (chosen)."""
 ALIKE = 3
@@ -30,6 +31,16 @@ ALIKE = 3
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REQUIRED = COLUMNS[:3]
+_LISTS = ("labels", "unknown")
+PICTURE_COLUMNS = (
+    *("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename", "imageindex", "imageid"),
+    *("img", "imgpath", "picture", "picturepath", "photo", "name", "id"),
+)
+LABEL_COLUMNS = (
+    *("labels", "label", "tags", "tag", "classes", "class", "classname", "findings", "findinglabels", "finding"),
+    *("categories", "category", "diagnosis", "diagnoses"),
+)
+"""What people call them, without blanks and underscores, likeliest first."""
 _PIECE = 20_000  # rows that are written at once; what a reader holds at once too (chosen)
 
 
@@ -42,6 +53,7 @@ class ManifestRow:
         labels: labels of the picture, possibly none; order and repetition mean nothing.
         split: `train`, `val` or `test`.
         group: what records belong together, or empty.
+        unknown: labels of which nobody says whether the picture shows them; training leaves them out.
         origin: where the row comes from, for messages.
     """
 
@@ -50,6 +62,7 @@ class ManifestRow:
     split: str
     group: str = ""
     origin: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,12 +138,13 @@ class ManifestError(ValueError):
         return type(self), (self.problems,)
 
 
-def write_manifest(rows: Iterable[ManifestRow], path: str | Path) -> None:
+def write_manifest(rows: Iterable[ManifestRow], path: str | Path, *, unknown: bool = False) -> None:
     """Write rows to a `.csv` or `.parquet` manifest, readable for its owner only, whole or not at all.
 
     Args:
         rows: at least one, taken one after the other; their `origin` is not written.
         path: the file, replaced when it exists. Relative paths in `rows` will start at its folder.
+        unknown: whether the column `unknown` is written.
 
     Raises:
         ValueError: a row could not be read back as it is, or the file has another suffix or cannot be written.
@@ -144,7 +158,7 @@ def write_manifest(rows: Iterable[ManifestRow], path: str | Path) -> None:
     first = next(checked, None)
     if first is None:
         raise ValueError("rows is empty: a manifest needs at least one picture")
-    columns = COLUMNS if first.group else _REQUIRED
+    columns = [*_REQUIRED, *["group"] * bool(first.group), *["unknown"] * unknown]
     with whole_file(path) as file:
         write(itertools.chain((first,), checked), columns, file)
 
@@ -153,13 +167,16 @@ def _write_csv(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) ->
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([r.path, "|".join(r.labels), r.split, r.group][: len(columns)] for r in rows)
+    for row in rows:
+        cells = {"path": row.path, "split": row.split, "group": row.group}
+        cells |= {"labels": "|".join(row.labels), "unknown": "|".join(row.unknown)}
+        writer.writerow([cells[name] for name in columns])
     text.flush()
     text.detach()
 
 
 def _write_parquet(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) -> None:
-    kinds = {"labels": pa.list_(pa.string())}
+    kinds = dict.fromkeys(_LISTS, pa.list_(pa.string()))
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
     with pq.ParquetWriter(file, schema) as writer:
         rows = iter(rows)
@@ -174,13 +191,12 @@ def _writable(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
     seen: set[str] = set()
     grouped: bool | None = None
     for row in rows:
-        cells = (row.path, *row.labels, row.group)
+        named = (*row.labels, *row.unknown)
+        cells = (row.path, *named, row.group)
         if not row.path or any(c != c.strip() or CONTROL.search(c) for c in cells):
             raise ValueError(f"path={row.path!r}: a cell is empty, starts or ends blank, or holds a control character")
-        if any(not label or "|" in label or ";" in label for label in row.labels):
-            raise ValueError(
-                f"path={row.path!r}: labels={list(row.labels)} holds an empty label, or one with '|' or ';'"
-            )
+        if any(not label or "|" in label or ";" in label for label in named):
+            raise ValueError(f"path={row.path!r}: labels={list(named)} holds an empty label, or one with '|' or ';'")
         if row.split not in SPLITS:
             raise ValueError(f"path={row.path!r}: split={row.split!r} is not one of {', '.join(SPLITS)}")
         if row.path in seen:
@@ -227,18 +243,22 @@ def _read_csv(path: Path, problems: Problems) -> list[ManifestRow]:
     for where, cells in _csv_lines(raw, path.name, problems):
         if header is None:
             header = cells
-            if not cells or not _check_header(cells, where, problems):
+            if not cells or not _check_header(cells, where, path, problems):
                 return []
         elif len(cells) == len(header):
             row = dict(zip(header, cells, strict=True))
-            labels = [label.strip() for label in re.split(r"[|;]", row["labels"])] if row["labels"] else []
-            rows.append(ManifestRow(row["path"], tuple(labels), row["split"], row.get("group", ""), where))
+            labels, unknown = (_listed(row.get(name, "")) for name in _LISTS)
+            rows.append(ManifestRow(row["path"], labels, row["split"], row.get("group", ""), where, unknown))
         elif cells:
             problems.add(
                 where,
                 f"has {len(cells)} cells, the header has {len(header)}: put a cell with a comma in quotes",
             )
     return rows
+
+
+def _listed(cell: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in re.split(r"[|;]", cell)) if cell else ()
 
 
 def _csv_lines(raw: bytes, name: str, problems: Problems) -> Iterator[tuple[str, list[str]]]:
@@ -270,32 +290,55 @@ def _read_parquet(path: Path, problems: Problems) -> list[ManifestRow]:
     number = 0
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        if not _check_header(schema.names, path.name, problems) or not _check_types(schema, path.name, problems):
+        if not _check_header(schema.names, path.name, path, problems) or not _check_types(schema, path.name, problems):
             return []
         for batch in file.iter_batches(batch_size=4096):
             for row in batch.to_pylist():
                 number += 1
                 where = f"{path.name} row {number}"
-                labels = row["labels"]
-                if labels is None or None in labels:
+                labels, unknown = row["labels"], row.get("unknown") or []
+                if labels is None or None in (*labels, *unknown):
                     problems.add(where, "has a null in labels: use an empty list for a picture without labels")
                     continue
                 text = [(row.get(name) or "").strip() for name in ("path", "split", "group")]
-                rows.append(ManifestRow(text[0], tuple(x.strip() for x in labels), text[1], text[2], where))
+                labels, unknown = (tuple(x.strip() for x in words) for words in (labels, unknown))
+                rows.append(ManifestRow(text[0], labels, text[1], text[2], where, unknown))
     return rows
 
 
-def _check_header(header: Sequence[str], where: str, problems: Problems) -> bool:
+def guessed(header: Sequence[str], names: Sequence[str]) -> str:
+    """The column that is called like one of these names, whatever its case, blanks and underscores; or nothing."""
+    plain = {re.sub(r"[\W_]", "", column.casefold()): column for column in header}
+    return next((plain[name] for name in names if name in plain), "")
+
+
+def _converter(header: Sequence[str], path: Path) -> str:
+    """The command that makes a manifest of a table with other columns."""
+    picture, labels = guessed(header, PICTURE_COLUMNS), guessed(header, LABEL_COLUMNS)
+    words = ["fedmpt", "prepare", "table", str(path), "--path-column", picture or "COLUMN"]
+    words += ["--labels-column", labels] if labels else []
+    return f"`{shlex.join([*words, '--out', str(path.with_name('manifest.csv'))])}` makes a manifest of it"
+
+
+def _check_header(header: Sequence[str], where: str, path: Path, problems: Problems) -> bool:
     before = problems.count
     missing = [name for name in _REQUIRED if name not in header]
     if missing and len(header) == 1 and re.search(r"[;\t]", header[0]):
-        problems.add(where, "does not separate columns by commas: save the file with ',' between columns")
+        columns = [column.strip() for column in re.split(r"[;\t]", header[0])]
+        problems.add(
+            where,
+            "does not separate columns by commas: save the file with ',' between columns; or "
+            f"{_converter(columns, path)}",
+        )
         return False
     for name in missing:
-        problems.add(where, f"column '{name}' is missing: the header needs {', '.join(_REQUIRED)}")
+        way_out = f"; {_converter(header, path)}" if name == missing[-1] else ""
+        problems.add(where, f"column '{name}' is missing: the header needs {', '.join(_REQUIRED)}{way_out}")
     for name in sorted({n for n in header if n not in COLUMNS}):
         near = nearest(name, COLUMNS)
-        problems.add(where, f"column {name!r} is not known{near or ': remove it'}")
+        read = name in (guessed(header, PICTURE_COLUMNS), guessed(header, LABEL_COLUMNS))
+        hint = f": that command {'reads it' if read else 'leaves it out'}" if missing else ": remove it"
+        problems.add(where, f"column {name!r} is not known{near or hint}")
     for name in sorted({n for n in header if n in COLUMNS and list(header).count(n) > 1}):
         problems.add(where, f"column '{name}' is there more than once")
     return problems.count == before
@@ -305,7 +348,7 @@ def _check_types(schema: pa.Schema, where: str, problems: Problems) -> bool:
     before = problems.count
     for column in schema:
         kind, inner = column.type, "a string"
-        if column.name == "labels":
+        if column.name in _LISTS:
             inner = "a list of strings"
             listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
             fits = listed and (_is_text(kind.value_type) or pa.types.is_null(kind.value_type))

@@ -33,12 +33,20 @@ from fedmpt_core.training.local import make_optimizer
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """A site's records per split; `positives` is (C,) training records per label. Shown locally, never sent."""
+    """A site's records per split. Shown locally, never sent.
+
+    Attributes:
+        units: training records, or groups of them where those are protected.
+        positives: (C,) training records per label.
+        unlabelled: training records without any label.
+    """
 
     train: int
     val: int
     test: int
+    units: int
     positives: np.ndarray
+    unlabelled: int
     pictures: tuple[Picture, ...]
 
 
@@ -80,8 +88,9 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig]) -> dict[str, Sit
         try:
             unseen = job.unseen_classes
             splits = {s: load_split(job, site.data, s, unseen=unseen, verify=True) for s in ("train", "val", "test")}
+            units = 0
             if splits["train"] is not None:
-                units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"]))
+                units = units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"])).max() + 1
             if job.privacy.private and site.data.source != "scenes":  # composed anew, each one other
                 known = {s: (d, [p.digest() for p in d.pictures]) for s, d in splits.items() if d is not None}
                 require_apart(*known.pop("train"), known)
@@ -90,8 +99,9 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig]) -> dict[str, Sit
         counts = {s: len(d) if d else 0 for s, d in splits.items()}
         pictures = tuple(p for d in splits.values() if d for p in d.pictures)
         train = splits["train"]
-        positives = (train.targets == 1).sum(0) if train else np.zeros(len(job.classes), int)
-        counted[name] = SiteCounts(counts["train"], counts["val"], counts["test"], positives, pictures)
+        shown = train.targets == 1 if train else np.zeros((0, len(job.classes)), bool)
+        rest = {"positives": shown.sum(0), "unlabelled": int((~shown.any(1)).sum()), "pictures": pictures}
+        counted[name] = SiteCounts(**counts, units=int(units), **rest)
     if job.federation.evaluate_every and not any(d.test for d in counted.values()):
         raise ValueError(
             "no site holds test pictures: give one site a test split and evaluate = true, or the run could not be "
@@ -143,10 +153,12 @@ class SitePlan:
         projection: epsilon of the job, and of the data set with everything before it, against the cap.
         signal_to_noise: for each choice of `model.trained` the best case of one step: the norm of the clipped sum,
             were all gradients of an expected batch aligned, over the norm of the noise.
+        units: that the site declares, from which that was worked out.
     """
 
     projection: Projection
     signal_to_noise: dict[str, float]
+    units: int
 
 
 @dataclass(frozen=True)
@@ -177,9 +189,8 @@ def check_privacy(job: JobConfig, sites: Mapping[str, SiteConfig], size: ModelSi
             raise PrivacyRefused(f"{name}: {error}") from None
         noise = job.privacy.noise_multiplier or 0.0
         batch = job.privacy.sample_rate * site.privacy.units
-        plans[name] = SitePlan(
-            projection, {choice: batch / (noise * sqrt(d)) for choice, d in size.released.items() if d}
-        )
+        ratios = {choice: batch / (noise * sqrt(d)) for choice, d in size.released.items() if d}
+        plans[name] = SitePlan(projection, ratios, site.privacy.units)
     if not job.privacy.private:
         return None
     plan = Mechanism.of(job).steps(planned_steps(job))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ def check(
     job: Annotated[Path | None, typer.Argument(metavar="JOB.TOML", help="The agreed job.")] = None,
     sites: SitesFile = None,
     seed: Seed = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also show every key of the job, every label and how epsilon comes about.")
+    ] = False,
     show_schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a job file.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,27 +37,35 @@ def check(
     config, file = resolved(load_job(job, seed=seed)), sites or job.parent / "site.toml"
     site_configs = simulated_sites(config, file) if sites or file.exists() else {}
     from fedmpt_core.federation import preflight
+    from fedmpt_core.federation.advice import advice
     from fedmpt_core.model.backbone.load import load_backbone
     from fedmpt_flare.cli.run_view import show_check
 
     size = preflight.check_model(config, load_backbone(config.backbone))
     plan = preflight.check_privacy(config, site_configs, size)
     data = preflight.check_data(config, site_configs) if site_configs else {}
+    doubts = advice(config, site_configs, data, plan)
     if as_json:
         report = {
             "privacy": plan and dataclasses.asdict(plan),
-            "warnings": preflight.warnings_of(config),
+            "warnings": doubts,
             "config": config.to_dict(),
             "config_digest": config.digest(),
             "backbone": size.backbone,
             "is_stand_in": size.is_stand_in,
             "trained_floats": size.groups,
             "mib_per_update": size.mib_per_update,
-            "sites": {n: {"train": d.train, "val": d.val, "test": d.test} for n, d in data.items()},
+            "sites": {n: _counts(config, d) for n, d in data.items()},
         }
         typer.echo(json.dumps(report))
     else:
-        show_check(config, size, data, plan)
+        show_check(config, size, data, plan, doubts, verbose=verbose)
+
+
+def _counts(job: "JobConfig", counts: Any) -> dict[str, Any]:
+    labels = dict(zip(job.classes, map(int, counts.positives), strict=True))
+    own = {name: getattr(counts, name) for name in ("train", "val", "test", "units", "unlabelled")}
+    return own | {"labels": labels}
 
 
 def simulated_sites(job: "JobConfig", file: Path) -> "dict[str, SiteConfig]":

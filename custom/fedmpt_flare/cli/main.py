@@ -20,6 +20,7 @@ from fedmpt_flare.cli.check import check
 from fedmpt_flare.cli.conditions import conditions
 from fedmpt_flare.cli.demo import demo
 from fedmpt_flare.cli.export import export
+from fedmpt_flare.cli.init import init
 from fedmpt_flare.cli.ledger import ledger
 from fedmpt_flare.cli.partition import partition
 from fedmpt_flare.cli.predict import predict
@@ -64,7 +65,9 @@ def fedmpt(
     """Federated multi-label prompt tuning of vision-language models on NVIDIA FLARE."""
 
 
-for command in (demo, check, simulate, export, resume_job, predict, prepare, partition, bench, audit, canaries, report):
+for command in (demo, init, check, simulate, export, resume_job, predict, prepare, partition, bench):
+    app.command()(command)
+for command in (audit, canaries, report):
     app.command()(command)
 for name, group in (("conditions", conditions), ("roster", roster), ("site", site), ("ledger", ledger)):
     app.add_typer(group, name=name)

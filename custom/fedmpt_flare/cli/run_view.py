@@ -5,34 +5,58 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
 from fedmpt_core.config.job import JobConfig
-from fedmpt_core.federation.preflight import warnings_of
+from fedmpt_core.federation.advice import GOOD, POOR, true_signal
 from fedmpt_core.federation.run import record as run
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_flare.cli.screen import show_table, table_of
 
+_MOST_LABELS = 12  # rows of a table that is no list (chosen)
 
-def show_check(job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any) -> None:
-    """`fedmpt check` for people."""
+
+def show_check(
+    job: JobConfig, size: Any, data: Mapping[str, Any], plan: Any, doubts: Sequence[str], *, verbose: bool
+) -> None:
+    """`fedmpt check` for people: pictures and labels, what it costs, what to look at; every key where asked for."""
     console = Console(highlight=False)
+    if data:
+        _show_data(console, data)
+        _show_labels(console, job, data, len(job.classes) if verbose else _MOST_LABELS)
+    if verbose:
+        _show_keys(job)
+    _show_size(console, size, job)
+    _show_privacy(console, job, plan)
+    if verbose:
+        _show_accounting(console, job, plan)
+    elif plan and data:
+        ratios = true_signal(job, data, plan)
+        console.print(
+            f"Signal to noise of a step, at best: {', '.join(f'{escape(n)} {r:.2g}' for n, r in ratios.items())} "
+            f"({GOOD:g} and more is good, below {POOR:g} hardly anything is learnt)",
+            soft_wrap=True,
+        )
+    for doubt in doubts:
+        console.print(f"[yellow]Look at this:[/] {escape(doubt)}", soft_wrap=True)
+    console.print(f"Job digest {job.digest()}" + ("" if verbose else "; every key: --verbose"), soft_wrap=True)
+    if doubts:
+        number = "one thing" if len(doubts) == 1 else f"{len(doubts)} things"
+        console.print(f"Nothing stops this job; there {'is' if len(doubts) == 1 else 'are'} {number} to look at above.")
+    else:
+        console.print("OK: nothing is wrong with this job.")
+
+
+def _show_keys(job: JobConfig) -> None:
     rows = []
     for section, values in job.to_dict().items():
         inner = values.items() if isinstance(values, dict) else ()
         rows += [(section, key, _short(value)) for key, value in inner] or [("", section, _short(values))]
     show_table(f"Job {job.name}", ("section", "key", "value"), rows)
-    _show_size(console, size, job)
-    _show_privacy(console, job, plan)
-    _show_accounting(console, job, plan)
-    if data:
-        _show_data(console, data)
-    for warning in warnings_of(job):
-        console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
-    console.print(f"Job digest {job.digest()}\nOK: nothing is wrong with this job.", soft_wrap=True)
 
 
 class RunView:
@@ -228,10 +252,20 @@ def _spent(record: Mapping[str, Any]) -> RenderableType:
 
 def _show_data(console: Console, data: Mapping[str, Any]) -> None:
     rows = [
-        (name, str(d.train), str(d.val or "–"), str(d.test or "–"), f"{int((d.positives > 0).sum())}")
+        (name, *(str(n or "–") for n in (d.train, d.val, d.test)), str(int((d.positives > 0).sum())), str(d.unlabelled))
         for name, d in data.items()
     ]
-    show_table("Pictures", ("site", "train", "val", "test", "labels seen"), rows, console=console)
+    show_table("Pictures", ("site", "train", "val", "test", "labels seen", "without any"), rows, console=console)
+
+
+def _show_labels(console: Console, job: JobConfig, data: Mapping[str, Any], most: int) -> None:
+    """Training pictures by label: the rarest first, since they decide, and a line for those that are left out."""
+    counts = np.array([d.positives for d in data.values()])  # (S,C)
+    order = np.argsort(counts.sum(0), kind="stable")
+    rows = [(job.classes[c], *(str(n or "–") for n in counts[:, c])) for c in order[:most]]
+    left = len(order) - len(rows)
+    caption = f"and {left} more labels with {counts[:, order[most]].sum()} or more each" if left else ""
+    show_table("Training pictures by label, the rarest first", ("label", *data), rows, caption, console)
 
 
 def _short(value: object) -> str:

@@ -5,6 +5,7 @@ What each folder must look like is the docstring of its own module; docs/data.md
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fedmpt_core.common.progress import Progress
@@ -31,7 +32,8 @@ class PublicDataset:
 
 DATASETS: dict[PublicName, PublicDataset] = {
     "voc2007": PublicDataset("VOC2007", voc.CLASSES, voc.rows),
-    "coco2014": PublicDataset("COCO 2014", coco.CLASSES, coco.rows),
+    "coco2014": PublicDataset("COCO 2014", coco.CLASSES, partial(coco.rows, year=2014)),
+    "coco2017": PublicDataset("COCO 2017", coco.CLASSES, partial(coco.rows, year=2017)),
     "nuswide": PublicDataset("NUS-WIDE", nuswide.CLASSES, nuswide.rows),
     "objects365": PublicDataset("Objects365", objects365.CLASSES, objects365.rows),
     "multiscene": PublicDataset("MultiScene-Clean", multiscene.CLASSES, multiscene.rows),

@@ -133,6 +133,7 @@ def test_class_lists_have_the_right_length_and_distinct_words() -> None:
     assert sizes == {
         "voc2007": 20,
         "coco2014": 80,
+        "coco2017": 80,
         "nuswide": 81,
         "objects365": 365,
         "multiscene": 36,
