@@ -18,8 +18,9 @@ import numpy as np
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.federation.joined import Joined
-from fedmpt_core.federation.server.rounds import Evaluation, Rounds, Training
+from fedmpt_core.federation.server.rounds import Evaluation, MeanUpdate, Rounds, Training
 from fedmpt_core.federation.site.session import SiteRecords, SiteSession, SiteUpdate
+from fedmpt_core.federation.terms import encoding_of
 from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.privacy.ledger.site_ledger import with_ledger
 
@@ -89,7 +90,22 @@ class Federation:
         }
         self._cpu_seconds = time.process_time() - began
         for name, update in self._updates.items():
-            training.take(name, update.block, self.sessions[name].weight(), update.privacy)
+            if self._job.privacy.distributed:
+                training.note(name, update.privacy)
+            else:
+                training.take(name, update.block, self.sessions[name].weight(), update.privacy)
+        if self._job.privacy.distributed:
+            self._sum(training)
+
+    def _sum(self, training: Training) -> None:
+        """What masks would have opened, where sites share the noise of a sum."""
+        total = np.zeros(training.layout.size, np.uint32)
+        for update in self._updates.values():
+            total += update.vector
+        shares = [training.shares[name] for name in self._updates]
+        decoded = encoding_of(self._job, training.layout).decode(total, shares)
+        sent = {name: len(update.block) for name, update in self._updates.items()}
+        training.take_mean(MeanUpdate(decoded.mean, sent, {}, total))
 
     def evaluate(self, evaluation: Evaluation) -> None:
         """One evaluation (`Carriage`)."""

@@ -159,3 +159,13 @@ def _unknown(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
     return f"unknown key '{key}': {hint}"
+
+
+def changed(config: Any) -> list[str]:
+    """Names of the settings of a table that are not as they are when nothing is said."""
+    return [
+        setting.name
+        for setting in dataclasses.fields(config)
+        if getattr(config, setting.name)
+        != (setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory())
+    ]

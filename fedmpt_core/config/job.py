@@ -5,17 +5,19 @@ values, so the same classes check a `job.toml`, the arguments of an exported FLA
 a result. What a site has and allows is `site`; reading and writing files is `toml`.
 """
 
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
 from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fedmpt_core.common.canonical import canonical_digest
-from fedmpt_core.config.checks import Name, Once, checked, pattern
+from fedmpt_core.config.checks import Name, Once, changed, checked, pattern
 from fedmpt_core.config.federation import EarlierRun, FederationConfig, ResumeConfig
 from fedmpt_core.config.methods import METHODS, MethodName
 from fedmpt_core.config.secagg import SecAggConfig
+from fedmpt_core.config.server_step import Factor, Group, ServerStepConfig
+from fedmpt_core.secagg.headroom import headroom
 from fedmpt_core.secagg.policy import LEAST_COHORT
 
 SCHEMA_VERSION = 1
@@ -24,8 +26,6 @@ Label = Annotated[
     str,
     pattern(r"^[^\s|;]([^|;]*[^\s|;])?$", "a label may not be empty, hold '|' or ';', or start or end blank"),
 ]
-Group = Literal["contexts", "adapters", "gate", "head"]
-Factor = Annotated[float, Field(gt=0, le=1000, description="Factor of this group.")]
 Bound = Annotated[float, Field(gt=0, le=1e6, description="Bound of this group.")]
 
 
@@ -120,12 +120,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Raises ValueError when a setting is not the method's."""
         taken = METHODS[self.method].settings
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name != "method" and setting.name not in taken and value != setting.default:
+        for name in changed(self):
+            if name != "method" and name not in taken:
                 raise ValueError(
-                    f"method='{self.method}' has no {setting.name}, given is {value!r}: remove it; the method takes "
-                    f"{', '.join(taken)}"
+                    f"method='{self.method}' has no {name}, given is {getattr(self, name)!r}: remove it; the method "
+                    f"takes {', '.join(taken)}"
                 )
 
 
@@ -196,6 +195,10 @@ class PrivacyConfig:
     noise_multiplier: Annotated[float | None, Field(gt=0, le=10_000)] = None
     """Noise standard deviation over clip norm; not given is the least that keeps the whole job within `epsilon`, worked
     out when the job is read."""
+    noise: Literal["site", "distributed"] = "site"
+    """`site`: each site adds the whole noise to its own update. `distributed`: each adds a share, so that any
+    `federation.min_sites` less `secagg.colluders` of them together add the whole; needs secure aggregation, one step a
+    round, and a site's consent to what is left if the masks fail (`privacy.epsilon_alone` in its site file)."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Bound on the L2 norm of one unit's gradient."""
     group_norms: dict[Group, Bound] = field(default_factory=dict)
@@ -209,6 +212,11 @@ class PrivacyConfig:
     def private(self) -> bool:
         """Whether updates are differentially private."""
         return self.mechanism == "dp-sgd"
+
+    @property
+    def distributed(self) -> bool:
+        """Whether sites share the noise of a sum."""
+        return self.private and self.noise == "distributed"
 
 
 @checked
@@ -237,6 +245,8 @@ class JobConfig:
     """Secure aggregation of the updates."""
     federation: FederationConfig = field(default_factory=FederationConfig)
     """Sites, weights and timeouts."""
+    server: ServerStepConfig = field(default_factory=ServerStepConfig)
+    """What the server does with sums whose noise is distributed."""
     resume: ResumeConfig | None = None
     """Which run to continue; not given starts anew."""
     schema: Annotated[int, Field(json_schema_extra={"const": SCHEMA_VERSION})] = SCHEMA_VERSION
@@ -255,6 +265,13 @@ class JobConfig:
             )
         if self.secagg.masked:
             self._check_masked()
+        if self.privacy.noise == "distributed":
+            self._check_distributed()
+        elif given := changed(self.server):
+            raise ValueError(
+                f"server.{given[0]} is for privacy.noise = 'distributed'; else sites train by the table "
+                "[training] and the server averages: remove it"
+            )
         if self.resume and self.resume.round >= self.training.rounds:
             raise ValueError(
                 f"resume.round={self.resume.round}: the job has {self.training.rounds} rounds, nothing is left to do"
@@ -262,6 +279,8 @@ class JobConfig:
 
     def _check_masked(self) -> None:
         sites, secagg = self.federation.min_sites, self.secagg
+        if not self.privacy.distributed:
+            headroom(secagg.max_sites, secagg.value_range, secagg.fraction_bits)
         if not LEAST_COHORT <= sites <= secagg.max_sites:
             raise ValueError(
                 f"federation.min_sites={sites}: secure aggregation hides a site among at least {LEAST_COHORT} and at "
@@ -283,6 +302,47 @@ class JobConfig:
                 f"secagg.metrics={list(secagg.metrics)}: figures of training are not covered by differential privacy: "
                 "remove them"
             )
+
+    def _check_distributed(self) -> None:
+        given = [name for name in changed(self.training) if name not in ("rounds", "local_steps", "loss_weight")]
+        masks = [name for name in changed(self.secagg) if name in ("value_range", "fraction_bits", "rounding")]
+        problems = [
+            (not self.privacy.private, "it is noise of privacy.mechanism = 'dp-sgd': set that, or remove it"),
+            (not self.secagg.masked, "a share protects nothing by itself: set secagg.mechanism = 'pairwise-masking'"),
+            (
+                self.secagg.colluders < 1,
+                "secagg.colluders=0: every member knows its own share, so at least one must be reckoned with: set 1",
+            ),
+            (
+                self.honest < 2,
+                f"federation.min_sites={self.federation.min_sites} less secagg.colluders={self.secagg.colluders} "
+                "leaves fewer than 2 sites to share the noise: raise min_sites, or use privacy.noise = 'site'",
+            ),
+            (
+                self.training.local_steps != 1,
+                "a second step would follow from the first one's sum, which one share alone protects: set "
+                "training.local_steps = 1, and training.rounds to the steps that you want",
+            ),
+            (
+                self.federation.weighting != "records",
+                "sums are over records: set federation.weighting = 'records', and secagg.max_weight to the largest "
+                "site's number of units",
+            ),
+            (
+                self.privacy.engine != "exact",
+                "noise on text features is no noise on what is summed: set privacy.engine = 'exact'",
+            ),
+            (bool(given), f"training.{''.join(given[:1])} is a site's, but the server steps: use the table [server]"),
+            (bool(masks), f"secagg.{''.join(masks[:1])} is not used: the grid follows from the noise: remove it"),
+        ]
+        for wrong, sentence in problems:
+            if wrong:
+                raise ValueError(f"privacy.noise='distributed': {sentence}")
+
+    @property
+    def honest(self) -> int:
+        """Sites whose shares of the noise make up what is claimed, with `privacy.noise = "distributed"`."""
+        return self.federation.min_sites - self.secagg.colluders
 
     @property
     def all_classes(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedmpt_core.config.checks import Once, checked
-from fedmpt_core.secagg.headroom import headroom
 from fedmpt_core.secagg.policy import LEAST_COHORT
 
 Metric = Literal["loss"]
@@ -40,11 +39,6 @@ class SecAggConfig:
     insecure_identities: bool = False
     """Whether sites without a start-up kit, which only a simulation has, may make up their identity. Whoever is in the
     middle can then read everything."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError when sums could run over."""
-        if self.masked:
-            headroom(self.max_sites, self.value_range, self.fraction_bits)
 
     @property
     def masked(self) -> bool:

@@ -23,6 +23,9 @@ The bound is the least of these, all on the L2 norm over d parameters:
             the weighted sum of independent normals is one; the norm of d of them is Lipschitz, so it passes its mean,
             at most sqrt(d), by sqrt(2 L) with a probability of at most exp(-L) (Boucheron et al. 2013, theorem 5.6)
     decay   rate * weight_decay * sum(c_k) * (largest norm on the way), which is at most the first norm and the movement
+* The server's own optimizer, where sites share the noise of a sum (`[server]`). Its gradient is as the one step of SGD
+  above, with the noise of the fewest sites that a sum may hold; momentum m lets it count 1 / (1-m) times. Adam's bound
+  holds as well, a step at a time.
   exp(-L) is `FAILURE` shared out among all sites, rounds and steps of a job, so in a whole job a mean is shortened by
   chance with a probability of at most 2e-9.
 
@@ -30,16 +33,17 @@ The mean of updates within a ball is within it, whatever the weights.
 """
 
 from functools import lru_cache
-from math import cos, inf, log, pi, sqrt
+from math import cos, exp, inf, log, pi, sqrt
 
 import numpy as np
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
+from fedmpt_core.privacy.mechanism.shared_noise import largest_batch
 
 FAILURE = 1e-9
 MOST_SITES = 1000
-TRUE_OVER_DECLARED = 2.0  # declared units are the true ones, rounded
 
 
 def largest_movement(job: JobConfig, layout: ParameterLayout, round_number: int, norm: float) -> float:
@@ -56,12 +60,32 @@ def largest_movement(job: JobConfig, layout: ParameterLayout, round_number: int,
         L2 norm, above 0, finite.
     """
     declared = job.federation.max_movement
+    if job.privacy.distributed:
+        return min(declared * sqrt(layout.size), _by_server(job, layout.size, round_number))
     if job.secagg.masked:
         declared = min(declared, job.secagg.value_range)
     if round_number < job.first_round:  # of the run that it continues, which had noise of its own
         return declared * sqrt(layout.size)
     contexts = any(name.startswith("contexts.") for name in layout.names)
     return min(declared * sqrt(layout.size), _by_optimizer(job, layout.size, round_number, norm, contexts))
+
+
+def largest_change(job: JobConfig, layout: ParameterLayout, round_number: int, norm: float) -> float:
+    """The same, with the averaging of the last rounds' parameters that ends a job which asks for it."""
+    first = first_averaged(job) if round_number == job.training.rounds else round_number
+    return sum(
+        largest_movement(job, layout, number, norm) for number in range(min(first, round_number), round_number + 1)
+    )
+
+
+def first_averaged(job: JobConfig) -> int:
+    """The first of the rounds whose parameters are averaged when the run ends; the last round for none."""
+    return job.training.rounds - max(1, round(job.server.averaging * job.training.rounds)) + 1
+
+
+def scheduled(rate: float, schedule: str, round_number: int, rounds: int) -> float:
+    """A learning rate in a round (from 1) of `cosine` or `constant` schedule."""
+    return rate * 0.5 * (1 + cos(pi * (round_number - 1) / rounds)) if schedule == "cosine" else rate
 
 
 def shortened(
@@ -79,10 +103,9 @@ def _by_optimizer(job: JobConfig, size: int, round_number: int, norm: float, con
     if steps is None:
         return inf  # they follow from the sites' records, which are nobody's business
     rate = training.learning_rate * max(1.0, *training.group_rates.values(), 1.0)
-    if training.schedule == "cosine":
-        rate *= 0.5 * (1 + cos(pi * (round_number - 1) / training.rounds))
+    rate = scheduled(rate, training.schedule, round_number, training.rounds)
     if training.optimizer == "adam":
-        return rate * sqrt(size) * _adam_steps(training.momentum, steps)
+        return rate * sqrt(size) * _adam_steps(training.momentum, 1, steps)
     released = privacy.engine == "exact" or not contexts
     if not privacy.private or not released or privacy.noise_multiplier is None:
         return inf
@@ -90,17 +113,33 @@ def _by_optimizer(job: JobConfig, size: int, round_number: int, norm: float, con
     decay = rate * training.weight_decay * plain
     if decay >= 1:
         return inf
-    expected = privacy.sample_rate * job.federation.min_units
+    signal, noise, grid = _largest_gradient(job, size, privacy.noise_multiplier, steps)
+    return (rate * (plain * (signal + grid) + sqrt(squared) * noise) + decay * norm) / (1 - decay)
+
+
+def _by_server(job: JobConfig, size: int, round_number: int) -> float:
+    server, noise = job.server, job.privacy.noise_multiplier
+    rate = server.learning_rate * max(1.0, *server.group_rates.values(), 1.0)
+    rate = scheduled(rate, server.schedule, round_number, job.training.rounds)
+    if server.optimizer == "adam":
+        return rate * sqrt(size) * _adam_steps(server.momentum, round_number, round_number, server.beta2)
+    if noise is None:
+        return inf
+    share = noise / sqrt(job.honest * job.federation.min_sites)  # the mean of so many sites, each with a share
+    return rate / (1 - server.momentum) * sum(_largest_gradient(job, size, share, 1))
+
+
+def _largest_gradient(job: JobConfig, size: int, noise: float, steps: int) -> tuple[float, float, float]:
+    """Norms, at most, of a step's gradient over the public batch size: of its units, its noise, and their rounding."""
+    privacy, expected = job.privacy, job.privacy.sample_rate * job.federation.min_units
     bounds = [*privacy.group_norms.values()] or [privacy.max_grad_norm]
-    attempts = training.rounds + job.federation.max_failed_rounds
+    attempts = job.training.rounds + job.federation.max_failed_rounds
     tail = log(MOST_SITES * attempts * steps / FAILURE)
-    mean = TRUE_OVER_DECLARED * expected
-    batch = min(mean / privacy.sample_rate, mean + tail / 3 + sqrt(tail**2 / 9 + 2 * mean * tail))
-    signal = plain * sqrt(sum(bound**2 for bound in bounds)) * batch / expected
-    grid = max(bounds) * 2.0**-20 * sqrt(size)  # rounding to it, of sum and noise, and what pays for it
-    std = privacy.noise_multiplier * sqrt(len(bounds)) * (max(bounds) + grid)
-    noise = (sqrt(squared) * std * (sqrt(size) + sqrt(2 * tail)) + plain * grid) / expected
-    return (rate * (signal + noise) + decay * norm) / (1 - decay)
+    batch = largest_batch(privacy.sample_rate, job.federation.min_units, exp(-tail))
+    grid = max(bounds) * 2.0 ** -Mechanism.of(job).grid_bits * sqrt(size)
+    std = noise * sqrt(len(bounds)) * (max(bounds) + grid)
+    signal = sqrt(sum(bound**2 for bound in bounds)) * batch
+    return signal / expected, std * (sqrt(size) + sqrt(2 * tail)) / expected, grid / expected
 
 
 def _momentum_sums(momentum: float, steps: int) -> tuple[float, float]:
@@ -111,9 +150,9 @@ def _momentum_sums(momentum: float, steps: int) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=16)
-def _adam_steps(beta1: float, steps: int, beta2: float = 0.999) -> float:
-    """Sum of K_t over t = 1..steps."""
-    t = np.arange(1, steps + 1, dtype=np.float64)
+def _adam_steps(beta1: float, first: int, last: int, beta2: float = 0.999) -> float:
+    """Sum of K_t over t = first..last."""
+    t = np.arange(first, last + 1, dtype=np.float64)
     ratio = beta1**2 / beta2
     with np.errstate(over="ignore"):
         series = t if ratio == 1 else (ratio**t - 1) / (ratio - 1)

@@ -1,10 +1,15 @@
 """What server and sites of a masked job work out, each for itself, from the agreed job."""
 
+from math import prod
+
+import numpy as np
+
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.privacy.mechanism.shared_noise import MOST_NUMBERS, SharedNoise
 from fedmpt_core.secagg.context import SUITE, job_digest
-from fedmpt_core.secagg.encoding import Encoding
+from fedmpt_core.secagg.encoding import Encoding, Integers
 from fedmpt_core.secagg.policy import Floors, Terms
 
 
@@ -13,7 +18,36 @@ def floors_of(job: JobConfig) -> Floors:
     return Floors(job.federation.min_sites, job.secagg.colluders)
 
 
-def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str) -> tuple[Terms, Encoding]:
+def encoding_of(job: JobConfig, layout: ParameterLayout) -> Encoding | Integers:
+    """How a job's updates travel.
+
+    Raises:
+        SecAggError: sums could run over.
+        ValueError: the noise that sites share does not fit the grid, or there are too many numbers.
+    """
+    secagg = job.secagg
+    if job.privacy.distributed:
+        if layout.size > MOST_NUMBERS:
+            raise ValueError(f"privacy.noise='distributed' is for {MOST_NUMBERS} numbers at most, not {layout.size}")
+        shared, bounds = SharedNoise.of(job), dict[str, float](job.privacy.group_norms)
+        sizes = [prod(shape) for shape in layout.shapes]
+        norms = [bounds[name.split(".")[0]] if bounds else job.privacy.max_grad_norm for name in layout.names]
+        grid = np.repeat(np.array(norms) * 2.0**-shared.bits, sizes)
+        batch = job.privacy.sample_rate * (secagg.max_weight or 1)
+        return Integers(grid, shared.room, secagg.max_sites, batch)
+    return Encoding(
+        layout.size,
+        max_sites=secagg.max_sites,
+        value_range=secagg.value_range,
+        fraction_bits=secagg.fraction_bits,
+        rounding=secagg.rounding,
+        metrics=tuple(secagg.metrics),
+    )
+
+
+def secure_terms(
+    job: JobConfig, run_id: str, layout: ParameterLayout, backbone_digest: str
+) -> tuple[Terms, Encoding | Integers]:
     """Terms and encoding of a run; equal at two parties only if job, release, layout and frozen weights are.
 
     Args:
@@ -25,15 +59,7 @@ def secure_terms(job: JobConfig, run_id: str, layout: ParameterLayout, backbone_
     Raises:
         SecAggError: the job's floors or encoding are impossible.
     """
-    secagg = job.secagg
-    encoding = Encoding(
-        layout.size,
-        max_sites=secagg.max_sites,
-        value_range=secagg.value_range,
-        fraction_bits=secagg.fraction_bits,
-        rounding=secagg.rounding,
-        metrics=tuple(secagg.metrics),
-    )
+    secagg, encoding = job.secagg, encoding_of(job, layout)
     facts = {
         "suite": SUITE,
         "job": job.digest(),

@@ -90,22 +90,36 @@ class ParameterLayout:
 
     def encode(self, vector: np.ndarray) -> bytes:
         """A finite (size,) vector into wire bytes. Raises LayoutError."""
-        self.split(vector)  # finds another length
         if not np.isfinite(vector).all():
             raise LayoutError(f"vector holds NaN or infinity, first at {int(np.argmin(np.isfinite(vector)))}: not sent")
-        return bytes.fromhex(self.digest()) + vector.astype("<f4").tobytes()
+        return self._wire(vector, "<f4")
 
     def decode(self, data: bytes) -> np.ndarray:
         """Wire bytes into a (size,) float32 vector. Raises LayoutError on another length or layout, NaN or infinity."""
+        vector = self._values(data, "<f4").astype(np.float32)
+        if not np.isfinite(vector).all():
+            raise LayoutError("parameter vector holds NaN or infinity: refused")
+        return vector
+
+    def encode_words(self, words: np.ndarray) -> bytes:
+        """(size,) uint32 words, integers modulo 2^32, into wire bytes. Raises LayoutError on another length."""
+        return self._wire(words, "<u4")
+
+    def decode_words(self, data: bytes) -> np.ndarray:
+        """Wire bytes into (size,) uint32 words. Raises LayoutError on another length or layout."""
+        return self._values(data, "<u4")
+
+    def _wire(self, values: np.ndarray, kind: str) -> bytes:
+        self.split(values)  # finds another length
+        return bytes.fromhex(self.digest()) + values.astype(kind).tobytes()
+
+    def _values(self, data: bytes, kind: str) -> np.ndarray:
         expected = _DIGEST_BYTES + 4 * self.size
         if len(data) != expected:
             raise LayoutError(f"parameter vector has {len(data)} bytes, expected {expected}")
         if data[:_DIGEST_BYTES].hex() != self.digest():
             raise LayoutError("parameter vector is of another layout: all sites must run the same job and release")
-        vector = np.frombuffer(data, dtype="<f4", offset=_DIGEST_BYTES).astype(np.float32)
-        if not np.isfinite(vector).all():
-            raise LayoutError("parameter vector holds NaN or infinity: refused")
-        return vector
+        return np.frombuffer(data, dtype=kind, offset=_DIGEST_BYTES)
 
     def _plain(self) -> dict[str, object]:
         return {"names": list(self.names), "shapes": [list(s) for s in self.shapes], "version": self.version}

@@ -1,5 +1,8 @@
 """Updates as integers modulo 2^32 and back: fixed point in two's complement, so that sums of masked words are exact.
 
+`Encoding` makes integers of an update; `Integers` is for sites that share the noise of a sum and send integers already,
+in which nothing may be rounded or cut off any more.
+
 A vector is the update, then figures of training if the job sums any; both are scaled by the site's share, its weight
 over the largest one, which is public. Under differential privacy the update has its noise already; rounding and cutting
 off what is too large are then post-processing and cost nothing.
@@ -115,11 +118,7 @@ class Encoding:
         Raises:
             SecAggError: MALFORMED for another length, OVERFLOW for impossible shares.
         """
-        if total.shape != (self.words,) or total.dtype != np.dtype("<u4"):
-            raise SecAggError(Abort.MALFORMED, f"the sum has shape {total.shape}, the job has {self.words} words")
-        if not 1 <= len(shares) <= self.max_sites or not all(0 < share <= 1 for share in shares):
-            raise SecAggError(Abort.OVERFLOW, f"shares={list(shares)}: 1 to {self.max_sites} in (0, 1] are possible")
-        numbers, weight = total.view("<i4").astype(np.float64), sum(shares)
+        numbers, weight = _signed(total, self.words, shares, self.max_sites), sum(shares)
         mean = numbers[: self.size] / (2**self.fraction_bits * weight)
         most = self.value_range + self.error_bound(shares)
         beyond = int(np.count_nonzero(np.abs(mean) > most))
@@ -155,3 +154,50 @@ class Encoding:
                 np.clip(values, -limit, limit, out=values)
             words[start : start + len(part)] = values
         return clamped
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How noisy sums travel whose noise the sites share: as they are.
+
+    Attributes:
+        grid: (d,) float64 step of each number.
+        room: largest absolute value of a site's number, in steps.
+        max_sites: most sites in a sum; so many times `room` is below 2^31.
+        batch: public batch size of a site whose share is 1.
+    """
+
+    grid: np.ndarray
+    room: int
+    max_sites: int
+    batch: float
+
+    def __post_init__(self) -> None:
+        """Raises SecAggError(OVERFLOW) when a sum could run over."""
+        if self.max_sites * self.room >= HALF:
+            raise SecAggError(Abort.OVERFLOW, f"max_sites={self.max_sites} times room={self.room} is not below 2^31")
+
+    @property
+    def words(self) -> int:
+        """Length of a vector."""
+        return len(self.grid)
+
+    def decode(self, total: np.ndarray, shares: Sequence[float]) -> Decoded:
+        """The sum of the words of sites with these shares, (words,) uint32, over their public batch size.
+
+        Raises:
+            SecAggError: MALFORMED for another length, OVERFLOW for impossible shares.
+        """
+        numbers = _signed(total, self.words, shares, self.max_sites)
+        most = len(shares) * self.room
+        beyond = int(np.count_nonzero(np.abs(numbers) > most))
+        return Decoded(np.clip(numbers, -most, most) * self.grid / (self.batch * sum(shares)), {}, beyond)
+
+
+def _signed(total: np.ndarray, words: int, shares: Sequence[float], max_sites: int) -> np.ndarray:
+    """A sum as float64 numbers. Raises SecAggError, see `decode`."""
+    if total.shape != (words,) or total.dtype != np.dtype("<u4"):
+        raise SecAggError(Abort.MALFORMED, f"the sum has shape {total.shape}, the job has {words} words")
+    if not 1 <= len(shares) <= max_sites or not all(0 < share <= 1 for share in shares):
+        raise SecAggError(Abort.OVERFLOW, f"shares={list(shares)}: 1 to {max_sites} in (0, 1] are possible")
+    return total.view("<i4").astype(np.float64)

@@ -130,7 +130,7 @@ class MaskedRounds:
             "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
         }
         sent = {site: self._sent[site] for site in cohort}
-        training.take_mean(MeanUpdate(decoded.mean, sent, facts | {"metrics": decoded.metrics}))
+        training.take_mean(MeanUpdate(decoded.mean, sent, facts | {"metrics": decoded.metrics}, total.words))
 
     def _masked(self) -> list[str]:
         """Vectors of all that are ready; without those of sites that fail meanwhile, which costs nobody a training."""

@@ -18,8 +18,10 @@ from fedmpt_core.federation.run.record import (
     MANIFEST,
     MODEL,
     RESULT,
+    START,
     RunRecord,
     save_model,
+    sum_file,
 )
 from fedmpt_core.federation.server.checkpoint import Checkpoint
 from fedmpt_core.federation.server.rounds import Keeper
@@ -46,6 +48,16 @@ class RunFolder(Keeper):
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the run's checkpoint."""
         checkpoint.save(self._checkpoints)
+
+    def write_sum(self, round_number: int, total: Any) -> None:
+        """Keep the sum of a round of shared noise, little-endian uint32."""
+        path = self._path / sum_file(round_number)
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, total.astype("<u4").tobytes(), mode=None)
+
+    def write_start(self, checkpoint: Checkpoint) -> None:
+        """Keep what the run goes on from."""
+        self._replace(START, save_model(checkpoint.layout, checkpoint.state, beside=checkpoint.memory))
 
     def write_ledger(self, site: str, ledger: bytes, certificate: bytes) -> dict[str, str]:
         """Keep a site's ledger; returns the files for the manifest."""

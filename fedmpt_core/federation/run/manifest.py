@@ -16,7 +16,7 @@ from fedmpt_core.common.release import package_versions
 from fedmpt_core.common.signing import DocumentError, SignedDocument, SigningError, load_signer, verifier_of
 from fedmpt_core.config.checks import STRICT
 from fedmpt_core.config.toml import build
-from fedmpt_core.federation.run.record import MANIFEST, MODEL, RESULT, RunRecord
+from fedmpt_core.federation.run.record import MANIFEST, MODEL, RESULT, START, RunRecord, sum_file
 
 MANIFEST_SCHEMA = 1
 _OF_RECORD = ("run_id", "config_digest", "outcome", "started", "ended", "aggregation", "identities", "resumed")
@@ -94,6 +94,7 @@ class RunManifest(SignedDocument):
         rounds = [round_facts(row) for row in record.rounds]
         certificate, root = ((kit / n).read_text("utf-8") for n in ("server.crt", "rootCA.pem")) if kit else ("", "")
         copies = [name for kept in ledgers.values() for key, name in kept.items() if key != "kept"]
+        files = {RESULT, MODEL, START, *copies, *(sum_file(row["round"]) for row in record.rounds)}
         manifest = RunManifest(
             **{name: getattr(record, name) for name in _OF_RECORD},
             job=str(record.config["name"]),
@@ -101,7 +102,7 @@ class RunManifest(SignedDocument):
             root=root,
             sites=sites,
             rounds=rounds,
-            files={n: file_digest(folder / n) for n in sorted([RESULT, MODEL, *copies]) if (folder / n).exists()},
+            files={n: file_digest(folder / n) for n in sorted(files) if (folder / n).exists()},
         )
         if kit is None:
             return manifest

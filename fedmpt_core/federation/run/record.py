@@ -23,11 +23,14 @@ from fedmpt_core.model.vector import LayoutError, ParameterLayout
 
 RESULT, MODEL, MANIFEST, EVENTS = "result.json", "model.safetensors", "manifest.json", "events.jsonl"
 LEDGER_COPIES = "privacy"  # folder of what the sites gave of their ledgers
+SUMS, START = "sums", "start.safetensors"  # of a run of shared noise: each round's sum, and what it goes on from
 LOG, TIMING, CURVES, REPORT = "fedmpt.log", "timing.json", "curves.png", "report.html"
 LEDGERS, CHECKPOINTS = "ledgers", "checkpoints"  # folders of a simulation, which is its own sites and server
 EXPLANATIONS = "explanations"  # folder of heat maps
-_LEFT = (RESULT, MODEL, MANIFEST, LEDGER_COPIES, TIMING, CURVES, REPORT, LEDGERS, CHECKPOINTS, EXPLANATIONS)
-
+_LEFT = (
+    *(RESULT, MODEL, MANIFEST, LEDGER_COPIES, SUMS, START, TIMING, CURVES, REPORT, LEDGERS, CHECKPOINTS, EXPLANATIONS),
+)
+BESIDE = "beside/"  # begins the names of arrays in a model's file that are no parameters
 RESULT_SCHEMA = 1
 
 
@@ -130,6 +133,11 @@ class RunRecord:
         return replace(self, outcome=outcome, ended=_now())
 
 
+def sum_file(round_number: int) -> str:
+    """Where a run of shared noise keeps a round's sum, below its folder."""
+    return f"{SUMS}/{round_number:05}.u32"
+
+
 def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Equal-weight mean over sites of each figure; lists element by element, and sites that could not score a class
     (-1) are left out of that class.
@@ -155,18 +163,36 @@ def left_by_a_run(folder: Path) -> list[str]:
     return [name for name in _LEFT if os.path.lexists(folder / name)]
 
 
-def save_model(layout: ParameterLayout, state: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The trained parameters as a safetensors file, the layout in its metadata, and what else is given."""
+def save_model(
+    layout: ParameterLayout,
+    state: np.ndarray,
+    metadata: Mapping[str, str] | None = None,
+    beside: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """The trained parameters as a safetensors file, the layout in its metadata, and what else is given.
+
+    Args:
+        layout: of the trained tensors.
+        state: (d,) float32.
+        metadata: further text by name.
+        beside: further arrays by name.
+    """
     tensors = {name: np.ascontiguousarray(t) for name, t in layout.split(state).items()}
+    tensors |= {BESIDE + name: values for name, values in (beside or {}).items()}
     return save(tensors, metadata={**(metadata or {}), "layout": layout.to_json()})
 
 
-def load_state(path: Path) -> tuple[dict[str, str], ParameterLayout, np.ndarray]:
-    """Metadata, layout and parameters of what `save_model` made. Raises OSError, SafetensorError, LayoutError."""
+def load_state(path: Path) -> tuple[dict[str, str], ParameterLayout, np.ndarray, dict[str, np.ndarray]]:
+    """Metadata, layout, parameters and what is beside them of what `save_model` made.
+
+    Raises:
+        OSError: it cannot be read; or SafetensorError, or LayoutError.
+    """
     with safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
-    layout = ParameterLayout.from_json(metadata.get("layout", ""))
-    return metadata, layout, layout.flatten(load_file(path))
+    layout, tensors = ParameterLayout.from_json(metadata.get("layout", "")), load_file(path)
+    beside = {name.removeprefix(BESIDE): tensors.pop(name) for name in list(tensors) if name.startswith(BESIDE)}
+    return metadata, layout, layout.flatten(tensors), beside
 
 
 def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
@@ -181,7 +207,7 @@ def load_model(folder: Path) -> tuple[JobConfig, ParameterLayout, np.ndarray]:
     job = job_from_dict(load_record(folder)["config"], str(folder / RESULT))
     path = folder / MODEL
     try:
-        _, layout, state = load_state(path)
+        _, layout, state, _ = load_state(path)
         return job, layout, state
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: the run ended before its first round was complete") from None

@@ -1,13 +1,13 @@
 """What the server keeps of a run after every round, outside the run's folder, so that another run can continue it.
 
-One safetensors file per run, replaced as a whole: the global parameters, and in its metadata the round, the job, the
-record so far and the newest ledger head of every site. The server's step, federated averaging, has no state of its
-own. Sites keep their own ledgers; keys of secure aggregation are made anew.
+One safetensors file per run, replaced as a whole: the global parameters, beside them what the server's optimizer
+remembers, and in its metadata the round, the job, the record so far and the newest ledger head of every site. Sites
+keep their own ledgers; keys of secure aggregation are made anew.
 """
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fedmpt_core.federation.run.record import RunRecord, load_state, save_model
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 
 CHECKPOINT = "checkpoint.safetensors"
-SAME = ("classes", "seed", "backbone", "model", "loss", "training", "privacy")  # what decides a model
+SAME = ("classes", "seed", "backbone", "model", "loss", "training", "privacy", "server")  # what decides a model
 
 
 class CheckpointError(ValueError):
@@ -41,6 +41,7 @@ class Checkpoint:
         state: (d,) float32 global parameters after that round.
         record: the run's record so far.
         privacy: by site, what it last said of its budget, with the head of its ledger.
+        memory: what the server's optimizer remembers, by name.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class Checkpoint:
     state: np.ndarray
     record: RunRecord
     privacy: dict[str, dict[str, Any]]
+    memory: dict[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Replace `<folder>/<run_id>/checkpoint.safetensors`; on disk when this returns."""
@@ -57,7 +59,7 @@ class Checkpoint:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = {"run_id": self.run_id, "round": self.round, "job": self.job.to_dict()}
         facts |= {"record": asdict(self.record), "privacy": self.privacy}
-        write_whole(path, save_model(self.layout, self.state, {"checkpoint": json.dumps(facts)}))
+        write_whole(path, save_model(self.layout, self.state, {"checkpoint": json.dumps(facts)}, self.memory))
 
     def resuming(self) -> ResumeConfig:
         """What a job says to continue this run."""
@@ -131,7 +133,7 @@ def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
     """
     path = folder / run_id / CHECKPOINT
     try:
-        metadata, layout, state = load_state(path)
+        metadata, layout, state, memory = load_state(path)
         facts = json.loads(metadata["checkpoint"])
         record = {**facts["record"], "rounds": tuple(facts["record"]["rounds"])}
         return Checkpoint(
@@ -142,6 +144,7 @@ def load_checkpoint(folder: Path, run_id: str) -> Checkpoint:
             state,
             RunRecord(**record),
             facts["privacy"],
+            memory,
         )
     except FileNotFoundError:
         raise CheckpointError(

@@ -18,10 +18,10 @@ import numpy as np
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.joined import Joined
-from fedmpt_core.federation.movement import shortened
 from fedmpt_core.federation.run.record import RunRecord, mean_figures
-from fedmpt_core.federation.server.averaging import apply, average
+from fedmpt_core.federation.server.averaging import average
 from fedmpt_core.federation.server.checkpoint import Checkpoint, CheckpointError
+from fedmpt_core.federation.server.optimizer import ServerOptimizer
 from fedmpt_core.federation.server.participation import participants
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.privacy.ledger.chain import LedgerHead
@@ -48,7 +48,8 @@ class MeanUpdate:
     """What a round of training gave.
 
     Attributes:
-        update: (d,) float64 mean over the sites in it.
+        update: (d,) float64 mean over the sites in it, of their updates, or of their gradients where they share noise.
+        total: (d,) uint32, the sum of masked words that it was made of; None without masks.
         sent: by each of these sites, bytes that it sent.
         facts: what the record says of the masks; empty without.
     """
@@ -56,6 +57,7 @@ class MeanUpdate:
     update: np.ndarray
     sent: dict[str, int]
     facts: dict[str, Any]
+    total: np.ndarray | None = None
 
 
 @dataclass
@@ -194,6 +196,12 @@ class Keeper:
     def write_model(self, layout: ParameterLayout, state: np.ndarray) -> None:
         """The parameters have moved."""
 
+    def write_sum(self, round_number: int, total: np.ndarray) -> None:
+        """What was opened in a round of shared noise, (d,) uint32: private already, and what the model follows from."""
+
+    def write_start(self, checkpoint: Checkpoint) -> None:
+        """From where a run goes on that continues another one."""
+
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """A round is complete; another run may go on from here."""
 
@@ -262,6 +270,7 @@ class Rounds:
         _need(len(self.sites), least, "join")
         one = next(iter(self.sites.values()))
         self.layout, self.state = one.layout, one.initial
+        self._optimizer = ServerOptimizer(self._job, self.layout)
         reasons = dict(absent or {}) | dict.fromkeys(odd, "it has other frozen weights or initial parameters")
         self.record = self.record.joined({site: joined.fields() for site, joined in self.sites.items()}, reasons)
         self._keeper.event("joined", sites=list(self.sites), backbone=one.backbone, stand_in=one.is_stand_in)
@@ -291,10 +300,11 @@ class Rounds:
             except RoundUsedUp as error:
                 self.record = self.record.without_round(number, str(error))
                 continue
-            update = shortened(mean.update, self._job, self.layout, number, self.state)
-            if update is not mean.update:
+            self.state = self._optimizer.next(self.state, mean.update, number)
+            if self._optimizer.shortened:
                 self._keeper.event("shortened", round=number)  # a site has sent what no honest one can
-            self.state = apply(self.state, update)
+            if self._job.privacy.distributed and mean.total is not None:
+                self._keeper.write_sum(number, mean.total)
             yield self._finish(carriage, number, began, mean)
 
     def end(self, outcome: str) -> None:
@@ -306,14 +316,17 @@ class Rounds:
         if earlier.layout != self.layout:
             raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
         self.state, self._privacy = earlier.state, dict(earlier.privacy)
+        self._optimizer.recall(earlier.memory)
+        if self._job.privacy.distributed:
+            self._keeper.write_start(earlier)
         self._keep(earlier.round)  # who goes on from this run counts what it spends, also where it completes no round
 
     def _keep(self, number: int) -> None:
         """Model, record and checkpoint after a round; of one round, whatever ends the run."""
-        privacy = dict(self._privacy)
+        privacy, memory = dict(self._privacy), self._optimizer.memory()
         self._keeper.write_model(self.layout, self.state)
         self._keeper.write_checkpoint(
-            Checkpoint(self._run_id, self._job, number, self.layout, self.state, self.record, privacy)
+            Checkpoint(self._run_id, self._job, number, self.layout, self.state, self.record, privacy, memory)
         )
         self._keeper.write_record(self.record)
 

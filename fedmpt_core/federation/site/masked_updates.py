@@ -20,6 +20,7 @@ from fedmpt_core.federation.terms import secure_terms
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.client import SecAggClient
 from fedmpt_core.secagg.context import model_digest
+from fedmpt_core.secagg.encoding import Integers
 from fedmpt_core.secagg.errors import Abort, SecAggError, UnexpectedMessage
 from fedmpt_core.secagg.identity import SiteIdentity
 from fedmpt_core.secagg.messages import RoundRequest
@@ -149,12 +150,18 @@ class MaskedUpdates:
         largest = self._job.secagg.max_weight if self._job.federation.weighting == "records" else 1
         if largest is None or weight > largest:
             raise SecAggError(Abort.OVERFLOW, f"this site's weight is above secagg.max_weight={largest} of the job")
-        chosen = {name: metrics[name] for name in self._job.secagg.metrics}
-        encoded = self._encoding.encode(self._layout.decode(block), weight / largest, chosen)
+        words, self.clamped = self._words(block, weight / largest, metrics)
         ready = self._client.ready()
-        self._held = _Held(*self._begun, encoded.words, sha256(block).hexdigest())
-        self.clamped = encoded.clamped
+        self._held = _Held(*self._begun, words, sha256(block).hexdigest())
         return ready
+
+    def _words(self, block: bytes, share: float, metrics: Mapping[str, float]) -> tuple[np.ndarray, int]:
+        """What is masked, and how many numbers were cut off; where noise is shared, the integers as they are."""
+        if isinstance(self._encoding, Integers):
+            return self._layout.decode_words(block), 0
+        chosen = {name: metrics[name] for name in self._job.secagg.metrics}
+        encoded = self._encoding.encode(self._layout.decode(block), share, chosen)
+        return encoded.words, encoded.clamped
 
     def mask(self, request: bytes) -> bytes:
         """The update under masks that cancel in the sum of a list of sites. Raises SecAggError."""

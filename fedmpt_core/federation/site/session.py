@@ -60,7 +60,7 @@ class SiteUpdate:
     """What a site hands on after a round.
 
     Attributes:
-        vector: (d,) float32, local minus global parameters.
+        vector: (d,) float32, local minus global parameters; (d,) uint32 words of a noisy sum where noise is shared.
         block: the same in wire bytes.
         steps: optimiser steps done.
         privacy: `epsilon` of the job so far, its `delta`, and the ledger's `head`; empty without differential
@@ -219,7 +219,9 @@ class SiteSession:
             reservation = budget.reserve(round_number, attempt)
             # one reservation pays for one release: a run that the device broke off is seen by nobody
             update = self._with_room(lambda: budget.train(self.model, records, state=state, round_number=round_number))
-            block = self.model.layout().encode(update.vector)
+            layout = self.model.layout()
+            encode = layout.encode_words if self.job.privacy.distributed else layout.encode
+            block = encode(update.vector)
             privacy = budget.commit(reservation, block)
             return SiteUpdate(update.vector, block, update.steps, privacy, {})
         update = self._with_room(

@@ -10,7 +10,7 @@ from hashlib import sha256
 import numpy as np
 
 from fedmpt_core.config.job import JobConfig
-from fedmpt_core.federation.movement import largest_movement
+from fedmpt_core.federation.movement import largest_change
 from fedmpt_core.model.vector import ParameterLayout
 
 ROUNDING = 2.0**-22  # of the norm, in a round: parameters travel as float32
@@ -75,10 +75,11 @@ class States:
         since, before = known
         norm, allowed = float(np.linalg.norm(before.astype(np.float64))), 0.0
         for number in range(since + 1, trained + 1):
-            largest = largest_movement(self._job, self._layout, number, norm + allowed)
+            largest = largest_change(self._job, self._layout, number, norm + allowed)
             allowed += largest + ROUNDING * (norm + allowed + largest)
         steps = state.astype(np.float64) - before
-        if self._job.secagg.masked:  # every update is cut off at the range, so no number moves further
+        # every update is cut off at the range, so no number moves further
+        if self._job.secagg.masked and not self._job.privacy.distributed:
             furthest = (trained - since) * self._job.secagg.value_range * (1 + ROUNDING)
             _need(float(np.abs(steps).max(initial=0.0)), furthest, since, "secagg.value_range")
         _need(float(np.linalg.norm(steps)), allowed, since, "federation.max_movement, L2 norm")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -55,9 +56,11 @@ class Machinery:
             step,
             private,
             clip_groups(private, mechanism),
-            noise_multiplier=mechanism.noise_multiplier,
+            noise_multiplier=mechanism.share_multiplier,
             expected_batch_size=mechanism.sample_rate * units,
             keystream=keystream,
+            grid_bits=mechanism.grid_bits,
+            limit=mechanism.shared.limit if mechanism.shared else inf,
         )
 
     def round(

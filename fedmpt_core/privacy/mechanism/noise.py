@@ -6,7 +6,8 @@ constant.
 
 Z is standard normal from a `Keystream`. Rounding the noise after adding it to an integer is the same as rounding the
 sum, so the release is post-processing of the continuous Gaussian mechanism and every accountant's bound holds; its
-values lie on a public grid, so their low bits carry nothing (Mironov 2012). gamma = G * 2^-20.
+values lie on a public grid, so their low bits carry nothing (Mironov 2012). gamma = G * 2^-20, or what a mechanism with
+shared noise says (`shared_noise`), of which one site adds a share, and whose integers leave as they are (`integers`).
 
 Each unit's part is rounded by itself, so the sum is one of integers below 2^53, which float64 adds exactly in any order
 (up to 2^33 units): what a unit adds does not depend on the others by a bit. It is at most G + gamma sqrt(d) / 2 long
@@ -23,7 +24,7 @@ The sum is divided by the public expected batch size, never by the realised one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import prod, sqrt
+from math import inf, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ class PrivateOptimizer(DPOptimizer):
         noise_multiplier: float,
         expected_batch_size: float,
         keystream: Keystream,
+        grid_bits: int = GRID_BITS,
+        limit: float = inf,
     ) -> None:
         """Wraps an optimizer.
 
@@ -86,6 +89,8 @@ class PrivateOptimizer(DPOptimizer):
             noise_multiplier: noise standard deviation over clip norm, > 0.
             expected_batch_size: public divisor, > 0.
             keystream: source of the noise.
+            grid_bits: released numbers lie on a grid of 2^-grid_bits of the clip bound.
+            limit: largest absolute value of a sum before the noise, in steps of that grid.
 
         Raises:
             ValueError: impossible numbers, or a parameter in no group or in two.
@@ -100,7 +105,7 @@ class PrivateOptimizer(DPOptimizer):
         self.private = dict(private)
         self._tensors: dict[str, Any] = self.private  # Opacus hangs grad_sample and summed_grad on parameters
         self._groups = tuple(groups)
-        self._keystream = keystream
+        self._keystream, self._bits, self._limit = keystream, grid_bits, limit
         self.not_finite = 0
         super().__init__(
             optimizer,
@@ -145,15 +150,35 @@ class PrivateOptimizer(DPOptimizer):
             self._tensors[name].summed_grad += part
         self.not_finite += broken
 
-    def add_noise(self) -> None:
-        """Puts the noisy sum into `grad` of every private parameter."""
+    def integers(self) -> dict[str, np.ndarray]:
+        """The noisy sum in steps of the grid, int64 in the shape of each private parameter. Draws noise anew."""
+        noisy = {}
         for group, std in zip(self._groups, self.noise_stds(), strict=True):
             grid = self._grid(group)
             for name in group.names:
-                parameter = self._tensors[name]
-                total = np.rint(parameter.summed_grad.cpu().numpy() / grid)
+                total = np.rint(self._tensors[name].summed_grad.cpu().numpy() / grid).clip(-self._limit, self._limit)
                 noise = np.rint(std / grid * self._normals(total.size)).reshape(total.shape)
-                parameter.grad = torch.from_numpy((total + noise) * grid).to(parameter.device, parameter.dtype)
+                noisy[name] = (total + noise).astype(np.int64)
+        return noisy
+
+    def share(self) -> np.ndarray:
+        """Ends a batch as `step` does, but hands its noisy sum on as it is: (d,) uint32, integers modulo 2^32.
+
+        Its numbers are in the order of the private parameters.
+        """
+        self.clip_and_accumulate()
+        noisy = self.integers()
+        self.zero_grad(set_to_none=True)
+        return np.concatenate([noisy[name].ravel() for name in self.private]).astype(np.uint32)
+
+    def add_noise(self) -> None:
+        """Puts the noisy sum into `grad` of every private parameter."""
+        noisy = self.integers()
+        for group in self._groups:
+            for name in group.names:
+                parameter = self._tensors[name]
+                values = noisy[name] * self._grid(group)
+                parameter.grad = torch.from_numpy(values).to(parameter.device, parameter.dtype)
 
     def scale_grad(self) -> None:
         """Divides by the expected batch size."""
@@ -169,7 +194,7 @@ class PrivateOptimizer(DPOptimizer):
         return group.max_grad_norm + self._grid(group) * sqrt(released)
 
     def _grid(self, group: ClipGroup) -> float:
-        return group.max_grad_norm * 2.0**-GRID_BITS
+        return group.max_grad_norm * 2.0**-self._bits
 
     def _normals(self, count: int) -> np.ndarray:
         return self._keystream.normals(PURPOSE, count)

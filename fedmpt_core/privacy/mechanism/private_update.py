@@ -55,19 +55,24 @@ def private_update(
             its own.
 
     Returns:
-        The update.
+        The update; where sites share their noise the words of the noisy sum, (d,) uint32, in its place.
 
     Raises:
         FloatingPointError: parameters became NaN or infinite.
         DeviceFull: not even one record fits the device.
-        ValueError: the mechanism does not fit the model.
+        ValueError: the mechanism does not fit the model, or shares the noise of more than one step: the next ones would
+            follow from a sum that one share alone protects.
     """
+    if mechanism.shared and mechanism.steps_per_round != 1:
+        raise ValueError(f"{mechanism.steps_per_round} steps in a round: sites that share their noise take one")
     model.load_vector(state)
     device = next(iter(model.trainable_parameters().values())).device
     labels = torch.from_numpy(np.ascontiguousarray(records.targets)).to(torch.float32)
     engine, optimizer = machinery.round(mechanism, model, job, round_number, declared_units, keystream)
+    if mechanism.shared and list(optimizer.private) != list(model.trainable_parameters()):
+        raise ValueError("privacy.engine must be 'exact' where sites share their noise: it goes on what is summed")
     records_of = _records_by_unit(records.units)
-    steps, size = 0, PieceSize(block_rows(mechanism.sample_rate * declared_units, micro_batch))
+    steps, share, size = 0, None, PieceSize(block_rows(mechanism.sample_rate * declared_units, micro_batch))
     for batch in machinery.draws(mechanism, len(records_of), keystream):
         engine.encode()
 
@@ -80,8 +85,11 @@ def private_update(
         if plant:
             plant(optimizer)
         engine.fill((), 0)  # all units are in the sum: the step adds noise to it and nothing else
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if mechanism.shared:
+            share = optimizer.share()
+        else:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         steps += 1
     if optimizer.not_finite:  # told to people at the site alone: it depends on the records
         logging.getLogger(__name__).warning(
@@ -91,6 +99,8 @@ def private_update(
             optimizer.not_finite,
             steps,
         )
+    if share is not None:
+        return LocalUpdate(share, steps)
     update = model.vector() - state
     if not np.isfinite(update).all():
         raise FloatingPointError(

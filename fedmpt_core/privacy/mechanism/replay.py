@@ -21,7 +21,7 @@ from fedmpt_core.model.base import TunedModel
 from fedmpt_core.privacy.mechanism.gradients import TEXT
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import Machinery, clip_groups
-from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.training.local import make_optimizer
 
 EXACT = 1e-6  # of an update's largest number: float32 steps in the same order
@@ -84,10 +84,10 @@ def recording(machinery: Machinery, steps: Steps) -> Machinery:
             super().clip_and_accumulate()
             steps.parts.append(given)
 
-        def add_noise(self) -> None:
+        def integers(self) -> dict[str, np.ndarray]:
             steps.gradients.append({n: torch.cat([part[n] for part in steps.parts]) for n in self.private})
             steps.parts.clear()
-            super().add_noise()
+            return super().integers()
 
     return replace(machinery, optimizer=Recorded)
 
@@ -103,7 +103,7 @@ def clipped_sums(
     """What a step may sum: every unit's gradient within its bounds and on their grid, in float64, by private tensor."""
     sums = {name: np.zeros(shape) for name, shape in shapes.items()}
     for group in _groups(mechanism, shapes):
-        rows, grid = {name: gradients[name].double().cpu().numpy() for name in group.names}, _grid(group)
+        rows, grid = {name: gradients[name].double().cpu().numpy() for name in group.names}, _grid(group, mechanism)
         for unit in range(len(next(iter(rows.values())))):
             every = [gradients[name][unit].double().cpu().numpy() for name in shapes]
             norm = sqrt(sum(float((rows[name][unit] ** 2).sum()) for name in group.names))
@@ -158,18 +158,11 @@ class Replay:
 
     def step(self, sums: Mapping[str, np.ndarray]) -> None:
         """Noise on the sums of a step, the division, the way back to the contexts, and the optimizer's step."""
-        released: dict[str, Tensor] = {}
-        groups = _groups(self._mechanism, self.shapes)
-        for group in groups:
-            grid = _grid(group)
-            bound = group.max_grad_norm + grid * sqrt(sum(prod(self.shapes[name]) for name in group.names))
-            std = self._mechanism.noise_multiplier * sqrt(len(groups)) * bound
-            for name in group.names:
-                draw = next(self._noise, np.full(1, inf))
-                drawn = draw if draw.size == sums[name].size else np.full(sums[name].size, inf)
-                values = (np.rint(sums[name] / grid) + np.rint(std / grid * drawn).reshape(sums[name].shape)) * grid
-                like = next(iter(self._trained.values()))
-                released[name] = torch.from_numpy(values).to(like.device, like.dtype) / self._divisor
+        like = next(iter(self._trained.values()))
+        released: dict[str, Tensor] = {
+            name: torch.from_numpy(whole * grid).to(like.device, like.dtype) / self._divisor
+            for name, (whole, grid) in self._noisy(sums).items()
+        }
         contexts = {name: tensor for name, tensor in self._trained.items() if name.startswith("contexts.")}
         if TEXT in released:
             pulled = torch.autograd.grad(self._model.text_features(), [*contexts.values()], released.pop(TEXT))
@@ -178,6 +171,28 @@ class Replay:
             parameter.grad = released[name]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def share(self, sums: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What leaves a site that adds a share of the noise to the sums of its step: (d,) uint32."""
+        noisy = self._noisy(sums)
+        whole = np.concatenate([noisy[name][0].ravel() for name in self.shapes])
+        return np.array([int(number) % 2**32 if np.isfinite(number) else 0 for number in whole], np.uint32)
+
+    def _noisy(self, sums: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, float]]:
+        """By private tensor, the noisy sum in steps of the grid, and the grid; infinite where no noise was drawn."""
+        noisy: dict[str, tuple[np.ndarray, float]] = {}
+        mechanism, groups = self._mechanism, _groups(self._mechanism, self.shapes)
+        limit, honest = (mechanism.shared.limit, mechanism.shared.honest) if mechanism.shared else (inf, 1)
+        for group in groups:
+            grid = _grid(group, mechanism)
+            bound = group.max_grad_norm + grid * sqrt(sum(prod(self.shapes[name]) for name in group.names))
+            std = mechanism.noise_multiplier / sqrt(honest) * sqrt(len(groups)) * bound
+            for name in group.names:
+                draw = next(self._noise, np.full(1, inf))
+                drawn = draw if draw.size == sums[name].size else np.full(sums[name].size, inf)
+                whole = np.minimum(np.maximum(np.rint(sums[name] / grid), -limit), limit)
+                noisy[name] = whole + np.rint(std / grid * drawn).reshape(whole.shape), grid
+        return noisy
 
     def error(self, update: np.ndarray, rounded: float = EXACT) -> float:
         """Largest difference to an update, over what rounding explains: at most 1 for the same; infinite for NaN.
@@ -204,5 +219,5 @@ def _groups(mechanism: Mechanism, shapes: Mapping[str, torch.Size]) -> Any:
     return clip_groups(dict.fromkeys(shapes, torch.nn.Parameter(torch.zeros(1))), mechanism)
 
 
-def _grid(group: Any) -> float:
-    return group.max_grad_norm * 2.0**-GRID_BITS
+def _grid(group: Any, mechanism: Mechanism) -> float:
+    return group.max_grad_norm * 2.0**-mechanism.grid_bits

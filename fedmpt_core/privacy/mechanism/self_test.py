@@ -31,7 +31,7 @@ from fedmpt_core.model.registry import build_model
 from fedmpt_core.privacy.mechanism.gradients import TEXT, GradientEngine
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
-from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.private_update import private_update
 from fedmpt_core.privacy.mechanism.replay import EXACT, HALF, Replay, Steps, Tape, batches, clipped_sums, recording
 from fedmpt_core.training.local import LocalUpdate, TrainingRecords
@@ -164,13 +164,14 @@ class _Bench:
         keystream: Keystream | None = None,
     ) -> None:
         charged = mechanism.describe()
-        noise = charged["noise_multiplier"]
+        noise = charged.get("share_multiplier", charged["noise_multiplier"])
+        self._bits = mechanism.grid_bits
         self._private: dict[str, Any] = dict(private)
         self._groups = clip_groups(private, replace(mechanism, bounds=charged["max_grad_norm"]))
         self._divisor = charged["sample_rate"] * _UNITS
         sizes = [sum(private[n].numel() for n in g.names) for g in self._groups]
         # written out again here, so that a slip in the optimizer shows
-        self.ratios = [noise * sqrt(len(sizes)) * (1 + 2.0**-GRID_BITS * sqrt(size)) for size in sizes]
+        self.ratios = [noise * sqrt(len(sizes)) * (1 + 2.0**-self._bits * sqrt(size)) for size in sizes]
         self.unit = sum(1 / ratio for ratio in self.ratios) / sqrt(len(sizes))
         # a step of length 1 from 0 is minus the release
         step = torch.optim.SGD(list(private.values()), lr=1.0)
@@ -456,21 +457,26 @@ def _what_leaves(subject: _Subject) -> Iterator[_Measured]:
         if len(batch):
             records = [np.flatnonzero(units == unit) for unit in batch]
             yield from _rows_differ(subject, small, rows, [(patches[i], targets[i]) for i in records])
-        replay.step(clipped_sums(rows, as_charged, replay.shapes))
+        sums = clipped_sums(rows, as_charged, replay.shapes)
+        if mechanism.shared:
+            same = np.array_equal(update.vector, replay.share(sums))
+            yield _Measured("whether the integers that leave are those worked out", same, True, True)
+            return
+        replay.step(sums)
     error = replay.error(update.vector, HALF if subject.rounded == HALF else EXACT)
     yield _Measured("difference of the update to the one worked out, over its rounding,", error, 0, 1)
     yield _Measured("number of draws of noise", len(tape.normal), *[len(steps.gradients) * len(replay.shapes)] * 2)
 
 
 def _tame(subject: _Subject) -> Mechanism:
-    """Three steps of half the units, with bounds by which the noise moves parameters a little, as then a slip shows."""
+    """Three steps (one of shared noise) of half the units, with bounds by which noise moves a little: a slip shows."""
     mechanism, rate = subject.mechanism, 0.5
     bounds = mechanism.bounds
     largest = max(bounds.values()) if isinstance(bounds, Mapping) else bounds
     step = min(0.1, 0.005 / subject.job.training.learning_rate)
     scale = step * rate * subject.own.units / (largest * mechanism.noise_multiplier)
     scaled = {name: bound * scale for name, bound in bounds.items()} if isinstance(bounds, Mapping) else bounds * scale
-    return replace(mechanism, sample_rate=rate, steps_per_round=3, bounds=scaled)
+    return replace(mechanism, sample_rate=rate, steps_per_round=1 if mechanism.shared else 3, bounds=scaled)
 
 
 def _rows_differ(
@@ -515,7 +521,7 @@ def _grid(subject: _Subject) -> Iterator[_Measured]:
     bench = subject.bench()
     lengths = np.random.default_rng().random(50)  # their sums lie on no grid by themselves
     for values, ratio in zip(bench.noise(bench.planted(np.arange(50), lengths)), bench.ratios, strict=True):
-        steps = values * ratio * 2.0**GRID_BITS
+        steps = values * ratio * 2.0**subject.mechanism.grid_bits
         yield _Measured("distance from the public grid, in its steps,", np.abs(steps - np.rint(steps)).max(), 0, 1e-3)
 
 
