@@ -14,7 +14,7 @@ from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.privacy.ledger.chain import Entry, plain_details
 from fedmpt_core.privacy.mechanism.keystream import Keystream
-from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 
 DERIVED = ("noise_std", "released", "trained", "expected_batch_size")
 """Details that follow from the job together with the trained tensors and the site's declared number of units."""
@@ -40,7 +40,7 @@ def check_reservations(
     """
     own = [e for e in entries if e.kind == "reserve" and e.job in run.jobs]
     mechanism = Mechanism.of(run.job)
-    agreed = {**mechanism.describe(), "rng": Keystream.name, "grid_bits": GRID_BITS}
+    agreed = {**mechanism.describe(), "rng": Keystream.name, "grid_bits": mechanism.grid_bits}
     here = {"aggregation": run.manifest.aggregation, "identities": run.manifest.identities}
     here |= {"config": run.manifest.config_digest}
     differs: dict[str, str] = {}
@@ -126,7 +126,7 @@ def _released(run: Run, mechanism: Mechanism, layout: ParameterLayout) -> Callab
 def _stds_fit(mechanism: Mechanism, stds: Any, released: int) -> bool:
     """Each clip group's noise is that of the bound and a number of released numbers, which add up.
 
-    sigma_g = noise_multiplier sqrt(m) G_g (1 + 2^-grid_bits sqrt(d_g)) for m groups with bounds G_g, in order of their
+    sigma_g = share_multiplier sqrt(m) G_g (1 + 2^-grid_bits sqrt(d_g)) for m groups with bounds G_g, in order of their
     names, and sum_g d_g = released. Solved for d_g, which must be whole.
     """
     bounds = mechanism.bounds
@@ -135,13 +135,13 @@ def _stds_fit(mechanism: Mechanism, stds: Any, released: int) -> bool:
         return False
     total = 0
     for text, bound in zip(stds, norms, strict=True):
-        base = mechanism.noise_multiplier * sqrt(len(norms)) * bound
+        base = mechanism.share_multiplier * sqrt(len(norms)) * bound
         try:
-            size = (max(0.0, float(text) / base - 1) * 2.0**GRID_BITS) ** 2
+            size = (max(0.0, float(text) / base - 1) * 2.0**mechanism.grid_bits) ** 2
             whole = round(size)
         except (TypeError, ValueError, OverflowError):
             return False
-        expected = base * (1 + 2.0**-GRID_BITS * sqrt(whole))
+        expected = base * (1 + 2.0**-mechanism.grid_bits * sqrt(whole))
         if abs(size - whole) > 0.1 or not isclose(float(text), expected, rel_tol=SAME):
             return False
         total += whole

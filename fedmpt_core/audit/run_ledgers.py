@@ -12,6 +12,7 @@ from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_rounds import check_rounds
 from fedmpt_core.audit.spending import Accountant, Spending, merged, recompute, spent
 from fedmpt_core.audit.statements import layout_of
+from fedmpt_core.audit.sums import check_sums
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.accounting.epsilon import Steps
 from fedmpt_core.privacy.ledger.budget import charges
@@ -60,6 +61,7 @@ def check_ledgers(
         _check_epsilons(run, site, by_round)
     check_rounds(run, sorted(spending))
     check_alike(run, sorted(spending))
+    check_sums(run, layout)
     run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in spending})
     return spending
 

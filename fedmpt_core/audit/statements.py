@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from fedmpt_core.audit.fields import FIGURES
 from fedmpt_core.audit.ledger_copy import time_of
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.audit.sums import sum_files
 from fedmpt_core.federation.run.manifest import round_facts
 from fedmpt_core.federation.run.record import MANIFEST, MODEL, RESULT, load_state
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
@@ -35,7 +36,7 @@ def layout_of(run: Run) -> ParameterLayout | None:
             run.say("model-missing", MODEL, "the run has rounds and no model", "download the run again")
         return None
     try:
-        _, layout, _ = load_state(path)
+        _, layout, _, _ = load_state(path)
         return layout
     except (OSError, SafetensorError, LayoutError, ValueError, KeyError, TypeError) as error:
         run.say("model-damaged", MODEL, f"it is no model of this program: {str(error)[:200]}", "download the run again")
@@ -90,7 +91,7 @@ def _check_manifest(run: Run) -> None:
 def _check_files(run: Run) -> None:
     copies = [site.get("ledger", {}) for site in run.manifest.sites.values()]
     named = {copy[key] for copy in copies for key in ("file", "certificate") if key in copy}
-    expected = {RESULT, *named, *([MODEL] if _has_trained(run) else ())}
+    expected = {RESULT, *named, *([MODEL] if _has_trained(run) else ()), *sum_files(run)}
     for file in sorted(expected ^ set(run.manifest.files)):
         text = "its digest is missing" if file in expected else "it belongs to no site and is no part of a run"
         if file != MODEL or file in expected:

@@ -26,7 +26,7 @@ from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery
-from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
 from fedmpt_core.privacy.mechanism.placement import block_rows, depends_on_place, device_of
 from fedmpt_core.privacy.mechanism.private_update import private_update
@@ -102,7 +102,7 @@ class ChargedTraining:
             "released": sum(prod(p.shape) for p in engine.private.values()),
             "noise_std": optimizer.noise_stds(),
             "expected_batch_size": optimizer.expected_batch_size,
-            "grid_bits": GRID_BITS,
+            "grid_bits": self.mechanism.grid_bits,
             "rng": self.keystream.name,
             "rng_key_id": self.keystream.key_id,
             "aggregation": "masked" if self._job.secagg.masked else "unmasked",

@@ -55,9 +55,9 @@ class RunFolder(Keeper):
         path.parent.mkdir(exist_ok=True)
         write_whole(path, total.astype("<u4").tobytes(), mode=None)
 
-    def write_start(self, checkpoint: Checkpoint) -> None:
-        """Keep what the run goes on from."""
-        self._replace(START, save_model(checkpoint.layout, checkpoint.state, beside=checkpoint.memory))
+    def write_start(self, layout: ParameterLayout, state: Any, memory: Mapping[str, Any]) -> None:
+        """Keep what the run begins from."""
+        self._replace(START, save_model(layout, state, beside=memory))
 
     def write_ledger(self, site: str, ledger: bytes, certificate: bytes) -> dict[str, str]:
         """Keep a site's ledger; returns the files for the manifest."""

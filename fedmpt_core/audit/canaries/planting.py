@@ -29,7 +29,7 @@ from fedmpt_core.model.base import TunedModel
 from fedmpt_core.model.device import PieceSize, in_pieces
 from fedmpt_core.privacy.mechanism.keystream import Keystream
 from fedmpt_core.privacy.mechanism.machinery import REAL, Machinery, clip_groups
-from fedmpt_core.privacy.mechanism.mechanism import GRID_BITS, Mechanism
+from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.privacy.mechanism.noise import ClipGroup, PrivateOptimizer
 from fedmpt_core.training.local import TrainingRecords
 
@@ -180,8 +180,8 @@ class GradientCanaries(Canaries):
                 chosen = generator.permutation(size)[: size // count * count].reshape(count, -1)
                 self._supports[number] = chosen, generator.choice((-1.0, 1.0), chosen.shape)
         # noise over bound of each group, written out again so that a slip in the optimizer shows
-        ratios = [1 + 2.0**-GRID_BITS * sqrt(sizes[number]) for number in self._supports]
-        std = mechanism.noise_multiplier * sqrt(len(sizes) * sum(r * r for r in ratios)) / len(ratios)
+        ratios = [1 + 2.0**-mechanism.grid_bits * sqrt(sizes[number]) for number in self._supports]
+        std = mechanism.share_multiplier * sqrt(len(sizes) * sum(r * r for r in ratios)) / len(ratios)
         zeros = np.zeros(count)
         self.scores = CanaryScores(zeros, zeros, zeros, 0, std)
 

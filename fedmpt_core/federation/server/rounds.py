@@ -199,8 +199,8 @@ class Keeper:
     def write_sum(self, round_number: int, total: np.ndarray) -> None:
         """What was opened in a round of shared noise, (d,) uint32: private already, and what the model follows from."""
 
-    def write_start(self, checkpoint: Checkpoint) -> None:
-        """From where a run goes on that continues another one."""
+    def write_start(self, layout: ParameterLayout, state: np.ndarray, memory: Mapping[str, np.ndarray]) -> None:
+        """From where a run of shared noise begins: the parameters, and what the optimizer remembers."""
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """A round is complete; another run may go on from here."""
@@ -294,6 +294,8 @@ class Rounds:
             raise CheckpointError(f"the job continues run '{self._job.resume.job}': give its checkpoint to `resume`")
         else:
             yield self._finish(carriage, 0, time.monotonic(), MeanUpdate(np.zeros(0), {}, {}))
+        if self._job.privacy.distributed:
+            self._keeper.write_start(self.layout, self.state, self._optimizer.memory())
         for number in range(self._job.first_round, self._job.training.rounds + 1):
             try:
                 began, mean = self._train(carriage, number)
@@ -317,8 +319,6 @@ class Rounds:
             raise RuntimeError("the checkpoint has another layout than the sites: both must be of one release")
         self.state, self._privacy = earlier.state, dict(earlier.privacy)
         self._optimizer.recall(earlier.memory)
-        if self._job.privacy.distributed:
-            self._keeper.write_start(earlier)
         self._keep(earlier.round)  # who goes on from this run counts what it spends, also where it completes no round
 
     def _keep(self, number: int) -> None:
