@@ -1,4 +1,4 @@
-"""`fedmpt prepare`: a public data set's folder to a manifest."""
+"""`fedmpt prepare`: a public data set's folder, or pictures as a lab keeps them, to a manifest."""
 
 from functools import partial
 from pathlib import Path
@@ -6,13 +6,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedmpt_core.config.datasets import PublicName
+from fedmpt_core.config.datasets import LayoutName, PublicName
 from fedmpt_flare.cli.options import WrongUse
 
 
 def prepare(
-    kind: Annotated[PublicName, typer.Argument(help="The data set.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its archives were unpacked.")],
+    kind: Annotated[
+        Literal[PublicName, LayoutName],
+        typer.Argument(
+            help="The data set; or your own: 'folders' (one per class), 'yolo' (text files), 'table' (a CSV file)."
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where its archives were unpacked; of a table, the file.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Manifest to write (.csv or .parquet).")] = Path(
         "manifest.csv"
     ),
@@ -42,8 +49,34 @@ def prepare(
     min_labels: Annotated[
         int, typer.Option("--min-labels", min=0, help="Leave out pictures with fewer labels, in every split.")
     ] = 0,
+    test_share: Annotated[
+        float | None, typer.Option("--test-share", help="Your own: share that becomes test where nothing says so; 0.2.")
+    ] = None,
+    path_column: Annotated[
+        str, typer.Option("--path-column", help="table: column of pictures; default: guessed from its name.")
+    ] = "",
+    labels_column: Annotated[
+        str,
+        typer.Option(
+            "--labels-column",
+            help="table: column of labels; default: guessed, or a column per label (1, 0, -1 unknown).",
+        ),
+    ] = "",
+    separator: Annotated[
+        str, typer.Option("--separator", help="table: between the labels of a cell; default: | or ; or a comma.")
+    ] = "",
+    split_column: Annotated[
+        str, typer.Option("--split-column", help="table: column of train, val, test; default: guessed, or drawn.")
+    ] = "",
+    group_column: Annotated[
+        str, typer.Option("--group-column", help="table: column of patients; default: guessed, or none.")
+    ] = "",
+    pictures: Annotated[
+        str, typer.Option("--pictures", metavar="DIR", help="table: where its paths start; default: beside the table.")
+    ] = "",
 ) -> None:
     """Turn a data set's folder into a manifest, and say beside it, in FILE.json, what was kept and what left out."""
+    from fedmpt_core.data.layouts import TableOptions, read_layout
     from fedmpt_core.data.public.folder import FolderOptions
     from fedmpt_core.data.public.prepare import ClassFile, PrepareOptions, record_path
     from fedmpt_core.data.public.prepare import prepare as prepare_folder
@@ -53,10 +86,16 @@ def prepare(
 
     if unseen_share is not None and classes is None:
         raise WrongUse("--unseen-share needs --classes FILE, where the two lists of classes go")
-    options = PrepareOptions(FolderOptions(val_share, seed, split, difficult), missing, min_labels)
+    table = TableOptions(path_column, labels_column, separator, split_column, group_column, pictures)
+    own = kind == "folders" or kind == "yolo" or kind == "table"
+    if (kind != "table" and table != TableOptions()) or (test_share is not None and not own):
+        raise WrongUse(f"{kind}: columns are for 'table', --test-share is for your own pictures: leave them out")
+    options = PrepareOptions(
+        FolderOptions(val_share, seed, split, difficult), missing, min_labels, test_share, table if own else None
+    )
     lists = None
     if classes:
-        every = DATASETS[kind].classes
+        every = read_layout(kind, folder, table).classes if own else DATASETS[kind].classes
         seen, unseen = (every, ()) if unseen_share is None else class_split(every, unseen_share, seed)
         lists = ClassFile(classes, seen, unseen)
         lists.check(out)
@@ -72,6 +111,10 @@ def prepare(
     if record.missing:
         typer.echo(f"  left out because the file is missing: {record.missing}")
     typer.echo(f"Wrote {record_path(out)}: how the manifest came about")
+    if own:
+        typer.echo(
+            f"{len(record.classes)} labels: {', '.join(record.classes[:12])}{' ...' * (len(record.classes) > 12)}"
+        )
     if lists:
         lists.write()
         unseen = f" and {len(lists.unseen)} unseen ones" if lists.unseen else ""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tomli_w
 
@@ -17,8 +17,9 @@ from fedmpt_core.common.files import file_digest, whole_file, write_whole
 from fedmpt_core.common.progress import Progress
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.datasets import PublicName
-from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, write_manifest
-from fedmpt_core.data.public.folder import FolderOptions, LeftOut
+from fedmpt_core.data.layouts import LayoutName, TableOptions, read_layout
+from fedmpt_core.data.manifest_rows import SPLITS, ManifestRow, Problems, write_manifest
+from fedmpt_core.data.public.folder import FolderOptions, LeftOut, present
 from fedmpt_core.data.public.registry import DATASETS, folder_rows
 
 SCHEMA = 1
@@ -31,6 +32,8 @@ class PrepareOptions:
     Attributes:
         folder: how the data set is split.
         missing: `refuse` pictures that are not there, or `skip` them.
+        test_share: of a lab's own layout that says no splits: share of the pictures that becomes `test`, (0, 1).
+        table: of a lab's own table: its columns.
         min_labels: pictures with fewer labels are left out of every split, >= 0. The released FedMPT code does so with
             5 (COCO, NUS-WIDE) and 7 (MLRSNet) without saying it.
     """
@@ -38,6 +41,8 @@ class PrepareOptions:
     folder: FolderOptions = field(default_factory=FolderOptions)
     missing: Literal["refuse", "skip"] = "refuse"
     min_labels: int = 0
+    test_share: float | None = None
+    table: TableOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class PreparedManifest:
     """What a manifest holds.
 
     Attributes:
-        kind: the data set.
+        kind: the data set, or the layout.
         classes: its labels.
         pictures: number of pictures by split.
         unlabelled: those of them without any label, by split; they count as all-negative.
@@ -54,7 +59,7 @@ class PreparedManifest:
         options: that were asked for.
     """
 
-    kind: PublicName
+    kind: PublicName | LayoutName
     classes: tuple[str, ...]
     pictures: dict[str, int]
     unlabelled: dict[str, int]
@@ -64,7 +69,7 @@ class PreparedManifest:
 
 
 def prepare(
-    kind: PublicName,
+    kind: PublicName | LayoutName,
     folder: Path,
     out: Path,
     options: PrepareOptions | None = None,
@@ -74,8 +79,8 @@ def prepare(
     """Write the manifest of a data set.
 
     Args:
-        kind: the data set.
-        folder: where it was unpacked.
+        kind: the data set, or how a lab keeps its own.
+        folder: where it was unpacked; of a table, the file.
         out: the manifest, `.csv` or `.parquet`; a file that is there is replaced.
         options: what to keep.
         on_progress: as in `folder_rows`.
@@ -91,7 +96,7 @@ def prepare(
     if options.min_labels < 0:
         raise ValueError(f"min_labels={options.min_labels} is negative: 0 keeps every picture")
     left_out: LeftOut | None = [] if options.missing == "skip" else None
-    rows = folder_rows(kind, folder, SPLITS, options.folder, left_out=left_out, on_progress=on_progress)
+    rows, classes, unknown = _source(kind, folder, options, left_out, on_progress)
     pictures, unlabelled, few = Counter[str](), Counter[str](), Counter[str]()
 
     def kept(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -108,10 +113,10 @@ def prepare(
             raise ValueError(f"{kept_by}: no picture is left in split '{empty[0]}': leave out fewer")
 
     with whole_file(record_path(out)) as record:
-        write_manifest(kept(rows), out)
+        write_manifest(kept(rows), out, unknown=unknown)
         prepared = PreparedManifest(
             kind,
-            DATASETS[kind].classes,
+            classes,
             {split: pictures[split] for split in SPLITS},
             {split: unlabelled[split] for split in SPLITS},
             {split: few[split] for split in SPLITS},
@@ -121,6 +126,32 @@ def prepare(
         facts = {"schema": SCHEMA, "release": RELEASE, "manifest": out.name, "sha256": file_digest(out)}
         record.write(json.dumps(facts | asdict(prepared), indent=2).encode() + b"\n")
     return prepared
+
+
+def _source(
+    kind: PublicName | LayoutName,
+    folder: Path,
+    options: PrepareOptions,
+    left_out: LeftOut | None,
+    on_progress: Progress | None,
+) -> tuple[Iterator[ManifestRow], tuple[str, ...], bool]:
+    """Rows, labels, and whether some are unknown."""
+    if kind != "folders" and kind != "yolo" and kind != "table":
+        rows = folder_rows(kind, folder, SPLITS, options.folder, left_out=left_out, on_progress=on_progress)
+        return rows, DATASETS[kind].classes, False
+    draw: dict[str, Any] = {
+        "val_share": options.folder.val_share,
+        "test_share": options.test_share,
+        "seed": options.folder.seed,
+    }
+    layout = read_layout(kind, folder, options.table, **draw)
+    problems = Problems(str(folder))
+
+    def there() -> Iterator[ManifestRow]:
+        yield from present(layout.rows, problems, left_out)
+        problems.refuse_any()
+
+    return there(), layout.classes, layout.has_unknown
 
 
 def record_path(out: Path) -> Path:

@@ -43,6 +43,8 @@ def test_a_manifest_of_everything_and_a_record_of_it(coco: Path, tmp_path: Path,
         "folder": {"val_share": None, "seed": 0, "test_split": "random", "include_difficult": False},
         "missing": "refuse",
         "min_labels": 0,
+        "test_share": None,
+        "table": None,
     }
     assert tuple(record["classes"]) == CLASSES
     assert {p.name for p in tmp_path.iterdir()} == {"coco", out.name, f"{out.name}.json"}
