@@ -112,7 +112,10 @@ def examine(
     audits = [audit_run(run, runs=runs, ledgers=ledgers, **options) for run in runs]
     cards, differing = by_dataset(policy_cards)
     asked = further_accountants(independent=independent)
-    own = [audit_ledger(one, asked, one.entries and cards.get(dataset_of(one.entries)), verified) for one in ledgers]
+    own = [
+        audit_ledger(one, asked, cards.get(dataset_of(one.entries)) if one.entries else None, verified)
+        for one in ledgers
+    ]
     return Examination(audits, own, in_order([*compare(runs, ledgers), *(() if runs else differing)]))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedmpt_core.audit.membership import asked_of
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.federation.run.record import ABORTED
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_core.privacy.ledger.chain import Entry
 from fedmpt_core.secagg.errors import SecAggError
@@ -129,14 +130,23 @@ def _check_beyond(run: Run, released: Mapping[str, Attempts]) -> None:
         for (job, number), done in attempts.items():
             if job == run.manifest.run_id and number > last:
                 beyond[number].update(done)
+    outcome = str(run.record["outcome"])
     for number, attempts in sorted(beyond.items()):
-        most = max(attempts.values())
-        if number > last + 1 or run.record["outcome"] == "completed" or _enough(run, most):
-            text = f"the ledgers of {most} sites release an update in it, and the record has no such round"
-            run.say("round-denied", f"round {number}", text, f"{ASK}: they suffice for a sum")
+        where, most = f"round {number}", max(attempts.values())
+        text = f"the ledgers of {most} sites release an update in it"
+        if number > last + 1 or outcome == "completed":
+            run.say(
+                "round-denied", where, f"{text}, and the record has no such round", f"{ASK}: they suffice for a sum"
+            )
+        elif not _enough(run, most):
+            run.say("round-broken-off", where, f"{text}, too few for a sum: there the run broke off", "", "note")
+        elif ABORTED in outcome:
+            text += ", and the job was aborted in it, says the record: no sum was formed, or the server hides it"
+            remedy = "ask who aborted it, and when; what was released is charged either way"
+            run.say("round-broken-off", where, text, remedy, "warning")
         else:
-            text = f"the ledgers of {most} sites release an update in it, too few for a sum: there the run broke off"
-            run.say("round-broken-off", f"round {number}", text, "", "note")
+            text += ", enough for a sum, and the record has none: there the run failed, or the server hides it"
+            run.say("round-denied", where, text, f"{ASK}; what was released is charged either way", "unshown")
 
 
 def _enough(run: Run, sites: int) -> bool:

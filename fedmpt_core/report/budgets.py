@@ -112,7 +112,7 @@ def _verdict(examined: Examination, accounts: Sequence[DataSetAccount]) -> tuple
     sets = count(len(accounts), "data set")
     sentences: dict[str, tuple[Status, str]] = {
         "fail": ("fails", "The numbers do not stand: the audit found something against them."),
-        "unshown": ("unshown", f"What was spent is shown for {sets}, and for others it is not: ledgers are missing."),
+        "unshown": ("unshown", f"What was spent is shown for {sets}, and not all of it: evidence is missing."),
         "warning": ("judge", f"What was spent is shown for {sets}, with warnings for a person to judge."),
         "note": ("stands", f"What was spent is shown for {sets}, and the audit found nothing against it."),
     }

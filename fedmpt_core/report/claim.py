@@ -64,7 +64,7 @@ def _verdict(run: Run, audit: Audit) -> tuple[Status, str, tuple[str, ...]]:
         text = f"The claim does not stand: the audit found {count(len(lines['fail']), 'thing')} against it."
         return "fails", text, (*more, *kind)
     if lines["unshown"]:
-        text = f"The claim is not shown, for want of {count(len(lines['unshown']), 'ledger')}."
+        text = f"The claim is not shown: evidence is missing in {count(len(lines['unshown']), 'point')}."
         return "unshown", text, ("Nothing that was checked contradicts it.", *more, *kind)
     if not audit.spending:
         return "nothing", "Nothing is claimed: no site took part, so nothing left one.", (*kind, *more)

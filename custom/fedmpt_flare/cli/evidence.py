@@ -58,7 +58,7 @@ def verdict(examination: "Examination") -> str:
     """One sentence for people."""
     sentences = {
         "fail": "FAILED: see what is marked FAIL.",
-        "unshown": "NOT SHOWN: nothing here contradicts the claim, and ledgers that it rests on are missing: see what "
+        "unshown": "NOT SHOWN: nothing here contradicts the claim, and evidence that it rests on is missing: see what "
         "is marked 'not shown'.",
     }
     return sentences.get(examination.worst, "Passed: nothing that was checked fails.")

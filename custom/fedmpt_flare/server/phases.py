@@ -11,6 +11,7 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
+from fedmpt_core.federation.run.record import ABORTED
 from fedmpt_core.federation.server.rounds import RoundFailed
 from fedmpt_flare import tasks
 from fedmpt_flare.server.run_folder import RunFolder
@@ -128,7 +129,7 @@ class Phases:
             task, self._context, targets=list(phase.sites), min_responses=0, abort_signal=self._abort
         )
         if self.stopped:
-            raise RoundFailed("the job was aborted")
+            raise RoundFailed(ABORTED)
         for site in sorted(set(phase.sites) - taken):
             self._controller.log_warning(self._context, f"{phase.task}: no usable answer from {site}")
         return sorted(taken)

@@ -32,15 +32,14 @@ class UnaskedLedgers:
 
     def take(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         """FLARE's handler of `tasks.LEDGER_TOPIC`; what is no site's own ledger is dropped."""
-        copy, certificate = request.get(tasks.LEDGER_COPY), request.get(tasks.CERTIFICATE)
         peer = fl_ctx.get_peer_context()
         site = str(peer.get_identity_name()) if peer else ""
         try:
-            self._check(site, copy, certificate)
+            ledger = self._checked(site, request.get(tasks.LEDGER_COPY), request.get(tasks.CERTIFICATE))
         except (SecAggError, SigningError, LedgerError, ValueError):
             return make_reply(ReturnCode.BAD_REQUEST_DATA)
         with self._came:
-            self._ledgers[site] = copy, certificate
+            self._ledgers[site] = ledger
             self._came.notify_all()
         return make_reply(ReturnCode.OK)
 
@@ -50,9 +49,9 @@ class UnaskedLedgers:
             self._came.wait_for(lambda: sites <= self._ledgers.keys(), seconds)
             return {site: self._ledgers[site] for site in sorted(sites & self._ledgers.keys())}
 
-    def _check(self, site: str, copy: object, certificate: object) -> None:
-        """Raises one of the errors that `take` knows."""
-        if type(copy) is not bytes or type(certificate) is not bytes:
+    def _checked(self, site: str, copy: object, certificate: object) -> tuple[bytes, bytes]:
+        """Both, as they are. Raises one of the errors that `take` knows."""
+        if not isinstance(copy, bytes) or not isinstance(certificate, bytes):
             raise ValueError("it is no ledger")
         verify = None
         if self._kit:
@@ -62,3 +61,4 @@ class UnaskedLedgers:
         chain = Chain(Path(site), verify)
         if chain.follow(copy) or chain.entries[0].site != site:
             raise ValueError("it is another site's, or torn")
+        return copy, certificate

@@ -22,6 +22,7 @@ from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.joined import Joined
+from fedmpt_core.federation.run.record import ABORTED
 from fedmpt_core.federation.run.tracking import scalars
 from fedmpt_core.federation.server.checkpoint import checkpoint_for
 from fedmpt_core.federation.server.heads import LedgerHeads
@@ -79,8 +80,9 @@ class FedMPTWorkflow(Controller):
         # a simulation's ledgers live as long as the simulation
         self._heads = LedgerHeads(self._checkpoints) if start_up_kit(fl_ctx) else None
         self._masks: MaskedRounds | None = None
+        engine: Any = fl_ctx.get_engine()
         self._unasked = UnaskedLedgers(start_up_kit(fl_ctx))
-        fl_ctx.get_engine().register_aux_message_handler(tasks.LEDGER_TOPIC, self._unasked.take)
+        engine.register_aux_message_handler(tasks.LEDGER_TOPIC, self._unasked.take)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """The whole job; an exception here ends it as failed."""
@@ -210,7 +212,7 @@ class FedMPTWorkflow(Controller):
                 self._phases.run(Phase(tasks.LEDGER, tasks.message(), asked, self._config.secagg.phase_timeout), take)
         if self.stopped:
             missing = {site for site in sites if "file" not in ledgers[site]}
-            ledgers |= {site: {"kept": "the job was aborted, and the site handed over none"} for site in missing}
+            ledgers |= {site: {"kept": f"{ABORTED}, and the site handed over none"} for site in missing}
             for site, (copy, certificate) in self._unasked.wait_for(missing).items():
                 ledgers[site] = self._folder.write_ledger(site, copy, certificate)
         return ledgers

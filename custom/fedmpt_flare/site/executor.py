@@ -224,9 +224,10 @@ class FedMPTExecutor(Executor):
             if not self._agreed().privacy.private:
                 return
             fl_ctx.set_prop(FLContextKey.TASK_NAME, tasks.LEDGER, private=True, sticky=False)
+            engine: Any = fl_ctx.get_engine()
             answer = EgressGuard().process(self._ledger(fl_ctx), fl_ctx)
             if answer.get_return_code() == ReturnCode.OK:
-                fl_ctx.get_engine().fire_and_forget_aux_request(tasks.LEDGER_TOPIC, answer, fl_ctx, optional=True)
+                engine.fire_and_forget_aux_request(tasks.LEDGER_TOPIC, answer, fl_ctx, optional=True)
         except Exception as error:
             with suppress(Exception):
                 reason = error if isinstance(error, RequestError) else type(error).__name__

@@ -22,6 +22,7 @@ from fedmpt_core.config.toml import job_from_dict
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
 
 RESULT, MODEL, MANIFEST, EVENTS = "result.json", "model.safetensors", "manifest.json", "events.jsonl"
+ABORTED = "the job was aborted"  # in the outcome of a run that people ended
 LEDGER_COPIES = "privacy"  # folder of what the sites gave of their ledgers
 SUMS, START = "sums", "start.safetensors"  # of a run of shared noise: each round's sum, and what it goes on from
 LOG, TIMING, CURVES, REPORT = "fedmpt.log", "timing.json", "curves.png", "report.html"

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 from fedmpt_core.audit.auditor import Audit, audit_run, compare
 from fedmpt_core.audit.fields import CHECKED, FIGURES, WORD, servers_word, unknown_fields
+from fedmpt_core.audit.finding import worst
 from fedmpt_core.audit.known_keys import KnownKeys
 from fedmpt_core.audit.run_evidence import NoRun, load_run
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.config.federation import EarlierRun, ResumeConfig
 from fedmpt_core.config.secagg import SecAggConfig
-from fedmpt_core.federation.run.record import MANIFEST, save_model
+from fedmpt_core.federation.run.record import ABORTED, MANIFEST, save_model
 from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
@@ -484,6 +485,12 @@ def test_a_run_that_broke_off_where_too_few_had_released_is_no_lie(federation: F
         ledger.commit(ledger.reserve(2, 0, details(JOB, f"broken {site}")), "a" * 64)
     federation.hand_over(folder)
     expect(folder, keys, "round-denied", "round 2", "3 sites")
+    assert worst(audit_of(folder, keys).findings) == "unshown"  # there the run failed, or the server hides the sum
+    edit_record(folder, lambda record: record.update(outcome=f"failed: round 2 failed: {ABORTED}"))
+    federation.resign(folder)
+    aborted = audit_of(folder, keys)
+    assert aborted.passed  # for a person to judge, who knows who aborted it
+    assert ("round-broken-off", "warning") in {(f.code, f.severity) for f in aborted.findings}
 
 
 def test_more_attempts_than_the_job_allows_are_named(audited: Federation, folder: Path, keys: KnownKeys) -> None:

@@ -150,7 +150,7 @@ def test_the_commands_tell_missing_from_contradicted(aborted: Aborted, tmp_path:
     assert whole.exit_code == 0, whole.output
     said = invoke("report", run)
     assert said.exit_code == 3
-    assert "The claim is not shown, for want of 3 ledgers." in said.output
+    assert "The claim is not shown: evidence is missing in 3 points." in said.output
     page = (tmp_path / "r.html").read_text()
     assert "Nothing that was checked contradicts" in page
     assert "does not stand" not in page.lower()

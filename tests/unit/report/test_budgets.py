@@ -83,7 +83,7 @@ def test_a_missing_ledger_is_not_shown(audited: Federation, folder: Path, roster
     audited.resign(folder)
     done = report(folder, audited.root / "earlier", "--roster", roster, "--out", tmp_path / "b.html")
     assert done.exit_code == 3
-    assert "for others it is not: ledgers are missing" in done.output
+    assert "and not all of it: evidence is missing" in done.output
 
 
 def test_a_model_card_is_of_one_run(audited: Federation, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def handed_over(site: Site, *, aborted: bool = True, joined: bool = True, broken
 
     executor = Executor({"config_type": "dict", **JOB.to_dict()})
     context = site.context("train")
-    workspace = context.get_prop(ReservedKey.ENGINE).get_workspace()
+    known: Any = context.get_prop(ReservedKey.ENGINE)
+    workspace = known.get_workspace()
     engine = SimpleNamespace(get_workspace=lambda: workspace, fire_and_forget_aux_request=fire)
     context.set_prop(ReservedKey.ENGINE, engine, private=True)
     executor.handle_event(EventType.START_RUN, context)
