@@ -47,6 +47,7 @@ NOT_EXERCISED = [
     ("01-provision.md", "server"),
     ("02-admit-a-site.md", "site"),
     ("03-approve-and-submit.md", "admin-user"),
+    ("04-watch.md", "site"),
     ("06-a-site-drops-out.md", "lead"),
     ("07-revoke-a-site.md", "hospital-a"),
     ("07-revoke-a-site.md", "hospital-c"),
