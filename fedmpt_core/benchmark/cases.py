@@ -17,7 +17,7 @@ from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 
-MEASUREMENT = 1
+MEASUREMENT = 2
 """Version of what a run measures; a change makes all earlier results those of other runs."""
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

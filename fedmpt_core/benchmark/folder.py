@@ -19,6 +19,8 @@ from fedmpt_core.benchmark.inputs import BenchmarkInputs
 from fedmpt_core.benchmark.published import reported_by_the_authors
 from fedmpt_core.common.files import whole_file, write_whole
 
+MOST_PAIRS = 8  # that a sentence names (chosen)
+
 
 def write_results(
     folder: Path,
@@ -49,9 +51,10 @@ def write_results(
         reported = reported_by_the_authors(planned[table][0].job, inputs.sites) if table == "methods" else None
         parts.append(tables.markdown(table, rows, reported))
     towers = sorted({r["backbone"] + (", a stand-in, not CLIP" if r["is_stand_in"] else "") for r in written})
+    pairs = pairs_sentence([result["figures"] for result in written])
     note = f"Frozen towers: {'; '.join(towers) or 'none'}. {len(written)} runs."
-    text = "\n".join([*parts, note, ""])
-    plain = tables.plain(rows_by_table) | {"note": note, "runs": written}
+    text = "\n".join([*parts, pairs, "", note, ""])
+    plain = tables.plain(rows_by_table) | {"note": note, "pairs": pairs, "runs": written}
     write_whole(folder / "results.md", text.encode())
     write_whole(folder / "results.json", json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n")
     write_whole(folder / "results.csv", tables.comma_separated(cases, results).encode())
@@ -60,6 +63,19 @@ def write_results(
             with whole_file(folder / f"{table}.png") as file:
                 charts.draw(table, rows, note, file)
     return text
+
+
+def pairs_sentence(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Which label pairs the false activations are of, or why there are none."""
+    named = {tuple(pair): None for one in figures for pair in one.get("spurious_pairs", ())}
+    if not named:
+        return (
+            "No false activations of spurious pairs: no two labels occur together at a site clearly more often than in "
+            "the test pictures."
+        )
+    few = ", ".join(" + ".join(pair) for pair in list(named)[:MOST_PAIRS])
+    more = f" and {len(named) - MOST_PAIRS} more" if len(named) > MOST_PAIRS else ""
+    return f"Spurious pairs, which occur together at a site more often than in the test pictures: {few}{more}."
 
 
 def write_tuning(folder: Path, settings: str, table: str) -> None:

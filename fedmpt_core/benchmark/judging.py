@@ -27,7 +27,8 @@ class HeldOut:
         val: to choose thresholds on; None takes 0.5 for both.
         independent: test records whose labels do not hang together as at the sites.
         correlated: test records with the sites' own pairs; None where nobody made any.
-        pairs: (K, 2) spurious label pairs of all sites; none where nobody knows any.
+        pairs: (K, 2) spurious label pairs of all sites: those that scenes were made with, elsewhere those that the
+            labels show (`spurious.spurious_pairs`); possibly none.
     """
 
     val: Split | None

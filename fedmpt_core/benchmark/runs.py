@@ -53,10 +53,10 @@ def run(case: Case, shared: SharedRecords) -> dict[str, Any]:
         shared: towers and records.
 
     Returns:
-        Plain values: `method`, `seed`, `figures` (as `judging.judge`), `trained` (numbers), `bytes_per_round` (one
-        site's update), `epsilon` (the most that a site has spent, 0 for zero-shot; None without differential privacy),
-        `cpu_ms_per_step`, `pictures_per_step` (expected), `cpu_ms_zero_shot` (the zero-shot prompt on as many
-        pictures), `sites`, `backbone`, `is_stand_in`, `job` (digest), `code`, `seconds`.
+        Plain values: `method`, `seed`, `figures` (as `judging.judge`, and `spurious_pairs`), `trained` (numbers),
+        `bytes_per_round` (one site's update), `epsilon` (the most that a site has spent, 0 for zero-shot; None without
+        differential privacy), `cpu_ms_per_step`, `pictures_per_step` (expected), `cpu_ms_zero_shot` (the zero-shot
+        prompt on as many pictures), `sites`, `backbone`, `is_stand_in`, `job` (digest), `code`, `seconds`.
     """
     began, job = time.monotonic(), case.job
     backbone = shared.backbone(job.backbone)
@@ -78,6 +78,7 @@ def run(case: Case, shared: SharedRecords) -> dict[str, Any]:
             figures = judge(model, records.held_out)
         sizes = [len(data.train.targets) for data in records.data.values() if data.train]
         facts = _costs(job, model, rounds, sizes)
+    figures["spurious_pairs"] = [[job.classes[a], job.classes[b]] for a, b in records.held_out.pairs]
     # the same for all methods, so that their ratios compare: softmax pooling, whatever the job has
     plain = zero_shot_model(backbone, job.classes, ModelConfig(components=())).to(shared.device)
     pictures = int(facts["pictures_per_step"]) or DEFAULT_BATCH_SIZE

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fedmpt_core.benchmark.judging import HeldOut
+from fedmpt_core.benchmark.spurious import spurious_pairs
 from fedmpt_core.common.progress import StageProgress
 from fedmpt_core.config.job import BackboneConfig, JobConfig
 from fedmpt_core.config.site import SiteConfig
@@ -107,7 +108,7 @@ class SharedRecords:
         drop = sites[judges[0]].data
         if len({(s.data.drop_positives, s.data.dropped) for s in sites.values()}) > 1:
             raise ValueError("drop_positives differs between sites: a benchmark drops the same share everywhere")
-        held_out = self._held_out(job, sites, judges[0])
+        held_out = self._held_out(job, sites, judges[0], train)
         pictures = [picture for dataset in train.values() for picture in dataset.pictures]
         features = self._features(job, "train", pictures)
         starts = np.cumsum([0, *(len(d) for d in train.values())])
@@ -130,9 +131,12 @@ class SharedRecords:
         placed = {n: dataclasses.replace(s, device=str(self.device), threads=0) for n, s in sites.items()}
         return Records(placed, data, held_out)
 
-    def _held_out(self, job: JobConfig, sites: Mapping[str, SiteConfig], judge: str) -> HeldOut:
+    def _held_out(
+        self, job: JobConfig, sites: Mapping[str, SiteConfig], judge: str, train: Mapping[str, Dataset]
+    ) -> HeldOut:
         val, test = (load_split(job, sites[judge].data, split) for split in ("val", "test"))
-        correlated, pairs = None, np.zeros((0, 2), np.int64)
+        test = _present(test)
+        correlated, pairs = None, spurious_pairs([dataset.targets for dataset in train.values()], test.targets)
         if all(site.data.source == "scenes" for site in sites.values()):
             column = [job.classes.index(c) for c in CLASSES]
             drawn, together = [], []
@@ -147,7 +151,7 @@ class SharedRecords:
             pairs = np.array(column)[np.concatenate(together)]
         return HeldOut(
             None if val is None else self._split(job, "val", val),
-            self._split(job, "test", _present(test)),
+            self._split(job, "test", test),
             correlated,
             pairs,
         )

@@ -6,7 +6,44 @@ partner is found all the same. The rate of absent labels that are no partner of 
 it: a model that finds everything everywhere has both high.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+LEAST_TOGETHER = 5  # pictures at a site that show both labels of a pair (chosen)
+LEAST_PHI, LEAST_EXCESS = 0.3, 0.2  # of a pair's correlation at a site, and over that in the test pictures (chosen)
+
+
+def spurious_pairs(train: Sequence[np.ndarray], test: np.ndarray) -> np.ndarray:
+    """Pairs of labels that hang together at some site and not, or much less, where models are judged.
+
+    Measured by the phi coefficient, the correlation of two labels over pictures.
+
+    Args:
+        train: by site, (R, C) targets in {0, 1}; other values count as 0.
+        test: (R, C) targets in {0, 1} of the pictures that models are judged on.
+
+    Returns:
+        (K, 2) int64 label indices, the smaller first; none where labels hang together alike.
+    """
+    independent = _phi(test)
+    found = np.zeros(independent.shape, bool)
+    for targets in train:
+        shown = (targets == 1).astype(np.int64)
+        phi = _phi(shown)
+        found |= (shown.T @ shown >= LEAST_TOGETHER) & (phi >= LEAST_PHI) & (phi - independent >= LEAST_EXCESS)
+    return np.argwhere(np.triu(found, 1)).astype(np.int64)
+
+
+def _phi(targets: np.ndarray) -> np.ndarray:
+    """(C, C) correlations; 0 where one of the labels is everywhere or nowhere."""
+    shown = (targets == 1).astype(np.float64)
+    if not len(shown):
+        return np.zeros((shown.shape[1],) * 2)
+    centred = shown - shown.mean(0)
+    spread = np.sqrt((centred**2).sum(0))
+    scale = np.outer(spread, spread)
+    return np.divide(centred.T @ centred, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 def false_activation(

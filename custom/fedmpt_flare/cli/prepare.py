@@ -95,7 +95,10 @@ def prepare(
     )
     lists = None
     if classes:
-        every = read_layout(kind, folder, table).classes if own else DATASETS[kind].classes
+        if kind == "folders" or kind == "yolo" or kind == "table":
+            every = read_layout(kind, folder, table).classes
+        else:
+            every = DATASETS[kind].classes
         seen, unseen = (every, ()) if unseen_share is None else class_split(every, unseen_share, seed)
         lists = ClassFile(classes, seen, unseen)
         lists.check(out)

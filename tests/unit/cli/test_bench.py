@@ -70,6 +70,8 @@ def test_one_command_makes_the_table_and_repeating_it_costs_no_run(bench: Bench,
     assert run.exit_code == 0
     for name in ("zero-shot", "Fed-CoOp", "FedMPT"):
         assert f"| {name} | " in run.stdout
+        assert re.search(rf"(?m)^\d of 3: {name}, seed 7: mAP [\d.]+ in \d+ s$", run.stderr)
+    assert "Spurious pairs, which occur together at a site" in run.stdout
     results = json.loads((out / "results.json").read_text())
     rows = {row["row"]: row["figures"] for row in results["tables"]["methods"]}
     assert rows["zero-shot"]["trained"]["mean"] == 0
