@@ -220,9 +220,10 @@ def use_own_ledgers(run: Run, ledgers: Sequence[OwnLedger]) -> None:
         run: as loaded; its ledgers, what is missing and its findings are changed.
         ledgers: what sites handed over.
     """
+    unsigned = run.manifest.identities == "insecure"  # a simulation's ledgers are
     for site, why in sorted(run.missing.items() if run.job.privacy.private else ()):
         own = [o for o in ledgers if o.entries and o.entries[0].site == site and worst(o.findings) != "fail"]
-        here = [o for o in own if o.signed and o.export and o.moment >= run.ended.replace(microsecond=0)]
+        here = [o for o in own if (o.signed or unsigned) and o.export and o.moment >= run.ended.replace(microsecond=0)]
         in_a_sum = any(site in row["sites"] for row in run.rounds)
         tells = [o for o in here if not in_a_sum or any(e.job in run.jobs for e in o.entries)]
         if tells:

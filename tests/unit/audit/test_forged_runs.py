@@ -20,12 +20,15 @@ from fedmpt_core.audit.auditor import Audit, audit_run, compare
 from fedmpt_core.audit.fields import CHECKED, FIGURES, WORD, servers_word, unknown_fields
 from fedmpt_core.audit.finding import worst
 from fedmpt_core.audit.known_keys import KnownKeys
+from fedmpt_core.audit.ledger_copy import LedgerReader
 from fedmpt_core.audit.run_evidence import NoRun, load_run
+from fedmpt_core.audit.site_ledger import load_ledger
 from fedmpt_core.common.canonical import canonical
 from fedmpt_core.config.federation import EarlierRun, ResumeConfig
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.federation.run.record import ABORTED, MANIFEST, save_model
 from fedmpt_core.model.vector import ParameterLayout
+from fedmpt_core.privacy.ledger.export import export_ledger
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
 from tests.audited import JOB, LAYOUT, SITES, Federation, change_job, details, edit_record, roster_of
@@ -352,6 +355,17 @@ def test_a_run_without_signatures_fails_where_there_is_a_roster(
     done = CliRunner().invoke(app, ["audit", str(folder), "--roster", str(tmp_path / "roster.json")])
     assert done.exit_code == 1
     assert "unsigned" in done.output
+    # a simulated site that keeps its ledger hands over an export without a signature
+    own = tmp_path / "own"
+    own.mkdir()
+    (folder / "privacy" / f"{A}.ledger.jsonl").rename(own / "images.ledger.jsonl")
+    values["sites"][A]["ledger"] = {"kept": "the site gave none"}
+    values["files"].pop(f"privacy/{A}.ledger.jsonl")
+    (folder / MANIFEST).write_text(json.dumps(values))
+    assert [(code, where) for code, where, _ in failures(folder, KnownKeys())] == [("ledger-missing", A)]
+    export_ledger(replace(audited.policy(A), ledger=str(own)), A, None, tmp_path / "export")
+    export = load_ledger(tmp_path / "export", KnownKeys(), LedgerReader())
+    assert audit_run(load_run(folder, KnownKeys()), ledgers=[export]).passed
 
 
 def unsign(ledger: Path, details: dict[str, Any]) -> None:
