@@ -1,7 +1,7 @@
 """Settings to begin with, by how many records a site has and whether training is private.
 
 Measured on the stand-in towers: `few` on photographs (84 to 174 a site, five labels), where it took mAP from 68.8 to
-75.0 at epsilon 7.4 and the defaults nowhere; the others on the embedded scenes (500 a site, docs/benchmark.md). With
+75.0 at epsilon 7.4 and the defaults nowhere; the others on the embedded scenes (500 a site, docs/comparison.md). With
 few records the noise of every step is large beside what they say, so few steps are right: more of them spend the same
 epsilon on more noise.
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmpt_core.config.toml import load_job
 from fedmpt_core.federation.run.record import load_record
 from tests.federation import DEPLOY, REPOSITORY
 
@@ -50,6 +51,12 @@ def test_nothing_of_the_checkout_is_used(installed: Path, tmp_path: Path) -> Non
     code = "import fedmpt_core, fedmpt_flare; print(fedmpt_core.__file__, fedmpt_flare.__file__)"
     files = run(installed / "python", "-c", code, cwd=tmp_path).split()
     assert all(Path(file).is_relative_to(installed.parent) for file in files)
+
+
+def test_a_job_is_begun_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,labels,split\n1.jpg,cat|dog,train\n2.jpg,,test\n")
+    run(installed / "fedmpt", "init", "mine", "manifest.csv", cwd=tmp_path)
+    assert load_job(tmp_path / "mine" / "job.toml").classes == ("cat", "dog")
 
 
 def test_the_first_command_after_an_installation_does_something(installed: Path, tmp_path: Path) -> None:
