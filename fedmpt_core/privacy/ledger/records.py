@@ -90,7 +90,14 @@ class RecordLists:
                 raise LedgerError(f"{lock} is locked by another process: let it end, then retry") from None
 
     def _key(self) -> bytes:
-        return site_key(self._folder / KEY)
+        """The site's; drawn for the first data set, and never again: under another key all marks would be unknown."""
+        path = self._folder / KEY
+        if not path.exists() and any(map(_names_records, self._folder.glob(f"*{SUFFIX}"))):
+            raise LedgerError(
+                f"{path} is missing, and without it nobody can tell which records were trained on: restore it from the "
+                "backup that the ledgers are in"
+            )
+        return site_key(path)
 
     def _marks(self, digests: Iterable[str]) -> set[str]:
         key = self._key()
@@ -129,3 +136,9 @@ class RecordLists:
             if noted and noted in (own[entry.job], own.setdefault("", fingerprint(digests, key))):
                 return True
         return False
+
+
+def _names_records(path: Path) -> bool:
+    """Whether records were charged for in a ledger, or are listed beside it."""
+    listed = path.with_name(path.name.removesuffix(SUFFIX) + LIST).exists()
+    return listed or any(entry.kind == "reserve" and entry.details.get("records") for entry in read_ledger(path))

@@ -85,9 +85,28 @@ def test_a_missing_list_leaves_the_fingerprints(tmp_path: Path) -> None:
     second.check(PICTURES[:2])
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_without_the_site_s_key_no_record_is_taken_for_a_new_one(tmp_path: Path, listed: bool) -> None:
+    """A key drawn anew would know none of the marks; a folder may have been restored without it."""
+    first, second = started(tmp_path, "x-ray", "x-ray-new")
+    ledger = Ledger.open(
+        ledger_path(policy(tmp_path, "x-ray")), site="a", dataset="x-ray", delta=1e-5, signer=None, verify=None
+    )
+    if listed:
+        first.claim(PICTURES)
+    else:
+        charge(ledger, "job", first.fingerprint(PICTURES, "job"))
+    (tmp_path / KEY).unlink()
+    for ask in (second.check, second.claim, first.claim, lambda taken: second.fingerprint(taken, "job")):
+        with pytest.raises(LedgerError, match=r"fingerprint\.key is missing"):
+            ask(PICTURES)
+    assert not (tmp_path / KEY).exists()
+
+
 @pytest.mark.parametrize("text", ["no mark\n", "0" * 31 + "\n", "0" * 32 + "\n" + "\xff"])
 def test_a_damaged_list_stops_the_site(tmp_path: Path, text: str) -> None:
     first, second = started(tmp_path, "x-ray", "ct")
+    site_key(tmp_path / KEY)
     (tmp_path / "x-ray.records").write_text(text, encoding="utf-8")
     for lists in (first.claim, second.check):
         with pytest.raises(LedgerError, match=r"x-ray\.records is damaged: restore it"):
