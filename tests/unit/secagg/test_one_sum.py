@@ -132,13 +132,17 @@ def test_a_round_is_opened_once(how: str) -> None:
     refused(Abort.CTX_MISMATCH, "round 2 or a later one", server.clients[0], "begin", server.open_round(1, 5), MODEL)
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
 @pytest.mark.parametrize("how", ["epoch", "restart", "continued"])
-def test_a_round_that_was_masked_in_one_epoch_is_refused_in_the_next(how: str) -> None:
-    """Its sum may be opened without this member, by those who masked with it."""
+def test_a_round_that_was_masked_in_one_epoch_is_refused_in_the_next(how: str, attempts: int) -> None:
+    """Its sum may be opened without this member, by those who masked with it; also when it was begun anew since."""
     server = MaliciousServer(4, WORDS)
     server.collect(range(4), lists(4))
+    for attempt in range(1, attempts):
+        for one in server.clients:
+            one.begin(server.open_round(attempt=attempt), MODEL)
     begun_again(server, how)
-    refused(Abort.LATCHED, "used up", server.clients[0], "begin", server.open_round(attempt=1), MODEL)
+    refused(Abort.LATCHED, "used up", server.clients[0], "begin", server.open_round(attempt=attempts), MODEL)
 
 
 @pytest.mark.parametrize("how", ["attempt", "epoch", "restart", "continued"])
