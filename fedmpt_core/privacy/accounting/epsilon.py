@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 AGREEMENT = 0.02  # PRV adds its own error bound of 0.01 and rounds delta; honest runs are 0.010 to 0.015 apart
 LARGEST = 200.0  # chosen: beyond it nothing is protected, and both accountants need gigabytes
 SMALLEST_NOISE = 1e-3
+MOST_NOISE = 1e6  # what has more is priced as this
 ROUNDING = 1e-15  # of delta, kept back for each step and 100 more: ten times the worst against the closed form
 TOLERANCE = 5e-4  # how much of epsilon the grid may cost
 MOST_POINTS = 1_000_000  # grid points of one step's distribution; a coarser grid is looser, never lower
@@ -235,7 +236,8 @@ def _merged(history: Iterable[Steps]) -> tuple[Kind, ...]:
         if steps.sample_rate == 1:
             precision += steps.count * (1 / steps.noise_multiplier) * (1 / steps.noise_multiplier)
         elif steps.count:
-            kind = float(steps.sample_rate), float(steps.noise_multiplier)
+            # less noise costs no less, and squares of more are no numbers
+            kind = float(steps.sample_rate), min(float(steps.noise_multiplier), MOST_NOISE)
             counts[kind] = counts.get(kind, 0) + int(steps.count)
     whole = [(1.0, 1 / math.sqrt(precision), 1)] if precision else []
     return tuple(sorted([(q, noise, count) for (q, noise), count in counts.items()] + whole))

@@ -216,6 +216,12 @@ def test_no_history_takes_more_work_than_a_second_or_two(history: list[Steps]) -
     assert grid.points <= (60_000 if grid.by_library else 400_001)
 
 
+@pytest.mark.parametrize("noise", [1e7, 1e160, 1.7e308])
+def test_more_noise_than_has_a_square_is_priced_as_less(noise: float) -> None:
+    """A ledger that somebody hands to an auditor may say anything."""
+    assert epsilon([Steps(0.5, noise, 10)], 1e-5) == epsilon([Steps(0.5, 1e6, 10)], 1e-5)
+
+
 def test_a_long_ledger_costs_what_a_fine_grid_says_and_never_less() -> None:
     for history, finer in ((kinds(200), 1e-3), ([Steps(1e-6, 0.5, 100_000)], 1.5e-5)):
         fast = epsilon(history, 1e-5)
