@@ -86,7 +86,7 @@ WORD: dict[str, str] = {
     "record.rounds.*.bytes_sent.*": "how much a site sent",
     "record.rounds.*.secagg.members": "sites whose keys were exchanged; that the sum has "
     "as many of them as it must is checked",
-    "record.absent": "sites that were invited and did not join, and why",
+    "record.absent": "sites that were invited and did not join, and why; that none of them took part is checked",
     "record.lost.*": "why a round has no sum",
     "record.rounds.*.secagg.faults.*": "what a site did wrong at the opening",
     "record.rounds.*.secagg.transcript": "what was said under the masks; that no two rounds have the same is checked",

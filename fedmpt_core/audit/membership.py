@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.federation.run.record import RESULT
 from fedmpt_core.federation.server.participation import participants
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_core.secagg.errors import SecAggError
@@ -103,6 +104,9 @@ def _check_numbers(run: Run) -> None:
 
 def _check_names(run: Run) -> None:
     """No name passes for another, and every one is in the roster."""
+    if both := sorted({*run.record["absent"]} & {*run.sites}):
+        text = f"{', '.join(both)[:200]} took part, and did not join, it says"
+        run.say("record-changed", RESULT, text, CHANGED)
     everybody = {*run.sites}.union(*(row["sites"] for row in run.record["rounds"]), *map(asked_of, run.rounds))
     alike: dict[str, list[str]] = defaultdict(list)
     for site in sorted(everybody):

@@ -156,6 +156,10 @@ FORGED: dict[str, tuple[Callable[[Record], Any], str, str, str]] = {
         each(lambda row: row["secagg"].update(faults={"hospital-x": "false"}), 2),
         *("aggregation-rules", "round 2", "hospital-x"),
     ),
+    "a site that took part and did not join": (
+        lambda r: r.update(absent={A: "it did not answer"}),
+        *("record-changed", "result.json", A),
+    ),
     # rounds, both ways
     "a site that released in a round and was not asked, says the record": (
         each(leave_out(C), 3),
