@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -260,11 +259,11 @@ def _show_data(console: Console, data: Mapping[str, Any]) -> None:
 
 def _show_labels(console: Console, job: JobConfig, data: Mapping[str, Any], most: int) -> None:
     """Training pictures by label: the rarest first, since they decide, and a line for those that are left out."""
-    counts = np.array([d.positives for d in data.values()])  # (S,C)
-    order = np.argsort(counts.sum(0), kind="stable")
-    rows = [(job.classes[c], *(str(n or "–") for n in counts[:, c])) for c in order[:most]]
+    totals = [sum(int(d.positives[c]) for d in data.values()) for c in range(len(job.classes))]
+    order = sorted(range(len(totals)), key=totals.__getitem__)
+    rows = [(job.classes[c], *(str(d.positives[c] or "–") for d in data.values())) for c in order[:most]]
     left = len(order) - len(rows)
-    caption = f"and {left} more labels with {counts[:, order[most]].sum()} or more each" if left else ""
+    caption = f"and {left} more labels with {totals[order[most]]} or more each" if left else ""
     show_table("Training pictures by label, the rarest first", ("label", *data), rows, caption, console)
 
 
