@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.common.text import likeness
 from fedmpt_core.federation.run.record import RESULT
 from fedmpt_core.federation.server.participation import participants
 from fedmpt_core.federation.terms import floors_of
@@ -120,9 +121,9 @@ def _check_names(run: Run) -> None:
 
 
 def _bare(name: str) -> str:
-    """A name without what people do not see: case, forms of a letter, and invisible characters."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(c for c in folded if unicodedata.category(c) not in ("Cf", "Cc", "Zs", "Mn"))
+    """A name without what people do not see: its likeness, without blanks and accents."""
+    letters = unicodedata.normalize("NFD", likeness(name))
+    return "".join(c for c in letters if unicodedata.category(c) not in ("Zs", "Mn"))
 
 
 def _check_row(run: Run, row: Mapping[str, Any]) -> None:

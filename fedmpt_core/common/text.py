@@ -6,6 +6,8 @@ that turn the reading direction, invisible characters, towers of accents, and na
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 MOST_TEXT = 600  # characters that are shown; chosen
@@ -14,18 +16,51 @@ MOST_DRAWN = 60  # characters in a drawing; chosen
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 
 
+@lru_cache(8192)
 def likeness(name: str) -> str:
-    """The form in which names are compared that people write and take for one.
+    """The form in which names are compared that people write and take for one: of labels, conditions, groups and sites.
 
-    Example: "Ärztin 7", in capitals, with a combining accent, a no-break space or a zero-width mark, is one name.
+    Example: "Ärztin 7", in capitals, with a combining accent, a no-break space, a hyphen or a zero-width mark, is one
+    name.
 
     Returns:
-        NFC and case-folded (Unicode 15, chapter 3.13), without control, format and other invisible characters; blanks
-        are single, and none is at the ends. Possibly empty.
+        NFKC and case-folded (Unicode 15, chapter 3.13), without control, format and other invisible characters; blanks,
+        underscores, hyphens and dashes are one blank, and none is at the ends. Possibly empty.
     """
-    seen = "".join(c for c in _BLANK.sub("", name) if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", seen).casefold())
-    return " ".join(folded.split())
+    folded = _folded("".join(map(_apart, _folded(name))))
+    return " ".join("".join(map(_apart, folded)).split())
+
+
+def _folded(name: str) -> str:
+    form = unicodedata.normalize
+    return form("NFKC", form("NFKC", form("NFD", name).casefold()).casefold())
+
+
+def _apart(character: str) -> str:
+    """What of a character tells names apart."""
+    kind = unicodedata.category(character)
+    if character.isspace() or kind in ("Pd", "Pc"):
+        return " "
+    return "" if kind in ("Cc", "Cf", "Cs") or _BLANK.match(character) else character
+
+
+def alike(names: Iterable[str]) -> str:
+    """The first names that are one by their likeness, as part of a sentence behind "lists"; empty where all differ."""
+    first: dict[str, str] = {}
+    for name in names:
+        likely = likeness(name)
+        if likely in first:
+            other, same_letters = first[likely], _composed(first[likely]) == _composed(name)
+            if other == name:
+                return f"{name!r} more than once"
+            pair = " and ".join(map(ascii if same_letters else repr, (other, name)))
+            return f"{pair}, which are one name but for capitals, blanks, hyphens or how letters are stored"
+        first[likely] = name
+    return ""
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def shown(text: Any, most: int = MOST_TEXT) -> str:

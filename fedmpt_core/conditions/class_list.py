@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fedmpt_core.config.job import BackboneConfig, JobConfig
-from fedmpt_core.config.toml import ConfigError, build, read_text, read_toml
+from fedmpt_core.config.toml import build, read_text, read_toml
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
@@ -15,8 +15,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
             embedded stand-in.
 
     Raises:
-        ConfigError: missing, unreadable, classes that no job may have, or two that differ only in capitals, which a
-            language model would take for one.
+        ConfigError: missing, unreadable, or classes that no job may have.
     """
     if path.suffix != ".toml":
         return _checked(path, [line.strip() for line in read_text(path).splitlines() if line.strip()]), BackboneConfig()
@@ -26,13 +25,4 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], BackboneConfig]:
 
 
 def _checked(path: Path, classes: object) -> tuple[str, ...]:
-    names = build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes
-    known: dict[str, str] = {}
-    for name in names:
-        other = known.setdefault(name.casefold(), name)
-        if other != name:
-            raise ConfigError(
-                f"{path}: classes holds {other!r} and {name!r}, which differ only in capitals: a language model takes "
-                "them for one thing; give them different words"
-            )
-    return names
+    return build(JobConfig, {"name": "classes", "classes": classes}, str(path)).classes

@@ -7,12 +7,13 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections import Counter
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.json_schema import GenerateJsonSchema
+
+from fedmpt_core.common.text import alike
 
 T = TypeVar("T")
 
@@ -47,9 +48,8 @@ def pattern(regex: str, words: str) -> Any:
 
 def _once(values: T) -> T:
     given: Any = values
-    twice = sorted(value for value, times in Counter(given).items() if times > 1)
-    if twice:
-        raise ValueError(f"lists {', '.join(map(repr, twice))} more than once: list each once")
+    if same := alike(given):
+        raise ValueError(f"lists {same}: list each once")
     return values
 
 
@@ -61,7 +61,7 @@ _MOVED = {
 
 Name = Annotated[str, pattern("^[A-Za-z0-9_-]{1,64}$", "use 1 to 64 letters, digits, '_' or '-'")]
 Once = Annotated[T, AfterValidator(_once), Field(json_schema_extra={"uniqueItems": True})]
-"""A tuple that lists nothing twice."""
+"""A tuple of words that lists nothing twice, by what people take for one (`text.alike`)."""
 
 
 class _Plain(GenerateJsonSchema):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmpt_core.common.canonical import canonical_digest
+from fedmpt_core.common.text import alike
 from fedmpt_core.config.provenance import Provenance, check_form
 
 SCHEMA_VERSION = 2
@@ -169,7 +170,5 @@ def check_words(origin: str, what: str, words: Any) -> None:
     for word in words:
         if not isinstance(word, str) or not word.strip() or word != word.strip():
             raise ValueError(f"{origin}: {what} {word!r}: give words that do not start or end blank")
-    folded = [w.casefold() for w in words] if what == "condition" else words
-    double = next((w for w, f in zip(words, folded, strict=True) if folded.count(f) > 1), None)
-    if double is not None:
-        raise ValueError(f"{origin}: {what} {double!r} is listed more than once: {plural} must differ")
+    if same := alike(words):
+        raise ValueError(f"{origin}: {plural} lists {same}: {plural} must differ")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedmpt_core.common.canonical import canonical_digest
+from fedmpt_core.common.text import alike
 from fedmpt_core.config.checks import Name, Once, changed, checked, pattern
 from fedmpt_core.config.federation import EarlierRun, FederationConfig, ResumeConfig
 from fedmpt_core.config.methods import METHODS, MethodName
@@ -256,8 +257,10 @@ class JobConfig:
         """Raises ValueError when fields contradict each other."""
         if self.schema != SCHEMA_VERSION:
             raise ValueError(f"schema={self.schema} is not supported: this release reads schema {SCHEMA_VERSION}")
-        if len(self.all_classes) > 2000 or set(self.unseen_classes) & set(self.classes):
-            raise ValueError("unseen_classes: give at most 2000 labels in all, none of them in classes too")
+        if len(self.all_classes) > 2000:
+            raise ValueError(f"unseen_classes: {len(self.all_classes)} labels with classes: give at most 2000 in all")
+        if same := alike(self.all_classes):
+            raise ValueError(f"unseen_classes: with classes it lists {same}: give none of them in classes too")
         if self.privacy.private and self.training.batch_size is not None:
             raise ValueError(
                 f"training.batch_size={self.training.batch_size} has no meaning under differential privacy, where "

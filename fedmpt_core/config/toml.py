@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from fedmpt_core.common.text import alike
 from fedmpt_core.config.checks import adapter, json_schema, sentences
 from fedmpt_core.config.condition_lists import load_conditions
 from fedmpt_core.config.job import JobConfig
@@ -119,6 +120,8 @@ def load_sites(path: str | Path) -> dict[str, SiteConfig]:
     tables = values.get("sites")
     if not isinstance(tables, dict) or not tables:
         raise ConfigError(f"{path}: no [sites.NAME] table: name each simulated site")
+    if same := alike(tables):
+        raise ConfigError(f"{path}: [sites.NAME] lists {same}: give every site a name of its own")
     sites = {}
     for position, (name, table) in enumerate(tables.items(), start=1):
         if not name.replace("-", "").replace("_", "").isalnum():

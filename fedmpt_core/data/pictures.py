@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fedmpt_core.common.files import file_digest
-from fedmpt_core.common.text import likeness
+from fedmpt_core.common.text import alike, likeness
 from fedmpt_core.data.container import Unfit, read_container
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -210,7 +210,7 @@ class Dataset:
     def __post_init__(self) -> None:
         """Raises ValueError when the parts do not fit together."""
         blank = [c for c in self.classes if not c.strip()]
-        if not self.classes or blank or len(set(self.classes)) != len(self.classes):
+        if not self.classes or blank or alike(self.classes):
             raise ValueError(f"classes={list(self.classes)}: give at least one, none of them blank or given twice")
         targets = np.asarray(self.targets)
         shape = (len(self.pictures), len(self.classes))

@@ -12,7 +12,7 @@ from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.profiles import profile_for
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.starter import rounded
-from fedmpt_core.federation.preflight import PrivacyPlan, SiteCounts, warnings_of
+from fedmpt_core.federation.preflight import ModelSize, PrivacyPlan, SiteCounts, warnings_of
 
 FAR = 1.5  # from declared to true units, either way (chosen; a declared number is a rounded one)
 GOOD, POOR = 0.3, 0.08
@@ -25,6 +25,7 @@ FEWEST = 8  # records that a step expects (chosen)
 def advice(
     job: JobConfig,
     sites: Mapping[str, SiteConfig],
+    size: ModelSize,
     data: Mapping[str, SiteCounts],
     plan: PrivacyPlan | None,
 ) -> list[str]:
@@ -33,10 +34,11 @@ def advice(
     Args:
         job: the agreed job.
         sites: by name; none where no file of sites was at hand.
+        size: what `check_model` built.
         data: what `check_data` counted; none without sites.
         plan: what `check_privacy` worked out.
     """
-    sentences = warnings_of(job)
+    sentences = warnings_of(job, size, data)
     if not sites:
         sentences.append(
             "no sites were given, so no picture, no label and no budget was checked: put a site.toml beside the job, "

@@ -5,7 +5,7 @@ used, with every problem of that site named.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -22,6 +22,7 @@ from fedmpt_core.model.backbone.base import Backbone
 from fedmpt_core.model.base import TRAINED
 from fedmpt_core.model.device import pick_device
 from fedmpt_core.model.registry import build_model, scoring_model
+from fedmpt_core.model.words import indistinct
 from fedmpt_core.privacy.accounting.epsilon import Epsilons, cross_checked
 from fedmpt_core.privacy.charged_training import require_apart, units_of
 from fedmpt_core.privacy.ledger.budget import PrivacyRefused, Projection, planned_steps, project
@@ -30,15 +31,21 @@ from fedmpt_core.privacy.mechanism.machinery import REAL, clip_groups
 from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 from fedmpt_core.training.local import make_optimizer
 
+LISTED = 5  # things of a kind that a warning names
+
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """A site's records per split. Shown locally, never sent.
+    """A site's records. Shown locally, never sent.
 
     Attributes:
+        train: training records; `val` and `test` likewise.
         units: training records, or groups of them where those are protected.
         positives: (C,) training records per label.
         unlabelled: training records without any label.
+        pictures: of all splits.
+        judged: by split of val and test, where it has records, (C,) records per label, unseen ones too.
+        digests: by split, SHA-256 and name of each picture; empty for pictures that are composed.
     """
 
     train: int
@@ -48,6 +55,8 @@ class SiteCounts:
     positives: np.ndarray
     unlabelled: int
     pictures: tuple[Picture, ...]
+    judged: dict[str, np.ndarray]
+    digests: dict[str, list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,14 @@ class ModelSize:
         released: numbers that get noise in every step, for each choice of `model.trained`.
         backbone: the frozen towers' name.
         is_stand_in: whether they only stand in for CLIP.
+        indistinct: labels and conditions that the towers cannot tell apart, a sentence for each pair.
     """
 
     groups: dict[str, int]
     released: dict[str, int]
     backbone: str
     is_stand_in: bool
+    indistinct: tuple[str, ...]
 
     @property
     def floats(self) -> int:
@@ -86,28 +97,41 @@ def check_data(job: JobConfig, sites: Mapping[str, SiteConfig]) -> dict[str, Sit
     counted = {}
     for name, site in sites.items():
         try:
-            unseen = job.unseen_classes
-            splits = {s: load_split(job, site.data, s, unseen=unseen, verify=True) for s in ("train", "val", "test")}
-            units = 0
-            if splits["train"] is not None:
-                units = units_of(splits["train"], job.privacy.unit, (splits["val"], splits["test"])).max() + 1
-            if job.privacy.private and site.data.source != "scenes":  # composed anew, each one other
-                known = {s: (d, [p.digest() for p in d.pictures]) for s, d in splits.items() if d is not None}
-                require_apart(*known.pop("train"), known)
+            counted[name] = _count(job, site)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        counts = {s: len(d) if d else 0 for s, d in splits.items()}
-        pictures = tuple(p for d in splits.values() if d for p in d.pictures)
-        train = splits["train"]
-        shown = train.targets == 1 if train else np.zeros((0, len(job.classes)), bool)
-        rest = {"positives": shown.sum(0), "unlabelled": int((~shown.any(1)).sum()), "pictures": pictures}
-        counted[name] = SiteCounts(**counts, units=int(units), **rest)
-    if job.federation.evaluate_every and not any(d.test for d in counted.values()):
+    if job.federation.evaluate_every and not any(d.judged["test"].any() for d in counted.values() if d.test):
+        held = (
+            "test pictures that show a label of the job" if any(d.test for d in counted.values()) else "test pictures"
+        )
         raise ValueError(
-            "no site holds test pictures: give one site a test split and evaluate = true, or the run could not be "
+            f"no site holds {held}: give one site a test split and evaluate = true, or the run could not be "
             "judged; federation.evaluate_every = 0 asks for no judgement"
         )
     return counted
+
+
+def _count(job: JobConfig, site: SiteConfig) -> SiteCounts:
+    unseen = job.unseen_classes
+    loaded = {s: load_split(job, site.data, s, unseen=unseen, verify=True) for s in ("train", "val", "test")}
+    train = loaded["train"]
+    units = 0 if train is None else units_of(train, job.privacy.unit, (loaded["val"], loaded["test"])).max() + 1
+    splits = {s: d for s, d in loaded.items() if d is not None}
+    composed = site.data.source == "scenes"  # anew, each one another
+    digests = {} if composed else {s: [(p.digest(), p.name) for p in d.pictures] for s, d in splits.items()}
+    if job.privacy.private and not composed:
+        known = {s: (splits[s], [digest for digest, _ in digests[s]]) for s in digests}
+        require_apart(*known.pop("train"), known)
+    shown = train.targets == 1 if train else np.zeros((0, len(job.classes)), bool)
+    return SiteCounts(
+        **{s: len(d) if d else 0 for s, d in loaded.items()},
+        units=int(units),
+        positives=shown.sum(0),
+        unlabelled=int((~shown.any(1)).sum()),
+        pictures=tuple(p for d in splits.values() for p in d.pictures),
+        judged={s: (d.targets == 1).sum(0) for s, d in splits.items() if s != "train"},
+        digests=digests,
+    )
 
 
 def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
@@ -132,17 +156,68 @@ def check_model(job: JobConfig, backbone: Backbone) -> ModelSize:
         sizes["contexts."] = text.numel()
     choices = TRAINED if job.model.method == "fedmpt" else {"all": TRAINED["all"]}
     released = {choice: sum(sizes.get(part, 0) for part in parts) for choice, parts in choices.items()}
-    return ModelSize(groups, released, backbone.name, backbone.is_stand_in)
+    same = [*indistinct(backbone, "class", job.all_classes), *indistinct(backbone, "condition", job.model.conditions)]
+    return ModelSize(groups, released, backbone.name, backbone.is_stand_in, tuple(same))
 
 
-def warnings_of(job: JobConfig) -> list[str]:
+def warnings_of(job: JobConfig, size: ModelSize, data: Mapping[str, SiteCounts]) -> list[str]:
     """What is allowed and seldom meant, a sentence each."""
+    warnings = list(size.indistinct)
     if job.privacy.private and not job.federation.max_failed_rounds:
-        return [
+        warnings.append(
             "federation.max_failed_rounds = 0: the first round that fails ends the job, and to go on costs more than "
             "the job's epsilon, as the failed round was charged: allow 1 or more"
-        ]
-    return []
+        )
+    if job.federation.evaluate_every:
+        warnings += [f"{site}: {sentence}" for site, counts in data.items() for sentence in _unscored(job, counts)]
+    return [*warnings, *_copies(data)]
+
+
+def _unscored(job: JobConfig, counts: SiteCounts) -> Iterator[str]:
+    """What of a site's held-out pictures gives no figure."""
+    seen, labels = len(job.classes), job.all_classes
+    for split, shown in counts.judged.items():
+        without = [label for label, times in zip(labels, shown, strict=True) if not times]
+        if not shown.any():
+            what = "the threshold is 0.5" if split == "val" else "it gives no figures"
+            yield f"its {split} split is without a positive, no picture in it shows any label: {what}"
+        elif split == "val" and not shown[:seen].any():
+            yield "its val split is without a positive of the labels that are trained: the threshold is 0.5"
+        elif split == "test" and without:
+            for part, one in (("seen", shown[:seen]), ("unseen", shown[seen:])):
+                if len(one) and not one.any():
+                    yield f"its test split is without a positive of the {part} labels: it gives no figures of them"
+            yield f"its test split is without a positive of {_some(without)}: no figure of these labels comes from it"
+
+
+def _copies(data: Mapping[str, SiteCounts]) -> Iterator[str]:
+    """Pictures that are, byte for byte, trained on more than once, or trained on and judged."""
+    trained: dict[str, str] = {}
+    doubled, leaked = [], []
+    for site, counts in data.items():
+        for digest, name in counts.digests.get("train", ()):
+            where = f"{name} (train of {site})"
+            first = trained.setdefault(digest, where)
+            doubled += [f"{first} is {where}"] if first is not where else []
+    for site, counts in data.items():
+        for split in counts.judged:
+            held = counts.digests.get(split, ())
+            leaked += [f"{trained[digest]} is {name} ({split} of {site})" for digest, name in held if digest in trained]
+    if leaked:
+        yield (
+            f"{len(leaked)} pictures are trained on and, byte for byte, judged, so that figures are too good: "
+            f"{_some(leaked)}; take them out of one split"
+        )
+    if doubled:
+        yield (
+            f"{len(doubled)} pictures are, byte for byte, trained on more than once, and epsilon holds for each copy "
+            f"alone: {_some(doubled)}; take the copies out"
+        )
+
+
+def _some(things: Sequence[str]) -> str:
+    more = f" and {len(things) - LISTED} more" if len(things) > LISTED else ""
+    return ", ".join(things[:LISTED]) + more
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ CONTEXT_STD = 0.02
 """Standard deviation of a new context vector (CoOp)."""
 
 
+TOLERANCE = 1e-5
+"""Cosines of text features that are this near to 1 are equal (chosen: above the rounding of half precision's sums)."""
+
+
 class Words(nn.Module):
     """Frozen embeddings of K phrases, as a buffer that follows the module to its device and is in no state."""
 
@@ -57,6 +61,32 @@ def word_ids(backbone: Backbone, role: str, words: str) -> list[int]:
     if not ids:
         raise ValueError(f"{role} {words!r} has no token in the vocabulary of {backbone.name}: use other words")
     return ids
+
+
+def indistinct(backbone: Backbone, role: str, phrases: Sequence[str]) -> list[str]:
+    """Phrases that the towers cannot tell apart and will score alike for ever, a sentence for each pair.
+
+    Args:
+        backbone: the frozen towers.
+        role: what a phrase is, for messages.
+        phrases: K different ones.
+
+    Raises:
+        ValueError: a phrase without a token, or too long for the tower.
+    """
+    ids = [word_ids(backbone, role, phrase) for phrase in phrases]
+    with torch.no_grad():
+        article = embedded(backbone, word_ids(backbone, "article", "a"))
+        features = backbone.encode_prompts([article], [embedded(backbone, one) for one in ids])[0].float().cpu()
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    sentences = []
+    for i, j in (unit @ unit.mT >= 1 - TOLERANCE).triu(1).nonzero().tolist():
+        what = "word pieces" if ids[i] == ids[j] else "text features"
+        sentences.append(
+            f"{role} {phrases[i]!r} and {phrases[j]!r} have the same {what} in {backbone.name}, which cannot tell them "
+            "apart: give one of them other words"
+        )
+    return sentences
 
 
 def embedded(backbone: Backbone, ids: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, NoReturn
 
+from fedmpt_core.common.text import alike
 from fedmpt_core.secagg.context import DIGEST_BYTES, roster_digest
 from fedmpt_core.secagg.errors import Abort, SecAggError
 
@@ -116,6 +117,8 @@ class Roster:
                 _refuse(f"a digest of {name} or of the root certificate has not {DIGEST_BYTES} bytes")
             if (other := owners.setdefault(member.fingerprint, name)) != name:
                 _refuse(f"the roster gives {other} and {name} the same key: every site must have its own kit")
+        if same := alike(self.members):
+            _refuse(f"the roster lists {same}: one site may be counted twice, ask the sites who they are")
         ordered = dict(sorted(self.members.items(), key=lambda item: item[0].encode()))
         object.__setattr__(self, "members", ordered)
 

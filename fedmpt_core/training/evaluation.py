@@ -1,8 +1,9 @@
 """Scoring the global model on a site's held-out pictures.
 
-Thresholds are chosen on the `val` split and used on `test`; without a `val` split the threshold is 0.5 and the result
-says so. Where some classes were never trained, the threshold is chosen on the trained ones alone. Scores of pictures
-never leave this module, only the figures over the whole split.
+Thresholds are chosen on the `val` split and used on `test`; without a `val` split that shows a label the threshold is
+0.5 and the result says so. What no picture shows has no figure; everything else is scored, each part by itself. Where
+some classes were never trained, the threshold is chosen on the trained ones alone. Scores of pictures never leave this
+module, only the figures over the whole split.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def evaluate(model: TunedModel, test: Split, val: Split | None = None, *, unseen
 
     Args:
         model: whose classes are the columns of the targets.
-        test: what is judged.
+        test: what is judged; shows a label at least.
         val: what the threshold is chosen on.
         unseen: so many of the last classes were in no training target (generalised zero-shot): their labels in `val`
             are not looked at.
@@ -67,19 +68,20 @@ def evaluate(model: TunedModel, test: Split, val: Split | None = None, *, unseen
         `classes_without_positives`, `AP` (per class, NaN left out as -1), `share` (of the test
         pictures that show a class, [0, 1]), `gate` (mean weight per condition) and
         `gate_entropy` (mean over records, nats). With unseen classes these are over all classes, and `seen` and
-        `unseen` hold the same figures over these classes' columns, of the same scores and threshold.
+        `unseen` hold the same figures over these classes' columns, of the same scores and threshold; one of them is
+        missing where no picture shows its classes.
     """
     seen = test.targets.shape[1] - unseen
-    threshold = DEFAULT_THRESHOLD
-    if val is not None:
+    from_val, threshold = val is not None and bool(val.targets[:, :seen].any()), DEFAULT_THRESHOLD
+    if val is not None and from_val:
         known = score(model, val.features).probabilities[:, :seen]
         threshold = metrics.best_threshold(known, val.targets[:, :seen])
     scores = score(model, test.features)
-    judged = figures(scores, test.targets, threshold, from_val=val is not None)
-    if unseen:
-        for name, part in (("seen", slice(None, seen)), ("unseen", slice(seen, None))):
+    judged = figures(scores, test.targets, threshold, from_val=from_val)
+    for name, part in (("seen", slice(None, seen)), ("unseen", slice(seen, None))):
+        if unseen and test.targets[:, part].any():
             chosen = Scores(scores.probabilities[:, part], scores.gate)
-            judged[name] = figures(chosen, test.targets[:, part], threshold, from_val=val is not None)
+            judged[name] = figures(chosen, test.targets[:, part], threshold, from_val=from_val)
     return judged
 
 

@@ -21,14 +21,15 @@ LABELS = ("cat", "dog", "bird")
 
 
 def hospital(folder: Path, train: int, *, test: int = 0, labels: tuple[str, ...] = LABELS, above: bool = False) -> Path:
-    """A manifest with grey pictures, beside it or, as labs have it, in one folder beside those of the hospitals."""
+    """A manifest with pictures of one colour each, beside it or, as labs have it, in one folder beside those of the hospitals."""
     pictures = folder.parent / "pictures" if above else folder
     for place in (folder, pictures):
         place.mkdir(parents=True, exist_ok=True)
     rows = ["path,labels,split"]
     for i in range(train + test):
         name = f"{folder.name}-{i}.png"
-        Image.fromarray(np.full((8, 8, 3), i % 250, np.uint8)).save(pictures / name)
+        colour = (i % 250, sum(map(ord, folder.name)) % 250, 0)  # no picture of one hospital is another's
+        Image.new("RGB", (8, 8), colour).save(pictures / name)
         label = labels[i % len(labels)] if i % 5 else ""
         rows.append(f"{'../pictures/' if above else ''}{name},{label},{'train' if i < train else 'test'}")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")

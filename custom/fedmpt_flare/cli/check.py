@@ -44,7 +44,7 @@ def check(
     size = preflight.check_model(config, load_backbone(config.backbone))
     plan = preflight.check_privacy(config, site_configs, size)
     data = preflight.check_data(config, site_configs) if site_configs else {}
-    doubts = advice(config, site_configs, data, plan)
+    doubts = advice(config, site_configs, size, data, plan)
     if as_json:
         report = {
             "privacy": plan and dataclasses.asdict(plan),

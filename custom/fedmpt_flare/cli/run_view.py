@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.federation.advice import GOOD, POOR, true_signal
+from fedmpt_core.federation.preflight import warnings_of
 from fedmpt_core.federation.run import record as run
 from fedmpt_core.federation.terms import floors_of
 from fedmpt_flare.cli.screen import show_table, table_of
@@ -40,8 +41,7 @@ def show_check(
             f"({GOOD:g} and more is good, below {POOR:g} hardly anything is learnt)",
             soft_wrap=True,
         )
-    for doubt in doubts:
-        console.print(f"[yellow]Look at this:[/] {escape(doubt)}", soft_wrap=True)
+    _show_doubts(console, doubts)
     console.print(f"Job digest {job.digest()}" + ("" if verbose else "; every key: --verbose"), soft_wrap=True)
     if doubts:
         number = "one thing" if len(doubts) == 1 else f"{len(doubts)} things"
@@ -80,6 +80,7 @@ class RunView:
         _show_size(self._console, size, job)
         _show_privacy(self._console, job, plan)
         _show_data(self._console, data)
+        _show_doubts(self._console, warnings_of(job, size, data))
 
     @contextlib.contextmanager
     def rounds(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
@@ -143,6 +144,11 @@ def _what_training_lost(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"Training lost: the final model (mAP {final:.2f}) is worse than the start ({start:.2f}); {better}. Take fewer "
         "or smaller steps, or less noise: `fedmpt check` proposes settings."
     ]
+
+
+def _show_doubts(console: Console, doubts: Sequence[str]) -> None:
+    for doubt in doubts:
+        console.print(f"[yellow]Look at this:[/] {escape(doubt)}", soft_wrap=True)
 
 
 def _show_size(console: Console, size: Any, job: JobConfig) -> None:

@@ -140,14 +140,13 @@ def sum_file(round_number: int) -> str:
 
 
 def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Equal-weight mean over sites of each figure; lists element by element, and sites that could not score a class
-    (-1) are left out of that class.
+    """Equal-weight mean over the sites that give it of each figure; lists element by element, and sites that could not
+    score a class (-1) are left out of that class.
     """
-    if not reports:
-        return {}
     mean: dict[str, Any] = {}
-    for key, first in reports[0].items():
-        values = [r[key] for r in reports]
+    for key in dict.fromkeys(key for report in reports for key in report):
+        values = [r[key] for r in reports if key in r]
+        first = values[0]
         if isinstance(first, Mapping):
             mean[key] = mean_figures(values)
         elif isinstance(first, list):

@@ -285,9 +285,16 @@ class Rounds:
             Each finished round as the record has it (`RunRecord.rounds`), round 0 first unless the run is resumed.
 
         Raises:
-            RuntimeError: too many attempts failed, or the job was stopped.
+            RuntimeError: too many attempts failed, the job was stopped, or it asks for figures and gets none.
             CheckpointError: the job continues a run and `resume` was not called.
         """
+        figures = self._job.federation.evaluate_every
+        if figures and not any(joined.evaluates for joined in self.sites.values()):
+            raise RuntimeError(
+                f"federation.evaluate_every = {figures} asks for figures, and no site that joined holds test pictures "
+                "that show a label: nothing was trained; let a site evaluate (data.evaluate = true), or ask for none, "
+                "federation.evaluate_every = 0"
+            )
         if self._resumed:
             self._continue(self._resumed)
         elif self._job.resume:
@@ -308,6 +315,11 @@ class Rounds:
             if self._job.privacy.distributed and mean.total is not None:
                 self._keeper.write_sum(number, mean.total)
             yield self._finish(carriage, number, began, mean)
+        if figures and not any("mAP" in row for row in self.record.rounds):
+            raise RuntimeError(
+                f"all rounds are done, but no site gave figures, for which federation.evaluate_every = {figures} asks; "
+                "the model is complete, and each site's log says why it gave none"
+            )
 
     def end(self, outcome: str) -> None:
         """The record's last state."""

@@ -154,6 +154,9 @@ class SiteSession:
         if train is not None and self.job.privacy.private:
             known = {s: (d, features[s].digests()) for s, d in (("val", val), ("test", test)) if d is not None}
             require_apart(train, features["train"].digests(), known)
+        if test is not None and not (test.targets == 1).any():
+            logging.getLogger(__name__).warning("no test picture shows a label of the job: this site gives no figures")
+            test = None
         return SiteRecords(
             None if train is None or units is None else TrainingRecords(features["train"], train.targets, units),
             None if val is None else Split(features["val"], val.targets),

@@ -140,7 +140,7 @@ def test_classes_come_from_a_job_or_a_text_file(tmp_path: Path) -> None:
     for text, says in [
         ("dog\n", "classes has 1 entries"),
         ("dog\ndog\n", "more than once"),
-        ("cat\ndog\nCat\n", "classes.txt: classes holds 'cat' and 'Cat', which differ only in capitals"),
+        ("cat\ndog\nCat\n", "lists 'cat' and 'Cat', which are one name but for capitals"),
         ("dog\na|b\n", "may not"),
         ("", "classes has 0 entries"),
     ]:

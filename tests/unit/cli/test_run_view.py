@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig
-from fedmpt_core.federation.preflight import warnings_of
+from fedmpt_core.federation.preflight import ModelSize, warnings_of
 from fedmpt_core.federation.run.record import RunRecord
 from fedmpt_flare.cli.run_view import RunView
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
@@ -82,7 +82,9 @@ def test_a_quiet_view_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_job_is_warned_of_only_where_a_failed_round_ends_it() -> None:
-    assert warnings_of(JOB) == []
+    size = ModelSize({}, {}, "towers", True, ("class 'a' and 'b' are one",))
+    assert warnings_of(JOB, size, {}) == list(size.indistinct)
     fragile = dataclasses.replace(JOB, federation=FederationConfig(max_failed_rounds=0))
-    assert [text.split(":")[0] for text in warnings_of(fragile)] == ["federation.max_failed_rounds = 0"]
-    assert warnings_of(dataclasses.replace(fragile, privacy=PrivacyConfig(mechanism="none"))) == []
+    assert [text.split(":")[0] for text in warnings_of(fragile, size, {})[1:]] == ["federation.max_failed_rounds = 0"]
+    plain = dataclasses.replace(fragile, privacy=PrivacyConfig(mechanism="none"))
+    assert warnings_of(plain, size, {}) == list(size.indistinct)

@@ -87,7 +87,7 @@ def test_the_lexicon_of_the_package() -> None:
         ({"schema": 1, "conditions": {"light": ["dark"]}}, "light has one value"),
         ({"schema": 1, "conditions": {"light": "dark"}}, "give a list of at least one value"),
         ({"schema": 1, "conditions": {"light": ["dark", " "]}}, "value ' '"),
-        ({"schema": 1, "conditions": {"light": ["dark", "dark"]}}, "'dark' is listed more than once"),
+        ({"schema": 1, "conditions": {"light": ["dark", "dark"]}}, "lists 'dark' more than once"),
         ({"schema": 1, "conditions": {" light": ["dark", "bright"]}}, "condition ' light'"),
     ],
 )

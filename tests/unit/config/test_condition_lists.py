@@ -67,7 +67,7 @@ def test_a_list_of_one_s_own(tmp_path: Path) -> None:
         (a_list(conditions="pose"), "at least one condition"),
         (a_list(conditions=["pose", " "]), "condition ' '"),
         (a_list(conditions=["pose", 3]), "condition 3"),
-        (a_list(conditions=["pose", "Pose"]), "'pose' is listed more than once"),
+        (a_list(conditions=["pose", "Pose"]), "conditions lists 'pose' and 'Pose', which are one name"),
         (a_list(name=""), "name=''"),
         (a_list(extra=1), "missing or unknown keys extra"),
         ({k: v for k, v in a_list().items() if k != "digest"}, "keys digest"),

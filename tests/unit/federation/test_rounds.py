@@ -400,10 +400,39 @@ def test_figures_are_the_mean_over_the_sites_that_gave_any() -> None:
     assert [(row["mAP"], row["gate"]) for row in rows] == [(50.0, [0.3, 0.7]), (40.0, [0.5, 0.5])]
 
 
-def test_without_a_site_that_can_evaluate_rounds_have_no_figures() -> None:
-    sites = Sites()
-    rows = list(begun(job(), **dict.fromkeys("abc", joined(evaluates=False))).run(sites))
+def test_a_run_that_nobody_can_judge_ends_before_any_round_unless_it_asks_for_no_figures() -> None:
+    sites, silent_sites = Sites(), dict.fromkeys("abc", joined(evaluates=False))
+    with pytest.raises(RuntimeError, match=r"evaluate_every = 1 asks for figures, and no site .* nothing was trained"):
+        list(begun(job(), **silent_sites).run(sites))
+    assert sites.trained == []
+    rows = list(begun(job(evaluate_every=0), **silent_sites).run(sites))
     assert (["mAP" in row for row in rows], sites.evaluated) == ([False] * 3, [])
+
+
+class Mute(Sites):
+    """Sites that joined to evaluate, and give no figures."""
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        self.evaluated.append(evaluation)
+
+
+class Late(Mute):
+    """The same, but for the last round."""
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        if evaluation.round == 2:
+            Sites.evaluate(self, evaluation)
+
+
+def test_a_run_that_was_to_give_figures_and_gave_none_ends_loudly_with_all_its_rounds() -> None:
+    kept = Kept()
+    rounds = begun(job(), kept, a=joined(), b=joined(), c=joined())
+    with pytest.raises(RuntimeError, match="all rounds are done, but no site gave figures"):
+        list(rounds.run(Mute()))
+    assert [row["round"] for row in rounds.record.rounds] == [0, 1, 2]
+    assert np.array_equal(kept.models[-1], rounds.state)
+    late = begun(job(), a=joined(), b=joined(), c=joined())
+    assert ["mAP" in row for row in late.run(Late())] == [False, False, True]
 
 
 def test_a_site_that_starts_from_other_weights_is_left_out() -> None:

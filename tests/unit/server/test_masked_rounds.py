@@ -196,7 +196,7 @@ def job(rounds: int = 1, sites: int = 3, failures: int = 2, **changes: Any) -> J
         training=TrainingConfig(rounds=rounds),
         privacy=UNPROTECTED,
         secagg=dataclasses.replace(REHEARSED, rounding="deterministic"),
-        federation=FederationConfig(min_sites=sites, max_failed_rounds=failures, max_movement=16.0),
+        federation=FederationConfig(min_sites=sites, evaluate_every=0, max_failed_rounds=failures, max_movement=16.0),
         **changes,
     )
 
