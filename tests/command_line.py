@@ -14,9 +14,10 @@ def fedmpt(capsys: pytest.CaptureFixture[str]) -> Fedmpt:
     from fedmpt_flare.cli.main import main
 
     def run(*arguments: object) -> CompletedProcess[str]:
+        words = [str(a) for a in arguments]
         with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
+            main(words)
         printed = capsys.readouterr()
-        return CompletedProcess(arguments, int(ended.value.code or 0), printed.out, printed.err)
+        return CompletedProcess(words, int(ended.value.code or 0), printed.out, printed.err)
 
     return run
