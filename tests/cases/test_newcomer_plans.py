@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,7 +20,7 @@ LABELS = ("cat", "dog", "bird")
 
 
 def hospital(folder: Path, train: int, *, test: int = 0, labels: tuple[str, ...] = LABELS, above: bool = False) -> Path:
-    """A manifest with pictures of one colour each, beside it or, as labs have it, in one folder beside those of the hospitals."""
+    """A manifest with plain pictures, beside it or, as labs have it, in one folder beside those of the hospitals."""
     pictures = folder.parent / "pictures" if above else folder
     for place in (folder, pictures):
         place.mkdir(parents=True, exist_ok=True)
