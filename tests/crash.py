@@ -92,7 +92,7 @@ def main(folder: Path, kills: int) -> None:
             finally:
                 os._exit(3)
         watched = chance.choice((ledger_path(policy(folder)), folder / RELEASED))
-        if not wait_and_kill(child, watched, chance.randint(1, 4), chance.choice((0.0, chance.uniform(0, 0.05)))):
+        if not wait_and_kill(child, watched, chance.randint(1, 5), chance.choice((0.0, chance.uniform(0, 0.05)))):
             raise SystemExit("a site ended by itself: see its error above")
     print(json.dumps({"killed": kills}))
 

@@ -8,13 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedmpt_core.audit.caps import cap_of, check_caps
 from fedmpt_core.audit.cards import check_genesis
 from fedmpt_core.audit.finding import Finding, in_order, worst
 from fedmpt_core.audit.known_keys import KnownKeys, check_key
 from fedmpt_core.audit.ledger_copy import LedgerReader, key_of_site, time_of
 from fedmpt_core.audit.reservations import declared_units
 from fedmpt_core.audit.run_evidence import NoRun, Run
-from fedmpt_core.audit.run_ledgers import SAME_EPSILON, reused_keys
+from fedmpt_core.audit.run_ledgers import reused_keys
 from fedmpt_core.audit.spending import Accountant, recompute
 from fedmpt_core.common.canonical import json_value
 from fedmpt_core.common.signing import DocumentError, SigningError, verifier
@@ -146,14 +147,15 @@ def audit_ledger(
         site = entries[0].site
         findings += check_key(site, entries, ledger.keys.at(ledger.moment), beside) if ledger.signed else []
         export = ledger.export
-        cap = card.privacy.epsilon if card else export.cap if export else None
+        promised = card.privacy.epsilon if card else export.cap if export else None
         units = next((declared_units(e.details) for e in reversed(entries) if e.kind == "reserve"), None)
         findings += check_genesis(entries[0], export.units if export else units, card, None)
         try:
-            account = statement(Entries(entries), cap)
+            account = statement(Entries(entries), cap_of(entries, promised))
             steps = [c.steps for c in charges(entries)]
             by_accountant, more = recompute(steps, account.delta, site, accountants)
-            findings += [*more, *reused_keys({site: entries}), *_notes(entries, account)]
+            findings += [*more, *reused_keys({site: entries}), *check_caps(entries, promised)]
+            findings += _notes(entries, account)
         except (LedgerError, ValueError) as error:
             findings.append(Finding("ledger-damaged", "fail", site, str(error), ASK))
     return LedgerAudit(str(ledger.place), in_order(findings), account, by_accountant)
@@ -244,10 +246,6 @@ def use_own_ledgers(run: Run, ledgers: Sequence[OwnLedger]) -> None:
 
 def _notes(entries: Sequence[Entry], account: Statement) -> list[Finding]:
     site, findings = account.site, []
-    if account.cap is not None and account.total > account.cap * (1 + SAME_EPSILON):
-        text = f"all jobs on '{account.dataset}' spent epsilon {account.total:.3f}, its cap is {account.cap:g}"
-        remedy = "the site's policy was not kept: find out how"
-        findings.append(Finding("epsilon-above-the-cap", "fail", site, text, remedy))
     tried = Counter((e.job, e.round, e.attempt) for e in entries if e.kind == "reserve")
     if again := sum(count - 1 for count in tried.values()):
         text = f"{again} attempts are charged again under the same number: their trainer was restarted"

@@ -9,6 +9,7 @@ from fedmpt_core.audit.finding import Finding
 from fedmpt_core.privacy.accounting import epsilon as accounting
 from fedmpt_core.privacy.accounting import independent
 from fedmpt_core.privacy.accounting.epsilon import AGREEMENT, AccountingError, Steps
+from fedmpt_core.privacy.ledger.ledger import Cap
 
 REPORTED, SECOND = "PLD (dp-accounting)", "PRV (Opacus)"
 INDEPENDENT = "FFT (this program's own)"
@@ -28,7 +29,8 @@ class Spending:
         delta: of the data set; `job_delta` of the job.
         jobs: number of jobs in the ledger.
         open: reservations of any job that nothing was released for; they count all the same.
-        cap: the site's cap, where the auditor was given its policy card; else None.
+        cap: the site's: of its policy card where the auditor has it, else what its ledger states last, else None.
+        caps: every cap that its ledger states, the oldest first.
         accountants: epsilon of the run by accountant, the reported one first.
         by_round: epsilon of the job after its rounds, evenly thinned to about 64 of them.
         charged: (sample rate, noise multiplier, steps) of the run, `charged_before` of the data set's other jobs.
@@ -43,6 +45,7 @@ class Spending:
     jobs: int
     open: int
     cap: float | None
+    caps: tuple[Cap, ...] = ()
     accountants: dict[str, float] = field(default_factory=dict)
     by_round: dict[int, float] = field(default_factory=dict)
     charged: tuple[tuple[float, float, int], ...] = ()

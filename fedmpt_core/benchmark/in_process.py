@@ -142,3 +142,5 @@ def open_federation(
         }
         joined = {name: session.prepare(data=data[name] if data else None) for name, session in sessions.items()}
         yield Federation(job, sessions, joined)
+        for session in sessions.values():
+            session.end()

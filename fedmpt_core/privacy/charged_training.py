@@ -21,7 +21,7 @@ from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.pictures import Dataset
 from fedmpt_core.model.base import TunedModel
 from fedmpt_core.privacy.accounting.epsilon import cross_checked
-from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, planned_steps
+from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, lasting, planned_steps
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerHead
 from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_core.privacy.mechanism.keystream import Keystream
@@ -68,7 +68,7 @@ class ChargedTraining:
         mechanism: Mechanism | None = None,
         machinery: Machinery = REAL,
     ) -> "ChargedTraining":
-        """Open the site's ledger and check the whole job against it.
+        """Open the site's ledger, check the whole job against it, and hold what the job plans until `end`.
 
         Args:
             job: the agreed job.
@@ -90,6 +90,7 @@ class ChargedTraining:
         ledger = open_ledger(policy, name, kit)
         budget = Budget(job, site, ledger, run_id, mechanism)
         cross_checked([budget.mechanism.steps(planned_steps(job))], job.privacy.delta)
+        budget.hold(lasting(job))
         return ChargedTraining(job, policy, budget, machinery, site.micro_batch)
 
     def test_mechanism(self, model: TunedModel) -> None:
@@ -153,6 +154,10 @@ class ChargedTraining:
             self._claimed = True
         records = self._budget.records.fingerprint(self._records, self._budget.id)
         return self._budget.reserve(round_number, attempt, {**self._details, "records": records})
+
+    def end(self) -> None:
+        """The job asks for no more: what it holds and was not charged is free for others. Raises LedgerError."""
+        self._budget.free()
 
     def train(
         self,

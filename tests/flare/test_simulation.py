@@ -210,13 +210,14 @@ def test_private_masked_sites_keep_ledgers_and_one_of_a_low_cap_or_without_data_
         entries = read_ledger(tmp_path / "out" / "ledgers" / site / "pictures.ledger.jsonl")
         assert {e.details["aggregation"] for e in entries if e.kind == "reserve"} == {"masked"}
         assert {e.details["identities"] for e in entries if e.kind == "reserve"} == {"insecure"}
-        assert [e.kind for e in entries] == ["genesis", "reserve", "commit", "reserve", "commit"]
-        assert [e.round for e in entries[1:]] == [1, 1, 2, 2]
+        assert [e.kind for e in entries] == ["genesis", "hold", *["reserve", "commit"] * 2, "free"]
+        assert [e.round for e in entries[2:-1]] == [1, 1, 2, 2]
         assert len({e.job for e in entries[1:]}) == 1
-        assert spent[2][site]["head"] == {"seq": 4, "hash": entries[4].hash, "sig": ""}
-        assert spent[1][site]["head"]["hash"] == entries[2].hash
-    for site in ("site-4", "site-5"):
-        assert len(read_ledger(tmp_path / "out" / "ledgers" / site / "pictures.ledger.jsonl")) == 1
+        assert spent[2][site]["head"] == {"seq": 5, "hash": entries[5].hash, "sig": ""}
+        assert spent[1][site]["head"]["hash"] == entries[3].hash
+    for site, kinds in (("site-4", ["genesis"]), ("site-5", ["genesis", "hold", "free"])):
+        entries = read_ledger(tmp_path / "out" / "ledgers" / site / "pictures.ledger.jsonl")
+        assert [e.kind for e in entries] == kinds
 
 
 @pytest.mark.thorough

@@ -39,7 +39,10 @@ def show(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What was spent on each data set, by which job, what is left, and what a planned job would cost."""
+    """What was spent on each data set, by which job, what is left, and what a planned job would cost.
+
+    With --plan, exit code 1 says that the job does not fit.
+    """
     from fedmpt_core.config.toml import load_job
     from fedmpt_core.privacy.ledger.budget import check_policy, resolved
     from fedmpt_core.privacy.ledger.site_ledger import ledger_path, read_site_ledgers
@@ -60,15 +63,17 @@ def show(
     if as_json:
         report: dict[str, Any] = {"ledgers": [account.to_dict() for account in accounts]}
         typer.echo(json.dumps(report | ({"plan": vars(planned)} if planned else {})))
-        return
-    for account in accounts:
-        _show(account)
-    if planned:
+    else:
+        for account in accounts:
+            _show(account)
+    if planned and not as_json:
         typer.echo(
             f"Job {planned.job} would spend epsilon {planned.epsilon:.3f}; '{policy.dataset}' would then be at "
             f"{planned.total:.3f} of {policy.epsilon:g}. It fits {planned.repeats} time{'s' * (planned.repeats != 1)} "
             "in a row."
         )
+    if planned and not planned.repeats:
+        raise typer.Exit(1)
 
 
 @ledger.command()
@@ -150,6 +155,16 @@ def _show(account: "Statement") -> None:
         first = job.first[:16].replace("T", " ") or "carried"
         rows.append((shown(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}"))
     show_table(shown(title), ("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone"), rows)
+    for hold in account.held:
+        mechanism = f"{hold.steps.count} steps, rate {hold.steps.sample_rate:g}, noise {hold.steps.noise_multiplier:g}"
+        typer.echo(f"{shown(hold.job)} holds {mechanism} until it ends, at the latest until {hold.until[:19]}Z.")
+    if account.held:
+        typer.echo(f"With all that is held, epsilon is {account.reach:.3f}: that counts against other jobs.")
+    for cap in account.caps:
+        before = f", changed from {cap.before:g}" if cap.before is not None else ""
+        typer.echo(f"Cap {cap.epsilon:g} since {cap.time[:19]}Z{before}.")
+    if account.cap is not None and account.cap != (account.caps[-1].epsilon if account.caps else None):
+        typer.echo(f"The site's file says {account.cap:g}: the ledger notes that change when the next job asks.")
     if account.open:
         typer.echo(f"{account.open} attempts were charged and released nothing; they count all the same.")
     if account.torn:

@@ -3,7 +3,8 @@
 `BudgetGate` runs in the site's parent process (`app_validator` in `local/resources.json`). Its sentence reaches the
 submitter of the job, so it holds public numbers of the job alone; the rest is in the site's log. It holds only while
 the site runs no code of a job: `byoc: none` in `local/authorization.json` and `tasks.CLASS_ALLOW_LIST` as the whole
-`class_allow_list`. The ledger itself is charged where the site trains (`fedmpt_core.privacy.ledger.budget`).
+`class_allow_list`. A job that may run holds its whole plan in the ledger from here on, so that of two jobs that fit
+alone and not together the second is refused; it is charged where the site trains (`fedmpt_core.privacy.ledger.budget`).
 
 It reads the site's own files anew each time, takes no argument, and fails closed: what cannot be checked is refused.
 """
@@ -19,8 +20,9 @@ from fedmpt_core.common.dumps import forbid_dumps
 from fedmpt_core.config.toml import load_site
 from fedmpt_core.federation.site.admission import check_site
 from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
-from fedmpt_core.privacy.ledger.budget import PrivacyRefused, project
-from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+from fedmpt_core.privacy.ledger.budget import STARTING, Budget, PrivacyRefused
+from fedmpt_core.privacy.ledger.chain import LedgerError
+from fedmpt_core.privacy.ledger.site_ledger import open_ledger
 from fedmpt_flare.site.deployed_job import deployed_job
 from fedmpt_flare.site.refusals import REFUSALS, note_refusal
 from fedmpt_flare.tasks import short
@@ -54,6 +56,9 @@ class BudgetGate(AppValidator):
         except AccountingError as error:
             self._note(app, f"the job cannot be priced: {error}")
             return f"this site's accountants cannot price the job; its {REFUSALS} says why", {}
+        except LedgerError as error:
+            self._note(app, f"the job is refused, as this site cannot charge it: {error}")
+            return f"this site's privacy ledger cannot be used (LedgerError); its {REFUSALS} says why", {}
         except Exception as error:
             self._note(app, f"the job cannot be checked: {error}")
             return f"this site cannot check the job against its privacy policy ({type(error).__name__})", {}
@@ -73,5 +78,5 @@ def _check(app: Path) -> None:
     has_kit = (kit / "client.key").exists()
     policy = check_site(job, site, has_kit=has_kit)
     if job.privacy.private:
-        entries = read_site_ledger(policy, kit if has_kit else None)
-        project(job, policy, entries, app.parent.name)
+        ledger = open_ledger(policy, site_name, kit if has_kit else None)
+        Budget(job, site, ledger, app.parent.name).hold(STARTING)

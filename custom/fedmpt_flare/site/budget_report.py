@@ -1,25 +1,46 @@
-"""What a site tells of its privacy budget when an administrator asks with `privacy_budget`.
+"""A site's budget in its parent process: what administrators are told of it, and that dead jobs hold none of it.
 
-The site's half of `fedmpt_flare.server.budget_command`, on private ways of FLARE 2.9 as that is. It is named by the
-site's `local/fedmpt__p_resources.json` and lives in the parent process, so it answers while no job runs.
+`privacy_budget` is answered by private ways of FLARE, as `fedmpt_flare.server.budget_command` asks it. It is named
+by the site's `local/fedmpt__p_resources.json` and lives in the parent process: it answers while no job runs.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey, WorkspaceConstants
+from nvflare.apis.fl_context import FLContext
 from nvflare.private.admin_defs import Message, ok_reply
 from nvflare.private.fed.client.admin import RequestProcessor
 
 from fedmpt_core.config.toml import load_site
-from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+from fedmpt_core.privacy.ledger.site_ledger import open_ledger, read_site_ledger
 from fedmpt_flare.tasks import BUDGET_TOPIC
 from fedmpt_flare.workspace import SITE_FILE
 
 
-class BudgetReport(RequestProcessor):
-    """Answers what the site's file allows."""
+class BudgetReport(FLComponent, RequestProcessor):
+    """Answers what the site's file allows, and frees what a job held whose process was killed."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """A job's process has ended, however that came about; never raises."""
+        if event_type != EventType.JOB_COMPLETED:
+            return
+        job_id, name = (str(fl_ctx.get_prop(key)) for key in (FLContextKey.CURRENT_JOB_ID, FLContextKey.CLIENT_NAME))
+        try:
+            engine: Any = fl_ctx.get_engine()
+            workspace = Path(engine.new_context().get_prop(FLContextKey.WORKSPACE_ROOT))
+            policy = load_site(workspace / WorkspaceConstants.SITE_FOLDER_NAME / SITE_FILE, name).privacy
+            if policy and policy.ledger:
+                open_ledger(policy, name, workspace / WorkspaceConstants.STARTUP_FOLDER_NAME).free(job_id)
+        except Exception as error:  # it runs out by itself
+            with suppress(Exception):
+                self.log_error(
+                    fl_ctx, f"what job {job_id} held of the budget is not free yet: {error}", fire_event=False
+                )
 
     def get_topics(self) -> list[str]:
         """What it answers."""
@@ -53,13 +74,15 @@ def budget_of(workspace: Path, name: str) -> dict[str, Any]:
         return {"refused": "this site does not show its budget (privacy.show_budget)"}
     # slow to import, and a parent process of FLARE may never be asked
     from fedmpt_core.privacy.accounting.epsilon import epsilon
-    from fedmpt_core.privacy.ledger.budget import history
+    from fedmpt_core.privacy.ledger.budget import held, history
 
     kit = workspace / WorkspaceConstants.STARTUP_FOLDER_NAME
     entries = read_site_ledger(site.privacy, kit)
+    spent = history(entries)
     return {
         "dataset": site.privacy.dataset,
-        "epsilon": epsilon(history(entries), site.privacy.delta),
+        "epsilon": epsilon(spent, site.privacy.delta),
+        "reach": epsilon([*spent, *(h.steps for h in held(entries))], site.privacy.delta),
         "cap": site.privacy.epsilon,
         "delta": site.privacy.delta,
         "unit": site.privacy.unit,

@@ -153,17 +153,22 @@ def _roster(site: SiteConfig, kit: Path) -> str:
 
 def _ledger(site: SiteConfig, kit: Path) -> str:
     from fedmpt_core.privacy.accounting.epsilon import epsilon
-    from fedmpt_core.privacy.ledger.budget import history
+    from fedmpt_core.privacy.ledger.budget import held, history
     from fedmpt_core.privacy.ledger.ledger import successor_of
-    from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
+    from fedmpt_core.privacy.ledger.site_ledger import ledger_path, read_site_ledger
 
     if site.privacy is None:
         raise Wrong("the site file has no [privacy] table, so the site trains in no job")
     entries = read_site_ledger(site.privacy, kit)
     if successor := successor_of(entries):
         raise Wrong(f"'{site.privacy.dataset}' is closed: its records go on as '{successor}', name that data set")
-    spent = epsilon(history(entries), site.privacy.delta)
-    return f"{site.privacy.dataset}: epsilon {spent:.3f} of {site.privacy.epsilon:g} spent in {len(entries)} entries"
+    path = ledger_path(site.privacy)
+    if not os.access(path, os.W_OK):
+        raise Wrong(f"{path}: cannot be written to, so the site refuses every job: correct its owner or rights")
+    spent, holds = history(entries), held(entries)
+    text = f"{site.privacy.dataset}: epsilon {epsilon(spent, site.privacy.delta):.3f} of {site.privacy.epsilon:g} spent"
+    reach = epsilon([*spent, *(h.steps for h in holds)], site.privacy.delta)
+    return f"{text} in {len(entries)} entries" + (f", {reach:.3f} with what jobs hold" if holds else "")
 
 
 def _pictures(site: SiteConfig) -> str:

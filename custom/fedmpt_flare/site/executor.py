@@ -25,7 +25,7 @@ from fedmpt_core.config.toml import ConfigError, job_from_dict
 from fedmpt_core.federation.site.masked_updates import MaskedUpdates
 from fedmpt_core.federation.site.states import StateRefused, States
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
-from fedmpt_core.privacy.ledger.site_ledger import ledger_copy
+from fedmpt_core.privacy.ledger.site_ledger import ledger_copy, open_ledger
 from fedmpt_core.secagg.errors import Abort, SecAggError
 from fedmpt_flare import tasks
 from fedmpt_flare.site.egress_guard import EgressGuard
@@ -77,6 +77,7 @@ class FedMPTExecutor(Executor):
                 self._hand_over(fl_ctx)
             if event_type == EventType.END_RUN and self._trainer:
                 self._trainer.stop()
+                self._free(fl_ctx)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Answer one task; never raises, whatever came."""
@@ -134,6 +135,16 @@ class FedMPTExecutor(Executor):
             return self._ledger(fl_ctx)
         answers = {tasks.TRAIN: self._train, tasks.VALIDATE: self._validate}
         return answers[asked.task](asked, job, fl_ctx, abort)
+
+    def _free(self, fl_ctx: FLContext) -> None:
+        """What the job held of the budget is free for others; where that fails, it runs out."""
+        try:
+            policy = site_config(fl_ctx).privacy
+            if policy and policy.ledger and self.job.get("privacy", {}).get("mechanism") != "none":
+                open_ledger(policy, site_name(fl_ctx), start_up_kit(fl_ctx)).free(self._run_id)
+        except Exception as error:  # a run that has ended must end
+            with suppress(Exception):
+                self._note("the end of the run", f"what it held of the budget is not free yet: {error}", fl_ctx)
 
     def _join(self, asked: Request, fl_ctx: FLContext, abort: Signal) -> Shareable:
         self._joined = False  # until every check has passed

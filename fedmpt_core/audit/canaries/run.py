@@ -144,6 +144,21 @@ def run_canaries(
     if site.threads:
         torch.set_num_threads(site.threads)
     charged = ChargedTraining.open(job, site, name, run_id, kit, machinery=machinery)
+    try:
+        return _run(job, site, name, charged, on_round, machinery, run_id)
+    finally:
+        charged.end()
+
+
+def _run(
+    job: JobConfig,
+    site: SiteConfig,
+    name: str,
+    charged: ChargedTraining,
+    on_round: Callable[[int], None] | None,
+    machinery: Machinery,
+    run_id: str,
+) -> CanaryReport:
     device = pick_device(site.device)
     backbone = load_backbone(job.backbone).to(device)
     model = build_model(backbone, job.classes, job.model, job.seed).to(device)

@@ -13,7 +13,7 @@ from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.config.toml import ConfigError, build
 from fedmpt_core.federation.site.admission import check_limits
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
-from fedmpt_core.privacy.ledger.budget import Charge, PrivacyRefused, charges, project_charges
+from fedmpt_core.privacy.ledger.budget import Charge, Held, PrivacyRefused, charges, held, project_charges
 from fedmpt_core.privacy.ledger.chain import Entry
 
 
@@ -38,12 +38,14 @@ class PolicyCard:
         privacy: its limits, without the ledger's place.
         secagg: what it demands of secure aggregation, without places.
         charged: what its ledger charges, job by job.
+        held: what running jobs held when the card was written, job by job; `until` is when that ends at the latest.
     """
 
     site: str
     privacy: SitePrivacyConfig
     secagg: SiteSecAggConfig
     charged: tuple[Charged, ...] = ()
+    held: tuple[Charged, ...] = ()
 
     __pydantic_config__ = STRICT
 
@@ -61,6 +63,7 @@ class PolicyCard:
             replace(site.privacy, ledger=""),
             replace(site.secagg, roster="", state=""),
             tuple(Charged(*key, count) for key, count in sums.items()),
+            tuple(Charged(h.job, h.steps.sample_rate, h.steps.noise_multiplier, h.steps.count) for h in held(entries)),
         )
 
     @staticmethod
@@ -90,7 +93,8 @@ class PolicyCard:
         try:
             check_limits(job, self.privacy, self.secagg)
             if job.privacy.private:
-                project_charges(job, self.privacy, self._charges())
+                holds = [Held(c.job, Steps(c.sample_rate, c.noise_multiplier, c.steps), "") for c in self.held]
+                project_charges(job, self.privacy, self._charges(), holds)
         except PrivacyRefused as refused:
             raise PrivacyRefused(f"{self.site} would refuse the job: {refused}") from None
 

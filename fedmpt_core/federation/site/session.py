@@ -242,6 +242,11 @@ class SiteSession:
         metrics = {"loss": float(np.mean(update.losses))}
         return SiteUpdate(update.vector, self.model.layout().encode(update.vector), update.steps, {}, metrics)
 
+    def end(self) -> None:
+        """The job asks for no more: what it holds of the site's budget is free for others. Raises LedgerError."""
+        if self._budget:
+            self._budget.end()
+
     def weight(self) -> float:
         """This site's weight in the average: 1, or the number of units it declares when the job weighs by records."""
         return float(weight_of(self.job, self._policy))

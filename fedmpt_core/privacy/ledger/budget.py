@@ -4,10 +4,16 @@ The stricter of job and site holds. A job plans its rounds and `max_failed_round
 attempt is charged like any other. It is refused as a whole when that plan does not fit below the site's cap, and
 round by round when more is asked of the site than was planned. Torch is not needed here: a FLARE parent process uses
 it too.
+
+A job that is admitted holds its plan in the ledger. Example: the cap is 9, 8.0 is spent, and two jobs are submitted
+that would each bring it to 8.8. The first is admitted and holds that; the second would come to 9.5 and is refused
+before it has cost anything. What is held shrinks with every round that is charged. It is free when the job ends, or
+some time after its last round (`lasting`) where the job died; a job that slept longer is held to the cap anew.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, get_args
 
 from fedmpt_core.config.job import JobConfig
@@ -15,11 +21,14 @@ from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.calibration import calibrate
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, LedgerHead
-from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger
+from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger, standing_holds, stated_caps
 from fedmpt_core.privacy.ledger.records import RecordLists
 from fedmpt_core.privacy.ledger.site_ledger import SUFFIX
 from fedmpt_core.privacy.ledger.witness import Witness
 from fedmpt_core.privacy.mechanism.mechanism import DP_SGD, Mechanism, Name
+
+PHASES = 6  # of secure aggregation in a round
+STARTING = 900.0  # chosen: seconds until a deployed job is held by the process that trains it
 
 
 class PrivacyRefused(ValueError):
@@ -64,6 +73,15 @@ class Charge:
 
     job: str
     steps: Steps
+
+
+@dataclass(frozen=True)
+class Held:
+    """Noisy steps that a job holds: planned, admitted, and not charged yet; `until` is when that ends, ISO 8601."""
+
+    job: str
+    steps: Steps
+    until: str
 
 
 def resolved(job: JobConfig) -> JobConfig:
@@ -157,7 +175,9 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
         )
 
 
-def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry], job_id: str) -> Projection:
+def project(
+    job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry], job_id: str, now: datetime | None = None
+) -> Projection:
     """What the ledger will show after the job.
 
     Args:
@@ -166,21 +186,45 @@ def project(job: JobConfig, policy: SitePrivacyConfig, entries: Sequence[Entry],
         entries: the ledger so far. Rounds that this job has reserved already are part of its plan; rounds of the run
             that it continues count towards its own epsilon.
         job_id: the job's name in the ledger.
+        now: when holds are looked at; None is the present.
 
     Raises:
         PrivacyRefused: the job's plan passes its own epsilon or the site's cap.
     """
-    return project_charges(job, policy, charges(entries), job_id)
+    return project_charges(job, policy, charges(entries), held(entries, now), job_id)
 
 
-def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[Charge], job_id: str = "") -> Projection:
-    """The same from what was charged, for those who have not the ledger. Raises PrivacyRefused."""
-    own = sum(c.steps.count for c in spent if c.job == job_id)
+def project_charges(
+    job: JobConfig,
+    policy: SitePrivacyConfig,
+    spent: Sequence[Charge],
+    holds: Sequence[Held] = (),
+    job_id: str = "",
+    new: Steps | None = None,
+) -> Projection:
+    """The same from what was charged and is held, for those who have not the ledger.
+
+    Args:
+        job: passed `check_policy`.
+        policy: the site's.
+        spent: what was charged.
+        holds: what is held; what this job holds, or a run that it continues, is its own plan and left out.
+        job_id: the job's name in the ledger.
+        new: steps that the job is to be charged now.
+
+    Raises:
+        PrivacyRefused: as in `project`.
+    """
+    own = [c.steps for c in spent if c.job == job_id]
     continued = [c.steps for c in spent if c.job in job.continued]
-    plan = [Mechanism.of(job).steps(max(planned_steps(job, sum(s.count for s in continued)), own))]
-    others = [c.steps for c in spent if c.job != job_id]
+    ahead = max(0, planned_steps(job, _count(continued)) - _count(own) - (new.count if new else 0))
+    plan = [*([new] if new else []), Mechanism.of(job).steps(ahead)]
+    others = [h for h in holds if h.job not in (job_id, *job.continued)]
+    every = [c.steps for c in spent]
     projection = Projection(
-        epsilon([*continued, *plan], job.privacy.delta), epsilon([*others, *plan], policy.delta), policy.epsilon
+        epsilon([*continued, *own, *plan], job.privacy.delta),
+        epsilon([*every, *(h.steps for h in others), *plan], policy.delta),
+        policy.epsilon,
     )
     if projection.job > job.privacy.epsilon:
         before = f" after the run '{job.continued[0]}' that it continues" if job.continued else ""
@@ -190,13 +234,61 @@ def project_charges(job: JobConfig, policy: SitePrivacyConfig, spent: Sequence[C
             f"the job plans more than the epsilon={job.privacy.epsilon:g} that it declares",
         )
     if projection.total > policy.epsilon:
-        before = epsilon(others, policy.delta)
-        raise PrivacyRefused(
-            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {projection.total:.3f} "
-            f"(delta {policy.delta:g}); {before:.3f} is spent and the cap is {policy.epsilon:g}",
-            "privacy budget: what is left at this site does not suffice for the job",
-        )
+        raise OverCap(policy, projection, every, others, plan)
     return projection
+
+
+class OverCap(PrivacyRefused):
+    """A job that does not fit below a site's cap.
+
+    Attributes:
+        projection: what the ledger would show.
+    """
+
+    def __init__(
+        self,
+        policy: SitePrivacyConfig,
+        projection: Projection,
+        spent: Sequence[Steps],
+        others: Sequence[Held],
+        plan: Sequence[Steps],
+    ) -> None:
+        before, alone = epsilon(spent, policy.delta), epsilon(plan, policy.delta)
+        public = "privacy budget: what is left at this site does not suffice for the job"
+        holding = ""
+        if others:
+            with_held = epsilon([*spent, *(h.steps for h in others)], policy.delta)
+            names, until = ", ".join(sorted({f"'{h.job}'" for h in others})), max(h.until for h in others)
+            holding = f", {with_held:.3f} with what {names} holds until {until[:19]}Z"
+            public = "privacy budget: what running jobs leave at this site does not suffice: submit it when they end"
+        text = (
+            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {projection.total:.3f} "
+            f"(delta {policy.delta:g}); {before:.3f} is spent{holding} and the cap is {policy.epsilon:g}; "
+            f"the job plans {alone:.3f} by itself"
+        )
+        super().__init__(text, text if policy.show_budget else public)
+        self.projection = projection
+
+
+def held(entries: Sequence[Entry], now: datetime | None = None) -> list[Held]:
+    """What jobs hold at a time; None is the present. Raises LedgerError when an entry does not say what it holds."""
+    holds = []
+    for hold in standing_holds(entries, now):
+        plan = _charge(hold, hold.job, hold.details).steps
+        left = plan.count - _count(history(entries, hold.job))
+        if left > 0:
+            holds.append(Held(hold.job, replace(plan, count=left), hold.until))
+    return holds
+
+
+def lasting(job: JobConfig) -> float:
+    """Seconds that a job may take from one charge to the next, all its timeouts used up."""
+    phases = PHASES * job.secagg.phase_timeout if job.secagg.masked else 0
+    return job.federation.join_timeout + 2 * job.federation.round_timeout + phases
+
+
+def _count(history: Sequence[Steps]) -> int:
+    return sum(steps.count for steps in history)
 
 
 def history(entries: Sequence[Entry], *job_ids: str) -> list[Steps]:
@@ -275,7 +367,37 @@ class Budget:
         self.records = RecordLists(ledger.path.parent, entries[0].site, entries[0].dataset)
         self.mechanism = mechanism or Mechanism.of(job)
         self._own = (job_id, *job.continued)  # what counts towards the job's epsilon
-        self.projection = project(job, site.privacy, entries, job_id)
+        self._holding = False
+        self.projection = project(job, site.privacy, entries, job_id, ledger.now())
+
+    def hold(self, seconds: float) -> None:
+        """Keep room in the ledger for all that the job may still be charged, and go on doing so with every round.
+
+        What the job holds already is renewed when less than half of the time is left, and what the runs that it
+        continues held becomes its own.
+
+        Args:
+            seconds: how long, above 0, unless a round is charged before.
+
+        Raises:
+            PrivacyRefused, LedgerError: as in `reserve`.
+        """
+        self._holding = True
+        entries, now = self._ledger.entries(), self._ledger.now()
+        ends = {h.job: datetime.fromisoformat(h.until) for h in standing_holds(entries, now)}
+        self._witness.check(entries)
+        if self.id not in ends or (ends[self.id] - now).total_seconds() < seconds / 2:
+            continued = _count([c.steps for c in charges(entries) if c.job in self._job.continued])
+            plan = {**self.mechanism.describe(), "steps": planned_steps(self._job, continued)}
+            self._ledger.hold(job=self.id, seconds=seconds, details=plan, admit=self._require_room)
+        for job in self._job.continued:
+            if job in ends:
+                self._ledger.free(job)
+
+    def _require_room(self, entries: Sequence[Entry], new: Steps | None = None) -> None:
+        stated = [cap.epsilon for cap in stated_caps(entries)[-1:]]  # another process may have read a lower one since
+        policy = replace(self._policy, epsilon=min([self._policy.epsilon, *stated]))
+        project_charges(self._job, policy, charges(entries), held(entries, self._ledger.now()), self.id, new)
 
     def reserve(self, round_number: int, attempt: int, details: Mapping[str, Any]) -> Entry:
         """Charge a round before it starts; on disk when this returns.
@@ -289,27 +411,21 @@ class Budget:
             PrivacyRefused: the round would pass the job's epsilon or the site's cap; nothing was charged.
             LedgerError: the ledger cannot be trusted or written, or lacks an entry that the site itself remembers.
         """
+        if self._holding:
+            self.hold(lasting(self._job))
         self._witness.check(self._ledger.entries())
         entry = {**details, **self.mechanism.describe()}
         new = _steps(entry)  # what is written is what is priced, here and by every later reader
 
         def admit(entries: Sequence[Entry]) -> None:
-            for name, spent, delta, cap in (
-                (
-                    "the job's own epsilon",
-                    history(entries, *self._own),
-                    self._job.privacy.delta,
-                    self._job.privacy.epsilon,
-                ),
-                ("this site's cap", history(entries), self._policy.delta, self._policy.epsilon),
-            ):
-                after = epsilon([*spent, new], delta)
-                if after > cap:
-                    raise PrivacyRefused(
-                        f"privacy budget: round {round_number} would raise epsilon from {epsilon(spent, delta):.3f} to "
-                        f"{after:.3f} (delta {delta:g}), {name} is {cap:g}",
-                        f"privacy budget: round {round_number} would pass {name}",
-                    )
+            own, delta, most = history(entries, *self._own), self._job.privacy.delta, self._job.privacy.epsilon
+            if (after := epsilon([*own, new], delta)) > most:
+                raise PrivacyRefused(
+                    f"privacy budget: round {round_number} would raise epsilon from {epsilon(own, delta):.3f} to "
+                    f"{after:.3f} (delta {delta:g}), the job's own epsilon is {most:g}",
+                    f"privacy budget: round {round_number} would pass the job's own epsilon",
+                )
+            self._require_room(entries, new)
 
         reserved = self._ledger.reserve(job=self.id, round=round_number, attempt=attempt, details=entry, admit=admit)
         self._witness.note(LedgerHead(reserved.seq, reserved.hash, reserved.sig))
@@ -336,6 +452,10 @@ class Budget:
                 "it was cut or replaced, and must be restored before the site trains again",
                 f"this site's ledger lacks entry {head.seq} that it reported earlier: it was cut or replaced",
             )
+
+    def free(self) -> None:
+        """End what the job holds. Raises LedgerError."""
+        self._ledger.free(self.id)
 
     def spent(self) -> float:
         """Epsilon of the job so far at the job's delta."""

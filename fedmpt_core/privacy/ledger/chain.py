@@ -21,8 +21,9 @@ from fedmpt_core.common.canonical import canonical, canonical_digest
 
 # Entries are read for as long as the records exist. So within a schema no field or detail is ever removed or changes
 # its meaning, and where a newer detail is missing the old thing was done. What an older release would price wrongly is
-# told by another `mechanism`, which it refuses. All else is a new schema.
-LEDGER_SCHEMA = 1
+# told by another `mechanism`, which it refuses. All else is a new schema: its lines follow those of older ones, which
+# stay as they are, and a release that does not know it refuses the ledger from there on.
+LEDGER_SCHEMA = 2  # since 2: `hold`, `free`, `cap`, and the cap in the genesis
 SIGNED_PREFIX = b"\xffFEDMPT-LEDGER/1\0"  # 0xff starts no text, so no signed text can pass for an entry
 PROOF_PREFIX = b"\xffFEDMPT-LEDGER-KEY/1\0"
 UNITS = ("record", "group")
@@ -46,14 +47,26 @@ _TEXTS = {
     "unit": re.compile("|".join(UNITS)),
     "adjacency": re.compile(ADJACENCY),
     "key_spki": re.compile(r"([0-9a-f]{64})?"),
+    "old": re.compile(r"([0-9][0-9.e+-]{0,31})?"),
+    "new": re.compile(r"[0-9][0-9.e+-]{0,31}"),
 }
+_TEXTS["until"] = _TEXTS["time"]
 _COMMON = ("v", "seq", "prev", "hash", "sig", "kind", "site", "dataset", "time")
-_KINDS = {
+_KINDS_1 = {
     "genesis": {*_COMMON, "delta", "unit", "adjacency", "key_spki", "public_key", "details"},
     "reserve": {*_COMMON, "job", "round", "attempt", "details"},
     "commit": {*_COMMON, "job", "round", "attempt", "reservation", "release"},
     "rotate": {*_COMMON, "key_spki", "public_key", "proof"},
     "close": {*_COMMON, "successor"},
+}
+_KINDS = {
+    1: _KINDS_1,
+    2: {
+        **_KINDS_1,
+        "hold": {*_COMMON, "job", "until", "details"},
+        "free": {*_COMMON, "job"},
+        "cap": {*_COMMON, "old", "new"},
+    },
 }
 
 
@@ -97,8 +110,9 @@ class Entry:
         prev: hash of the line before, 64 zeros for the genesis.
         hash: SHA-256 hex of the canonical line without `hash` and `sig`.
         sig: signature in hex, "" when unsigned.
-        kind: `genesis`, `reserve`, `commit`; `rotate`, after which another key signs; or `close`, after
-            which nothing is charged.
+        kind: `genesis`, `reserve`, `commit`; `hold`, which keeps room for the rounds to come of a job, the newest of a
+            job in place of those before it, and `free`, which ends that; `cap`; `rotate`, after which another key
+            signs; or `close`, after which nothing is charged.
         site: name of the site.
         dataset: name of the data set.
         time: UTC, ISO 8601 with microseconds.
@@ -109,13 +123,16 @@ class Entry:
         public_key: genesis and rotate; that key (DER, SubjectPublicKeyInfo) in hex, or "".
         proof: rotate; the new key's signature over the hash of the entry before, hex.
         successor: close; name of the data set under which these records go on.
-        job: reserve and commit; the job's name.
+        job: reserve, commit, hold and free; the job's name.
         round: reserve and commit; 0-based, -1 in a genesis.
         attempt: reserve and commit; 0-based, -1 in a genesis.
-        details: reserve; mechanism and steps, reals as decimal strings. Genesis: `carried`, the charges of ledgers that
-            this one continues.
+        details: reserve; mechanism and steps, reals as decimal strings. Hold: the same of the whole job, with what was
+            charged for it. Genesis: `carried`, the charges of ledgers that this one continues, and `cap`, the most that
+            may be spent, where that was stated.
         reservation: commit; hash of the `reserve` it closes.
         release: commit; SHA-256 hex of the released bytes.
+        until: hold; when it ends by itself, as `time`.
+        old: cap; the cap before as a decimal string, "" where none was stated. `new`: the cap from here on.
     """
 
     v: int
@@ -140,6 +157,9 @@ class Entry:
     public_key: str = ""
     proof: str = ""
     successor: str = ""
+    until: str = ""
+    old: str = ""
+    new: str = ""
 
 
 class Damage(ValueError):
@@ -159,6 +179,9 @@ class Chain:
         self.entries: list[Entry] = []
         self.reserves: dict[str, Entry] = {}  # by their hash, in order
         self.commits: dict[str, Entry] = {}  # by the hash of their reservation
+        self.holds: dict[str, Entry] = {}  # the newest of each job that has not ended, by its job
+        self.priced: list[Entry] = []  # all that decides what a job may still spend
+        self.cap = ""
         self.offset, self.last, self.closed = 0, b"", False
 
     def follow(self, data: bytes) -> bytes:
@@ -197,6 +220,12 @@ class Chain:
             self._check_rotation(entry)
         if entry.kind == "commit":
             self._check_commit(entry)
+        if entry.kind == "hold" and entry.until <= entry.time:
+            raise Damage("holds until a time that was over")
+        if entry.kind == "free" and entry.job not in self.holds:
+            raise Damage("frees what was not held")
+        if entry.kind in ("genesis", "cap"):
+            self._check_cap(entry)
         return entry
 
     def _parsed(self, line: bytes) -> Entry:
@@ -207,7 +236,8 @@ class Chain:
                 f"{LEDGER_SCHEMA}: upgrade"
             )
         kind = plain.get("kind")
-        if not isinstance(kind, str) or set(plain) != _KINDS.get(kind) or plain["v"] != LEDGER_SCHEMA:
+        kinds = _KINDS.get(version, {}) if isinstance(version, int) else {}
+        if not isinstance(kind, str) or set(plain) != kinds.get(kind):
             raise Damage("does not have the fields of its kind")
         for name, value in plain.items():
             if not _fits(name, value):
@@ -225,6 +255,8 @@ class Chain:
             raise Damage("is of another site or data set")
         if last and entry.time < last.time:
             raise Damage("is dated before the line before it")
+        if last and entry.v < last.v:
+            raise Damage("is of an older schema than the line before it")
         if self.closed and entry.kind != "rotate":
             raise Damage("follows the line that closed the ledger")
 
@@ -249,6 +281,17 @@ class Chain:
         if entry.reservation in self.commits:
             raise Damage("commits a reservation for the second time")
 
+    def _check_cap(self, entry: Entry) -> None:
+        if entry.old != self.cap:
+            raise Damage(f"changes the cap from {entry.old or 'none'}, which was {self.cap or 'none'}")
+        stated = entry.new or entry.details.get("cap", "")
+        try:
+            fine = stated == "" or 0 < float(stated) < math.inf
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise Damage("states a cap that is no number above 0")
+
     def _key_of(self, entry: Entry) -> Verifier | None:
         """The verifier of the key that a genesis or rotate names."""
         if self.verify is None or not entry.public_key or entry.key_spki == getattr(self.verify, "key_spki", ""):
@@ -270,12 +313,23 @@ class Chain:
         self.entries.append(entry)
         if entry.kind in ("genesis", "rotate"):
             self.key = self._key_of(entry)
-        if entry.kind == "reserve":
-            self.reserves[entry.hash] = entry
-        elif entry.kind == "commit":
-            self.commits[entry.reservation] = entry
-        elif entry.kind == "close":
-            self.closed = True
+        if entry.kind in ("genesis", "reserve", "hold", "free", "cap"):
+            self.priced.append(entry)
+        match entry.kind:
+            case "genesis":
+                self.cap = str(entry.details.get("cap", ""))
+            case "reserve":
+                self.reserves[entry.hash] = entry
+            case "commit":
+                self.commits[entry.reservation] = entry
+            case "hold":
+                self.holds[entry.job] = entry
+            case "free":
+                del self.holds[entry.job]
+            case "cap":
+                self.cap = entry.new
+            case "close":
+                self.closed = True
         self.last = line + b"\n"
         self.offset += len(self.last)
 

@@ -3,7 +3,8 @@
 One append-only file of canonical JSON lines, shared by all jobs and processes of the site and kept outside any job's
 folder. Every line holds the SHA-256 of the line before it (a hash chain, Haber and Stornetta 1991) and the site's
 signature. A `reserve` is on disk before the first private step of a round and counts in full for ever; the `commit`
-that follows names the bytes that were released. So a crash can charge too much, never too little.
+that follows names the bytes that were released. So a crash can charge too much, never too little. A `hold` keeps room
+for all that a job has still to reserve, until the job ends (`free`) or the hold runs out, whoever was killed meanwhile.
 
 A file that was cut at a line's end is still a valid chain: whoever holds a later `LedgerHead` can tell, see `contains`.
 
@@ -15,7 +16,8 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,46 @@ def successor_of(entries: Sequence[Entry]) -> str:
     return next((entry.successor for entry in reversed(entries) if entry.kind == "close"), "")
 
 
+def standing_holds(entries: Sequence[Entry], now: datetime | None = None) -> list[Entry]:
+    """The newest hold of each job that had neither ended nor run out at a time; None is the present."""
+    newest: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.kind == "hold":
+            newest[entry.job] = entry
+        elif entry.kind == "free":
+            newest.pop(entry.job, None)
+    moment = _text(now or datetime.now(UTC))
+    return [hold for hold in newest.values() if moment < hold.until]
+
+
+@dataclass(frozen=True)
+class Cap:
+    """What a site stated as the most that may be spent, from an entry of its ledger on.
+
+    Attributes:
+        time: UTC of that entry, ISO 8601; `seq` is its number.
+        epsilon: the cap; `before` the one that it took the place of, None where none was stated.
+    """
+
+    time: str
+    seq: int
+    epsilon: float
+    before: float | None
+
+
+def stated_caps(entries: Sequence[Entry]) -> tuple[Cap, ...]:
+    """Every cap that a ledger states, the oldest first."""
+    caps: list[Cap] = []
+    for entry in entries:
+        if stated := entry.details.get("cap", "") if entry.kind == "genesis" else entry.new:
+            caps.append(Cap(entry.time, entry.seq, float(stated), caps[-1].epsilon if caps else None))
+    return tuple(caps)
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime(TIME)
+
+
 class Ledger:
     """A ledger open for writing. Any number of threads and processes may hold one on the same file.
 
@@ -124,6 +166,7 @@ class Ledger:
         signer: Signer | None,
         verify: Verifier | None = None,
         carried: Sequence[Mapping[str, JSON]] = (),
+        cap: float | None = None,
         clock: Clock | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> "Ledger":
@@ -138,6 +181,7 @@ class Ledger:
             signer: signs every entry; None in a simulation.
             verify: checks what other processes append; without it this object checks their chain alone.
             carried: charges of closed ledgers that this one continues, in the genesis so that none can be lost.
+            cap: most epsilon that all jobs may spend, where that is stated.
             clock: the time with a time zone, for tests.
             lock_timeout: seconds to wait for other writers, >= 0.
 
@@ -151,7 +195,12 @@ class Ledger:
             raise LedgerError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
         ledger = Ledger(path, signer=signer, verify=verify, clock=clock, lock_timeout=lock_timeout)
         fields = {"kind": "genesis", "delta": repr(float(delta)), "unit": unit, "adjacency": ADJACENCY}
-        fields |= {"site": site, "dataset": dataset, "details": plain_details({"carried": carried}, "details")}
+        stated = {} if cap is None else {"cap": float(cap)}
+        fields |= {
+            "site": site,
+            "dataset": dataset,
+            "details": plain_details({"carried": carried, **stated}, "details"),
+        }
         fields |= {name: getattr(signer, name, "") for name in ("key_spki", "public_key")}
         with disk(path):
             made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
@@ -223,8 +272,9 @@ class Ledger:
             round: from 1.
             attempt: from 0.
             details: what the accountant needs; reals become decimal strings (`repr`), so that hashes are stable.
-            admit: called with the genesis and all reservations so far, while the ledger is free for others: pricing
-                takes time. It raises to refuse. Where somebody else was charged meanwhile it is called again.
+            admit: called with all entries so far that say what was charged, is held or may be spent, while the ledger
+                is free for others: pricing takes time. It raises to refuse. Where one was added meanwhile it is called
+                again.
 
         Raises:
             LedgerError: damage, a lock held for too long, a clock behind the last entry, or a disk that refuses.
@@ -232,14 +282,60 @@ class Ledger:
         """
         plain = plain_details(details, "details")
         fields = {"kind": "reserve", "job": job, "round": round, "attempt": attempt, "details": plain}
+        return self._admitted(admit, lambda: fields)
+
+    def hold(
+        self,
+        *,
+        job: str,
+        seconds: float,
+        details: Mapping[str, JSON],
+        admit: Callable[[Sequence[Entry]], None],
+    ) -> Entry:
+        """Keeps room for what a job has still to reserve; what it held before is replaced.
+
+        Args:
+            job: name of the job.
+            seconds: how long, above 0, unless it is held anew before.
+            details: what all of the job costs, as in `reserve`.
+            admit: as in `reserve`.
+
+        Raises as `reserve` does.
+        """
+        plain = plain_details(details, "details")
+
+        def fields() -> dict[str, Any]:
+            until = _text(self.now() + timedelta(seconds=seconds))
+            return {"kind": "hold", "job": job, "until": until, "details": plain}
+
+        return self._admitted(admit, fields)
+
+    def free(self, job: str) -> None:
+        """Ends what a job holds, if it holds anything. Raises LedgerError as `reserve` does."""
+        with self._writing() as file:
+            if job in self._chain.holds:
+                self._append(file, {"kind": "free", "job": job})
+
+    def state_cap(self, cap: float) -> None:
+        """Notes the most that may be spent, where the ledger states another or none. Raises as `reserve` does."""
+        with self._writing() as file:
+            new, old = repr(float(cap)), self._chain.cap
+            if new != old:
+                self._append(file, {"kind": "cap", "old": old, "new": new})
+
+    def now(self) -> datetime:
+        """The time by which this ledger dates its entries."""
+        return self._clock()
+
+    def _admitted(self, admit: Callable[[Sequence[Entry]], None], fields: Callable[[], dict[str, Any]]) -> Entry:
         admitted = 0
         while True:
             with self._writing() as file:
-                charged = (self._chain.entries[0], *self._chain.reserves.values())
-                if len(charged) == admitted:
-                    return self._append(file, fields)
-            admit(charged)
-            admitted = len(charged)
+                priced = tuple(self._chain.priced)
+                if len(priced) == admitted:
+                    return self._append(file, fields())
+            admit(priced)
+            admitted = len(priced)
 
     def commit(self, reservation: Entry, *, release: str) -> Entry:
         """Records which bytes a reserved round released.
@@ -312,7 +408,7 @@ class Ledger:
             yield file
 
     def _append(self, file: int, fields: dict[str, Any]) -> Entry:
-        chain, now = self._chain, self._clock().astimezone(UTC).strftime(TIME)
+        chain, now = self._chain, _text(self._clock())
         plain = {"v": LEDGER_SCHEMA, "seq": len(chain.entries), "prev": FIRST, "time": now, **fields}
         if chain.entries:
             last = chain.entries[-1]

@@ -1,6 +1,7 @@
 """Where a site's policy keeps the ledger of its data set, and the key that signs it. Needs no torch."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,39 @@ def ledger_path(policy: SitePrivacyConfig) -> Path:
 
 
 def open_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledger:
-    """The existing ledger of a site's data set, signed with its kit's key where there is one. Raises LedgerError."""
+    """The existing ledger of a site's data set, signed with its kit's key where there is one.
+
+    A cap that is not the one which the ledger states is noted in it, before anything is asked under the new one.
+
+    Raises:
+        LedgerError: it is missing, cannot be trusted, or it or its folder cannot be written to.
+    """
     signer, verify = signing(kit)
-    return Ledger.open(ledger_path(policy), **_identity(policy, name), signer=signer, verify=verify)
+    ledger = Ledger.open(ledger_path(policy), **_identity(policy, name), signer=signer, verify=verify)
+    if not os.access(ledger.path.parent, os.W_OK):  # lists of records go there
+        raise LedgerError(f"{ledger.path.parent} cannot be written to: correct its owner or rights, or the disk")
+    ledger.state_cap(policy.epsilon)
+    return ledger
 
 
 def create_ledger(
-    policy: SitePrivacyConfig, name: str, kit: Path | None, *, carried: Sequence[Mapping[str, Any]] = ()
+    policy: SitePrivacyConfig,
+    name: str,
+    kit: Path | None,
+    *,
+    carried: Sequence[Mapping[str, Any]] = (),
+    cap: float | None = None,
 ) -> Ledger:
-    """Start the ledger of a data set that no job has used yet. Raises LedgerError when there is one, or was."""
+    """Start the ledger of a data set that no job has used yet; `cap` is the one stated before, None the policy's.
+
+    Raises LedgerError when there is one, or was.
+    """
     signer, verify = signing(kit)
     if (used := ledger_path(policy).with_name(f"{policy.dataset}{LIST}")).exists():
         raise LedgerError(f"{used} lists records that were trained on as '{policy.dataset}': restore the ledger")
     identity = _identity(policy, name)
-    return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried)
+    cap = policy.epsilon if cap is None else cap
+    return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried, cap=cap)
 
 
 def with_ledger(site: SiteConfig, name: str, folder: Path) -> SiteConfig:

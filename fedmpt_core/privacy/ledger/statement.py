@@ -9,10 +9,10 @@ from typing import Any
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SitePrivacyConfig
-from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
-from fedmpt_core.privacy.ledger.budget import charges, planned_steps, project
+from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
+from fedmpt_core.privacy.ledger.budget import Held, OverCap, charges, held, planned_steps, project
 from fedmpt_core.privacy.ledger.chain import Entry
-from fedmpt_core.privacy.ledger.ledger import Entries, successor_of
+from fedmpt_core.privacy.ledger.ledger import Cap, Entries, stated_caps, successor_of
 from fedmpt_core.privacy.mechanism.mechanism import Mechanism
 
 MOST_REPEATS = 1000  # of a planned job; chosen, beyond it nobody counts
@@ -49,8 +49,8 @@ class SpendingPlan:
     Attributes:
         job: name of the job.
         epsilon: of the job alone at its own delta, failed attempts included.
-        total: of the data set afterwards, at the data set's delta.
-        repeats: how many such jobs in a row still fit below the cap; at most 1000 are counted.
+        total: of the data set afterwards, with what running jobs hold, at the data set's delta.
+        repeats: how many such jobs in a row still fit below the cap; 0 where none does, and at most 1000 are counted.
     """
 
     job: str
@@ -67,7 +67,10 @@ class Statement:
         site: name of the site; `dataset` of the data set.
         unit: what is protected; `delta` at which epsilon is stated.
         total: epsilon of all that was ever charged.
+        reach: epsilon of that and of all that running jobs hold.
         cap: the policy's cap; None for a data set that is not the policy's.
+        caps: every cap that the ledger states, the oldest first.
+        held: what running jobs hold.
         entries: lines of the ledger; `head`: hash of the last.
         open: reservations that nothing was released for; they count all the same.
         rotations: how often the key changed.
@@ -81,6 +84,7 @@ class Statement:
     unit: str
     delta: float
     total: float
+    reach: float
     cap: float | None
     entries: int
     head: str
@@ -88,12 +92,14 @@ class Statement:
     rotations: int
     successor: str
     jobs: tuple[JobSpending, ...] = field(default_factory=tuple)
+    caps: tuple[Cap, ...] = ()
+    held: tuple[Held, ...] = ()
     torn: str = ""
 
     @property
     def left(self) -> float | None:
-        """Cap less total, at least 0; None without a cap. A job that fits below it may cost less than its epsilon."""
-        return None if self.cap is None else max(0.0, self.cap - self.total)
+        """Cap less reach, at least 0; None without a cap. A job that fits below it may cost less than its epsilon."""
+        return None if self.cap is None else max(0.0, self.cap - self.reach)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -111,12 +117,15 @@ def statement(entries: Entries, cap: float | None) -> Statement:
     for entry in entries:
         if entry.job in own:
             own[entry.job].append(entry)
+    spent = [s for steps in by_job.values() for s in steps]
+    holds = held(entries)
     return Statement(
         site=first.site,
         dataset=first.dataset,
         unit=first.unit,
         delta=delta,
-        total=epsilon([s for steps in by_job.values() for s in steps], delta),
+        total=epsilon(spent, delta),
+        reach=epsilon([*spent, *(h.steps for h in holds)], delta),
         cap=cap,
         entries=len(entries),
         head=entries[-1].hash,
@@ -124,6 +133,8 @@ def statement(entries: Entries, cap: float | None) -> Statement:
         rotations=kinds.count("rotate"),
         successor=successor_of(entries),
         jobs=tuple(_job(job, steps, own[job], delta) for job, steps in by_job.items()),
+        caps=stated_caps(entries),
+        held=tuple(holds),
         torn=entries.torn,
     )
 
@@ -132,14 +143,21 @@ def spending_plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -
     """What a job would cost the data set.
 
     Raises:
-        PrivacyRefused: it does not fit; the sentence has the numbers.
+        PrivacyRefused: it plans more than it declares.
+        AccountingError: it cannot be priced.
     """
-    projection = project(job, policy, entries, "")
+    try:
+        projection = project(job, policy, entries, "")
+    except OverCap as refused:
+        return SpendingPlan(job.name, refused.projection.job, refused.projection.total, 0)
     mechanism, steps = Mechanism.of(job), planned_steps(job)
-    spent = [c.steps for c in charges(entries)]
+    taken = [c.steps for c in (*charges(entries), *held(entries))]
 
     def fits(times: int) -> bool:
-        return epsilon([*spent, mechanism.steps(steps * times)], policy.delta) <= policy.epsilon
+        try:
+            return epsilon([*taken, mechanism.steps(steps * times)], policy.delta) <= policy.epsilon
+        except AccountingError:  # beyond what can be priced
+            return False
 
     low, high = 1, 2
     while high <= MOST_REPEATS and fits(high):

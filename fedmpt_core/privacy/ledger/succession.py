@@ -15,7 +15,7 @@ from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.site import SitePrivacyConfig
 from fedmpt_core.privacy.ledger.budget import charges
 from fedmpt_core.privacy.ledger.chain import LedgerError
-from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, read_ledger, successor_of
+from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, read_ledger, stated_caps, successor_of
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, ledger_paths, signing
 
 
@@ -75,7 +75,8 @@ def migrate(policy: SitePrivacyConfig, name: str, kit: Path | None, sources: Seq
         if not successor_of(entries):
             _open(path, name, entries, signer, verify).close(policy.dataset)
     carried = [carry for path in paths for carry in _carried(read_ledger(path, verify))]
-    create_ledger(policy, name, kit, carried=carried)
+    stated = [caps[-1].epsilon for entries in ledgers if (caps := stated_caps(entries))]
+    create_ledger(policy, name, kit, carried=carried, cap=min(stated, default=None))  # a new name is no new promise
     return len(carried)
 
 

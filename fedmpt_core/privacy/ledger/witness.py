@@ -6,6 +6,7 @@ brings back to the same day. Where it was cleared away, the server's is left.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,11 +25,14 @@ class Witness:
         self._path, self._dataset = cache / FOLDER / f"{genesis.hash}.json", genesis.dataset
 
     def check(self, entries: Sequence[Entry]) -> None:
-        """That the ledger still holds the newest entry that was noted.
+        """That the ledger still holds the newest entry that was noted, and that another can be noted.
 
         Raises:
-            LedgerError: it does not, or the note cannot be read.
+            LedgerError: it does not, or the note cannot be read or written.
         """
+        place = next(folder for folder in self._path.parents if folder.exists())
+        if not os.access(place, os.W_OK):
+            raise LedgerError(f"{place} cannot be written to (cache_dir): correct its owner or rights, or the disk")
         if not self._path.exists():
             return
         try:

@@ -188,6 +188,15 @@ def test_the_commands_show_plan_and_export(audited: Federation, keys: KnownKeys,
     )
     assert plain["ledgers"][0]["total"] == total
     assert plain["plan"]["total"] > total
+    full = site_file(audited, tmp_path)
+    full.write_text(full.read_text().replace("epsilon = 20.0", "epsilon = 4.0"))
+    done = CliRunner().invoke(app, ["ledger", "show", *options, "--plan", str(tmp_path / "job.toml")])
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert f"images: epsilon {total:.3f} of 4, 0.000 left" in done.output and "It fits 0 times in a row." in done.output
+    assert "Cap 20 since" in done.output and "The site's file says 4: the ledger notes that change" in done.output
+    plain = CliRunner().invoke(app, ["ledger", "show", *options, "--json", "--plan", str(tmp_path / "job.toml")])
+    assert plain.exit_code == 1 and json.loads(plain.output)["plan"]["repeats"] == 0
+    site_file(audited, tmp_path)
     assert CliRunner().invoke(app, ["ledger", "export", *options, "--out", str(tmp_path / "out")]).exit_code == 0
     again = CliRunner().invoke(app, ["ledger", "export", *options, "--out", str(tmp_path / "out")])
     assert "is not an empty folder" in str(again.exception)

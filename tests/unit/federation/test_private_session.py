@@ -25,7 +25,7 @@ from fedmpt_core.config.site import DataConfig, SiteConfig, SitePrivacyConfig
 from fedmpt_core.data.manifest_rows import ManifestRow, write_manifest
 from fedmpt_core.federation import preflight
 from fedmpt_core.federation.site.session import SiteRecords, SiteSession
-from fedmpt_core.privacy.ledger.budget import PrivacyRefused, resolved
+from fedmpt_core.privacy.ledger.budget import PrivacyRefused, held, history, resolved
 from fedmpt_core.privacy.ledger.chain import LedgerError
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, read_site_ledger
 from fedmpt_core.privacy.mechanism.noise import PrivateOptimizer
@@ -87,14 +87,17 @@ def ledger(site: SiteConfig) -> Any:
 def test_rounds_are_charged_before_and_noted_after(site: SiteConfig) -> None:
     one = opened(JOB, site, "a", run_id="job-1")
     ready = one.prepare()
-    assert [e.kind for e in ledger(site)] == ["genesis"]
+    assert [e.kind for e in ledger(site)] == ["genesis", "hold"]
     first, second = one.train(ready.initial, 1), one.train(ready.initial, 2)
     assert not np.array_equal(first.vector, second.vector)
-    assert [e.kind for e in ledger(site)] == ["genesis", "reserve", "commit", "reserve", "commit"]
-    assert ledger(site)[2].release == hashlib.sha256(first.block).hexdigest()
-    assert second.privacy["head"] == {"seq": 4, "hash": ledger(site)[4].hash, "sig": ""}
+    assert [e.kind for e in ledger(site)] == ["genesis", "hold", "reserve", "commit", "reserve", "commit"]
+    assert ledger(site)[3].release == hashlib.sha256(first.block).hexdigest()
+    assert second.privacy["head"] == {"seq": 5, "hash": ledger(site)[5].hash, "sig": ""}
     assert 0 < first.privacy["epsilon"] < second.privacy["epsilon"] < 6.0
-    details = ledger(site)[1].details
+    assert [h.steps.count for h in held(ledger(site))] == [4]  # 3 rounds and a failed attempt less two
+    one.end()
+    assert held(ledger(site)) == [] and ledger(site)[-1].kind == "free"
+    details = ledger(site)[2].details
     assert details["steps"] == 2
     assert float(details["noise_multiplier"]) == JOB.privacy.noise_multiplier
     assert details["trained"] == list(ready.layout.names)
@@ -120,7 +123,7 @@ def test_a_round_beyond_the_plan_is_refused_and_trains_nothing(site: SiteConfig)
     with pytest.raises(PrivacyRefused, match="round 5 would raise epsilon"):
         one.train(state, 5)
     assert np.array_equal(one.model.vector(), before)
-    assert len(ledger(site)) == 9
+    assert len(ledger(site)) == 10
 
 
 def test_a_training_that_fails_stays_charged(site: SiteConfig) -> None:
@@ -128,7 +131,7 @@ def test_a_training_that_fails_stays_charged(site: SiteConfig) -> None:
     state = one.prepare().initial
     with pytest.raises(ValueError, match="NaN or infinity"):
         one.train(np.full_like(state, np.nan), 1)
-    assert [e.kind for e in ledger(site)] == ["genesis", "reserve"]
+    assert [e.kind for e in ledger(site)] == ["genesis", "hold", "reserve"]
     assert opened(JOB, site, "a") is not None
 
 
@@ -143,9 +146,9 @@ def test_a_cut_ledger_stops_the_site(site: SiteConfig) -> None:
         one.train(state, 2)
     again = opened(JOB, site, "a", run_id="job-1")
     again.prepare()
-    with pytest.raises(PrivacyRefused, match="lacks entry 2 that it reported earlier"):
+    with pytest.raises(PrivacyRefused, match="lacks entry 3 that it reported earlier"):
         again.train(state, 2, known_head=head)
-    assert len(ledger(site)) == 2
+    assert len(ledger(site)) == 3
 
 
 def flipped(lines: list[bytes]) -> list[bytes]:
@@ -153,7 +156,7 @@ def flipped(lines: list[bytes]) -> list[bytes]:
 
 
 def later(lines: list[bytes]) -> list[bytes]:
-    return [line.replace(b'"v":1', b'"v":2') for line in lines]
+    return [line.replace(b'"v":2', b'"v":3') for line in lines]
 
 
 def without_a_line(lines: list[bytes]) -> list[bytes]:
@@ -216,7 +219,7 @@ def test_a_mechanism_that_fails_its_test_stops_the_site(site: SiteConfig, monkey
     monkeypatch.setattr(PrivateOptimizer, "noise_stds", lambda self: [std / 2 for std in real(self)])
     with pytest.raises(SelfTestFailed, match="noise variance"):
         opened(JOB, site, "a")
-    assert len(ledger(site)) == 1
+    assert [e.kind for e in ledger(site)] == ["genesis", "hold"]
 
 
 def test_how_much_is_held_at_once_is_the_site_s_own_choice(site: SiteConfig) -> None:
@@ -225,13 +228,14 @@ def test_how_much_is_held_at_once_is_the_site_s_own_choice(site: SiteConfig) -> 
             return [str(row) for row in range(len(self))]
 
     for rows in (2, 64):
-        held = Records(torch.randn(9, 9, 16))
+        records = Records(torch.randn(9, 9, 16))
         own = dataclasses.replace(site, micro_batch=rows)
         one = opened(JOB, own, "a", run_id=f"run-{rows}")
         targets = np.eye(3, dtype=np.uint8)[np.arange(9) % 3]
-        one.train(one.prepare(data=SiteRecords(training_records(held, targets))).initial, 1)
-        assert 0 < held.largest <= rows
-    assert JOB.digest() == ledger(site)[1].details["config"]  # a job knows nothing of it
+        one.train(one.prepare(data=SiteRecords(training_records(records, targets))).initial, 1)
+        one.end()
+        assert 0 < records.largest <= rows
+    assert JOB.digest() == ledger(site)[2].details["config"]  # a job knows nothing of it
 
 
 def test_patients_are_the_unit_when_job_and_site_say_so(site: SiteConfig, tmp_path: Path) -> None:
@@ -242,7 +246,7 @@ def test_patients_are_the_unit_when_job_and_site_say_so(site: SiteConfig, tmp_pa
     one = opened(by_group, patients, "a")
     state = one.prepare().initial
     one.train(state, 1)
-    assert ledger(patients)[1].details["unit"] == "group"
+    assert ledger(patients)[2].details["unit"] == "group"
     # patient-4 has a record in training and one in test, whose figures are not private
     judging = dataclasses.replace(patients, data=dataclasses.replace(patients.data, evaluate=True))
     with pytest.raises(ValueError, match=r"1 groups are in training and in val or test, the first is 'patient-4'"):
@@ -273,7 +277,7 @@ def test_a_picture_that_is_trained_on_is_not_judged_under_another_name(
         opened(job, judging, "a").prepare()
     with pytest.raises(ValueError, match=says):
         preflight.check_data(job, {"a": judging})
-    assert [e.kind for e in ledger(judging)] == ["genesis"]
+    assert [e.kind for e in ledger(judging)] == ["genesis", "hold"]
     opened(job, relisted(judging, tmp_path, rows), "a").prepare()
 
 
@@ -297,12 +301,12 @@ def test_the_same_pictures_get_no_fresh_budget_under_another_name(site: SiteConf
     rows = [ManifestRow(f"{i}.png", ("cat",), "train") for i in (8, 9, 10)]  # 9 and 10 were for tests
     with pytest.raises(LedgerError, match="1 of 3 training records of 'kittens' were trained on as 'pets': a new name"):
         opened(JOB, relisted(renamed, tmp_path, rows), "a").prepare()
-    assert [e.kind for e in ledger(renamed)] == ["genesis"]
+    assert [e.kind for e in ledger(renamed)] == ["genesis", "hold"]
     grown = opened(JOB, relisted(site, tmp_path, [ManifestRow(f"{i}.png", ("cat",), "train") for i in range(12)]), "a")
     grown.train(grown.prepare().initial, 1)  # under the old name
     others = opened(JOB, relisted(renamed, tmp_path, fresh(tmp_path)), "a")
     others.train(others.prepare().initial, 1)
-    assert len(ledger(renamed)) == 3
+    assert len(ledger(renamed)) == 4
 
 
 def fresh(folder: Path) -> list[ManifestRow]:
@@ -325,6 +329,7 @@ def test_two_jobs_entries_do_not_tell_whether_their_records_are_the_same(site: S
         state = one.prepare().initial
         one.train(state, 1)
         one.train(state, 2)
+        one.end()
     marks = [(e.job, e.details["records"]) for e in ledger(site) if e.kind == "reserve"]
     assert len(set(marks)) == len({mark for _, mark in marks}) == 2
 
@@ -339,18 +344,18 @@ def test_a_ledger_restored_between_jobs_is_noticed(site: SiteConfig, keeps: str)
     whole = path.read_bytes()
     path.write_bytes(backup)
     if keeps == "the site":
-        later = opened(JOB, site, "a", run_id="job-2")
-        state = later.prepare().initial
-        with pytest.raises(LedgerError, match=r"entry 2 was written .* `fedmpt ledger show"):
-            later.train(state, 1)
+        with pytest.raises(LedgerError, match=r"entry 3 was written .* `fedmpt ledger show"):
+            opened(JOB, site, "a", run_id="job-2")
+        assert path.read_bytes() == backup
     else:
         site = dataclasses.replace(site, cache_dir=f"{site.cache_dir} that is new")
         later = opened(JOB, site, "a", run_id="job-2")
         state = later.prepare().initial
-        with pytest.raises(PrivacyRefused, match="lacks entry 2 that it reported earlier"):
+        with pytest.raises(PrivacyRefused, match="lacks entry 3 that it reported earlier"):
             later.train(state, 1, known_head=head)
-    assert path.read_bytes() == backup
+        assert history(ledger(site)) == []
     path.write_bytes(whole)
+    one.end()
     again = opened(JOB, site, "a", run_id="job-2")
     again.train(again.prepare().initial, 1, known_head=head)
 

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from fedmpt_core.privacy.ledger.budget import held
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from tests import crash
 
@@ -32,5 +34,8 @@ def test_a_killed_site_has_charged_whatever_it_released(tmp_path: Path) -> None:
     assert len(committed) >= len(released) > KILLS / 2
     steps = sum(int(e.details["steps"]) for e in entries if e.kind == "reserve")
     assert steps == 2 * len(reserved) >= 2 * len(released)
+    # what the dead hold is told from what they were charged, and runs out
+    assert {h.job for h in held(entries)} <= {e.job for e in entries if e.kind == "hold"}
+    assert held(entries, datetime.now(UTC) + timedelta(days=30)) == []
     keys = {e.details["rng_key_id"]: e.job for e in entries if e.kind == "reserve"}
     assert len(keys) == len({e.job for e in entries if e.kind == "reserve"})

@@ -249,7 +249,22 @@ def test_a_malformed_name_leaves_no_file(path: Path) -> None:
 def as_genesis(plain: dict[str, Any]) -> dict[str, Any]:
     own = {"delta": "1e-05", "unit": "record", "adjacency": "add-remove", "key_spki": "", "kind": "genesis"}
     own |= {"public_key": "", "details": {"carried": []}}
-    return {name: plain[name] for name in ("v", "seq", "prev", "site", "dataset", "time")} | own
+    return {name: plain[name] for name in COMMON} | own
+
+
+COMMON = ("v", "seq", "prev", "site", "dataset", "time")
+
+
+def as_hold(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: plain[name] for name in (*COMMON, "job", "details")} | {"kind": "hold", "until": plain["time"]}
+
+
+def as_free(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: plain[name] for name in (*COMMON, "job")} | {"kind": "free"}
+
+
+def as_cap(plain: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {name: plain[name] for name in COMMON} | {"kind": "cap", "old": old, "new": new}
 
 
 def test_a_ledger_begins_with_its_genesis(path: Path) -> None:
@@ -296,8 +311,8 @@ def test_lines_out_of_place_are_found(scratch: Path, signed: bytes, data: st.Dat
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (lambda text: text.replace(b'"v":1}', b'"v":1,"v":1}'), "has a key twice"),
-        (lambda text: text.replace(b'"v":1}', b'"v": 1}'), "not canonical"),
+        (lambda text: text.replace(b'"v":2}', b'"v":2,"v":2}'), "has a key twice"),
+        (lambda text: text.replace(b'"v":2}', b'"v": 2}'), "not canonical"),
         (lambda text: text + b" ", "not canonical"),
         (lambda text: text + b"{}", "not one JSON object"),
         (lambda text: b"\xef\xbb\xbf" + text, "not canonical|not one JSON"),
@@ -313,6 +328,15 @@ def test_lines_out_of_place_are_found(scratch: Path, signed: bytes, data: st.Dat
         (lambda text: sealed({**json.loads(text), "kind": []}, None), "fields of its kind"),
         (lambda text: sealed({**json.loads(text), "v": 0}, None), "fields of its kind"),
         (lambda text: sealed({**json.loads(text), "v": True}, None), "malformed field v"),
+        (lambda text: sealed({**json.loads(text), "v": 1}, None), "of an older schema than the line before it"),
+        (lambda text: sealed({**as_hold(json.loads(text)), "v": 1}, None), "fields of its kind"),
+        (lambda text: sealed(as_hold(json.loads(text)), None), "holds until a time that was over"),
+        (lambda text: sealed({**as_hold(json.loads(text)), "until": "tomorrow"}, None), "malformed field until"),
+        (lambda text: sealed(as_cap(json.loads(text), "7.0", "9.0"), None), "the cap from 7.0, which was none"),
+        (lambda text: sealed(as_cap(json.loads(text), "", "0.0"), None), "no number above 0"),
+        (lambda text: sealed(as_cap(json.loads(text), "", "1e999"), None), "no number above 0"),
+        (lambda text: sealed(as_cap(json.loads(text), "", "nan"), None), "malformed field new"),
+        (lambda text: sealed(as_free(json.loads(text)), None), "frees what was not held"),
         (lambda text: sealed({**json.loads(text), "time": "2026-01-02T03:04:05Z"}, None), "malformed field time"),
         (lambda text: sealed({**json.loads(text), "details": 1}, None), "malformed field details"),
         (lambda text: sealed({**json.loads(text), "site": "other"}, None), "another site or data set"),
@@ -468,10 +492,10 @@ def test_a_pipe_or_folder_in_its_place_is_refused(tmp_path: Path) -> None:
 
 def test_a_later_schema_asks_for_an_upgrade_and_leaves_the_file(path: Path) -> None:
     filled(path)
-    later = {**json.loads(path.read_bytes().splitlines()[-1]), "v": 2, "kind": "anchor"}
+    later = {**json.loads(path.read_bytes().splitlines()[-1]), "v": 3, "kind": "anchor"}
     path.write_bytes(path.read_bytes() + sealed(later, KEY) + b"\n" + b"torn")
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match=r"line 8 of .* has schema 2, this release reads 1: upgrade"):
+    with pytest.raises(LedgerError, match=r"line 8 of .* has schema 3, this release reads 2: upgrade"):
         opened(path)
     assert path.read_bytes() == before and names(path.parent) == [path.name]
 

@@ -33,7 +33,8 @@ def site(tmp_path: Path, kit: Path) -> Site:
     for file in kit.iterdir():
         (root / "startup" / file.name).write_bytes(file.read_bytes())
     policy = SitePrivacyConfig("pictures", units=10, epsilon=5.0, delta=1e-5, ledger=str(root / "ledgers"))
-    made = Site(root, SiteConfig(DataConfig(path="/nowhere/manifest.csv"), privacy=policy, secagg=OPEN))
+    data, cache = DataConfig(path="/nowhere/manifest.csv"), str(tmp_path / "cache")
+    made = Site(root, SiteConfig(data, privacy=policy, secagg=OPEN, cache_dir=cache))
     made.settle()
     create_ledger(policy, SITE, root / "startup")
     made.deploy()

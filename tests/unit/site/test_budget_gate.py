@@ -1,29 +1,107 @@
 """The gate without FLARE's processes: what is agreed passes, and whatever else a job holds is refused."""
 
+import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tomli_w
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
 
 from fedmpt_core.common.release import RELEASE
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.config.toml import without_none
+from fedmpt_core.privacy.accounting.epsilon import Steps
+from fedmpt_core.privacy.ledger.budget import Budget, PrivacyRefused, held, history, lasting
+from fedmpt_core.privacy.ledger.ledger import Ledger
+from fedmpt_core.privacy.ledger.site_ledger import open_ledger, read_site_ledger, signing
 from fedmpt_flare.site.budget_gate import BudgetGate
+from fedmpt_flare.site.budget_report import BudgetReport
 from fedmpt_flare.site.refusals import REFUSALS
 from fedmpt_flare.workspace import SITE_FILE
-from tests.guarded_site import BROKEN, JOB, MASKED_JOB, PRIVACY, SPENT, Site
+from tests.guarded_site import BROKEN, JOB, JOB_ID, MASKED_JOB, PRIVACY, SITE, SPENT, Site
 from tests.settings import UNMASKED, UNPROTECTED
 
 
 def test_an_agreed_job_may_be_deployed_and_nothing_is_charged(gate: BudgetGate, site: Site) -> None:
-    before = site.ledger.read_bytes()
     assert gate.validate(str(site.app)) == ("", {})
-    assert site.ledger.read_bytes() == before
+    entries = read_site_ledger(site.policy, site.root / "startup")
+    assert [(e.kind, e.job) for e in entries] == [("genesis", ""), ("hold", JOB_ID)]
+    assert history(entries) == [] and [h.steps for h in held(entries)] == [Steps(0.5, 1.5, 4)]
+
+
+def test_of_two_jobs_that_fit_alone_the_second_is_refused_with_the_numbers(
+    gate: BudgetGate, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both were submitted together; of the second nothing is charged, and it fits when the first has ended."""
+    site.settle(epsilon=5.0)
+    second = site.root / "2b7e-job" / f"app_{SITE}"
+    shutil.copytree(site.app, second)
+    assert gate.validate(str(site.app)) == gate.validate(str(site.app)) == ("", {})  # deployed again: its own hold
+    sentence = "privacy budget: what running jobs leave at this site does not suffice: submit it when they end"
+    assert gate.validate(str(second)) == (sentence, {})
+    numbers = rf"0.000 is spent, 3.738 with what '{JOB_ID}' holds until .*Z and the cap is 5; the job plans 3.738"
+    assert re.search(numbers, caplog.text)
+    site.settle(show_budget=True)
+    assert re.search(numbers, gate.validate(str(second))[0])
+    open_ledger(site.policy, SITE, site.root / "startup").free(JOB_ID)
+    assert gate.validate(str(second)) == ("", {})
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "heads"])
+def test_a_ledger_that_cannot_be_written_is_noticed_at_deployment(
+    gate: BudgetGate, site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    site.settings.cache.mkdir()
+    read_only = {"file": site.ledger, "folder": site.ledger.parent, "heads": site.settings.cache}[place]
+    real_open, real_access = os.open, os.access
+
+    def refuse(path: Any, flags: int, *more: Any, **names: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and (Path(path) == read_only or read_only in Path(path).parents):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real_open(path, flags, *more, **names)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != read_only and real_access(path, mode))
+    assert gate.validate(str(site.app))[0].startswith("this site's privacy ledger cannot be used (LedgerError)")
+    assert str(read_only) in caplog.text
+
+
+def test_a_job_is_not_charged_where_its_hold_ran_out_and_another_took_the_room(site: Site) -> None:
+    """Who sleeps longer than it may loses its room, and is told before a round that could not be finished."""
+    kit, clock = site.root / "startup", SimpleNamespace(now=datetime.now(UTC))
+    signer, verify = signing(kit)
+    site.settle(epsilon=5.0)
+
+    def budget(job_id: str) -> Budget:
+        place = {"site": SITE, "dataset": "pictures", "delta": 1e-5, "signer": signer, "verify": verify}
+        return Budget(JOB, site.settings, Ledger.open(site.ledger, **place, clock=lambda: clock.now), job_id)
+
+    first, second = budget("first"), budget("second")
+    first.hold(60.0)
+    with pytest.raises(PrivacyRefused, match="'first' holds until"):
+        second.hold(60.0)
+    first.commit(first.reserve(1, 0, {}), "ab" * 32)  # renews what it holds, for as long as its timeouts
+    clock.now += timedelta(seconds=lasting(JOB) - 1)
+    with pytest.raises(PrivacyRefused, match="'first' holds until"):
+        second.hold(60.0)
+    clock.now += timedelta(seconds=1)
+    second.hold(60.0)
+    with pytest.raises(PrivacyRefused, match="'second' holds until"):
+        first.reserve(2, 0, {})
+    second.free()
+    first.reserve(2, 0, {})
 
 
 def _executor(plain: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +218,7 @@ def test_a_job_beyond_the_policy_is_refused_and_the_site_s_numbers_stay(
 def test_what_other_jobs_spent_counts(gate: BudgetGate, site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.settle(epsilon=4.0)
     assert gate.validate(str(site.app)) == ("", {})
+    open_ledger(site.policy, SITE, site.root / "startup").free(JOB_ID)
     site.release(job_id="another", job=replace(JOB, training=replace(JOB.training, rounds=1)))
     assert gate.validate(str(site.app))[0] == "privacy budget: what is left at this site does not suffice for the job"
     assert f"{SPENT:.3f} is spent and the cap is 4" in caplog.text
@@ -189,6 +268,8 @@ def test_what_cannot_be_checked_is_refused_without_a_path(
 ) -> None:
     breaks(site)
     expected = f"this site cannot check the job against its privacy policy ({kind})"
+    if kind == "LedgerError":
+        expected = f"this site's privacy ledger cannot be used (LedgerError); its {REFUSALS} says why"
     assert gate.validate(str(site.app)) == (expected, {})
 
 
@@ -218,3 +299,18 @@ def test_a_job_below_the_site_s_floors_is_deployed_nowhere(
 
 def test_a_masked_job_within_the_floors_is_deployed(gate: BudgetGate, masked: Site) -> None:
     assert gate.validate(str(masked.app)) == ("", {})
+
+
+def test_a_job_whose_process_was_killed_holds_nothing_when_the_site_notices(gate: BudgetGate, site: Site) -> None:
+    assert gate.validate(str(site.app)) == ("", {})
+    ended, place = FLContext(), FLContext()
+    place.set_prop(FLContextKey.WORKSPACE_ROOT, str(site.root))
+    ended.set_prop(ReservedKey.ENGINE, SimpleNamespace(new_context=lambda: place), private=True)
+    ended.set_prop(FLContextKey.CURRENT_JOB_ID, JOB_ID, private=True, sticky=False)
+    ended.set_prop(FLContextKey.CLIENT_NAME, SITE, private=True, sticky=False)
+    report = BudgetReport()
+    report.handle_event(EventType.JOB_COMPLETED, ended)
+    entries = read_site_ledger(site.policy, site.root / "startup")
+    assert [e.kind for e in entries] == ["genesis", "hold", "free"] and held(entries) == []
+    site.ledger.unlink()
+    report.handle_event(EventType.JOB_COMPLETED, ended)  # says so in the site's log and goes on
