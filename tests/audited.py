@@ -38,6 +38,7 @@ from tests.kits import write_kit
 from tests.provisioning import flare
 
 SITES, SERVER = ("hospital-a", "hospital-b", "hospital-c"), "fl.example.org"
+CAPS = (20.0, 16.0, 12.0)
 JOB = resolved(
     JobConfig(
         "audited",
@@ -89,12 +90,15 @@ def renewed_kit(kits: Path, site: str, folder: Path) -> Path:
 class Federation:
     """Ledgers that go on from run to run, and the runs that a server would leave."""
 
-    def __init__(self, root: Path, kits: Path, sites: Sequence[str] = SITES, cap: float = 20.0) -> None:
+    def __init__(
+        self, root: Path, kits: Path, sites: Sequence[str] = SITES, cap: float | Mapping[str, float] = 20.0
+    ) -> None:
         self.root, self.kits = root, kits
         self.renewed: dict[str, Path] = {}
         self.sites = {}
         for site in sites:
-            policy = SitePrivacyConfig("images", UNITS, cap, 1e-5, ledger=str(root / "ledgers" / site))
+            most = cap if isinstance(cap, float) else cap[site]
+            policy = SitePrivacyConfig("images", UNITS, most, 1e-5, ledger=str(root / "ledgers" / site))
             self.sites[site] = SiteConfig(DataConfig("scenes"), privacy=policy)
             create_ledger(policy, site, self.kit(site))
 

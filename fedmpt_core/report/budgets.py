@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedmpt_core.audit.auditor import Examination
+from fedmpt_core.audit.caps import cap_of
 from fedmpt_core.audit.cards import by_dataset, dataset_of
 from fedmpt_core.audit.finding import Finding, in_order
 from fedmpt_core.audit.run_evidence import Run
@@ -102,7 +103,7 @@ def budget_report(
 
 
 def _account(entries: Sequence[Entry], source: str, cap: float | None, jobs: dict[str, str]) -> DataSetAccount:
-    account = statement(Entries(entries), cap)
+    account = statement(Entries(entries), cap_of(entries, cap))
     here = {job.job: jobs[job.job] for job in account.jobs if job.job in jobs}
     strength = Fact("How strongly", *how_strongly(account.total, account.delta, account.unit, None))
     return DataSetAccount(account, entries[-1].time, source, strength, here)

@@ -34,7 +34,13 @@ def _budgets(audit: Audit) -> tuple[str, ...]:
         "was released for it.",
     ]
     if any(s.cap is None for s in audit.spending.values()):
-        texts.append("Where a cap is missing, the site's policy card was not given; the bar then has no end to reach.")
+        texts.append("Where a cap is missing, no policy card was given and the ledger states none; the bar has no end.")
+    for site, spent in audit.spending.items():
+        if changes := [cap for cap in spent.caps if cap.before is not None]:
+            steps = "; ".join(f"from {c.before:g} to {c.epsilon:g} on {c.time[:10]}" for c in changes)
+            texts.append(f"What {names([site])} promised was changed: its cap {steps}.")
+    if audit.spending and all(len(s.caps) == 1 for s in audit.spending.values()):
+        texts.append("What was promised was not changed: each ledger states one cap.")
     return tuple(texts)
 
 

@@ -42,9 +42,10 @@ def keys(provisioned: Path) -> "KnownKeys":
 @pytest.fixture(scope="session")
 def audited(provisioned: Path, tmp_path_factory: pytest.TempPathFactory) -> "Federation":
     """Ledgers of three sites, and the runs `earlier` and `run-1` that were charged to them."""
-    from tests.audited import Federation
+    from tests.audited import CAPS, SITES, Federation
 
-    federation = Federation(tmp_path_factory.mktemp("audited"), provisioned)
+    caps = dict(zip(SITES, CAPS, strict=True))
+    federation = Federation(tmp_path_factory.mktemp("audited"), provisioned, cap=caps)
     federation.run("earlier")
     federation.run("run-1")
     return federation

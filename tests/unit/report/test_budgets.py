@@ -15,7 +15,7 @@ from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
 from fedmpt_flare.cli.options import WrongUse
-from tests.audited import SITES, Federation, forge
+from tests.audited import CAPS, SITES, Federation, forge
 from tests.unit.report.test_report import Page
 
 
@@ -57,7 +57,7 @@ def test_exports_bring_the_cap_and_what_came_after_the_runs(audited: Federation,
     accounts = json.loads(done.output)["accounts"]
     assert [(a["account"]["site"], a["account"]["cap"], len(a["account"]["jobs"])) for a in accounts] == [
         (SITES[0], 20.0, 2),
-        (SITES[1], None, 2),
+        (SITES[1], CAPS[1], 2),
         (SITES[2], None, 2),
     ]
     assert accounts[0]["jobs"] == {"earlier": "audited", "run-1": "audited"}

@@ -31,10 +31,9 @@ from fedmpt_core.report.strength import gaussian_delta, gaussian_mu, profiles_of
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
 from fedmpt_flare.cli.options import WrongUse
-from tests.audited import JOB, MANIPULATIONS, SITES, Federation, edit_record
+from tests.audited import CAPS, JOB, MANIPULATIONS, SITES, Federation, edit_record
 
 MADE = "2026-11-26T02:00:00+00:00"
-CAPS = (16.0, 20.0, 12.0)
 HOSTILE = (
     "<script>alert(1)</script>\x1b[31m\u202egnp.exe\u200d\n</style>{{ 7 * 7 }}[x](javascript:y) `z` " + "w" * 10_000
 )

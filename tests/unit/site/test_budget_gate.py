@@ -182,7 +182,7 @@ def test_a_link_to_a_folder_is_a_further_file(gate: BudgetGate, site: Site) -> N
             "the job plans more than the epsilon=3 that it declares",
             "declares epsilon=3 and plans 3.738",
         ),
-        ({}, replace(JOB, privacy=UNPROTECTED), "without differential privacy, which this site does not allow", ""),
+        ({}, replace(JOB, privacy=UNPROTECTED), "which this site does not allow: it would need", ""),
         ({"min_sites": 3}, JOB, "federation.min_sites=2 of the job is below this site's", "this site's min_sites=3"),
         (
             {},
