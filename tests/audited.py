@@ -97,7 +97,7 @@ class Federation:
         self.renewed: dict[str, Path] = {}
         self.sites = {}
         for site in sites:
-            most = cap if isinstance(cap, float) else cap[site]
+            most = cap[site] if isinstance(cap, Mapping) else cap
             policy = SitePrivacyConfig("images", UNITS, most, 1e-5, ledger=str(root / "ledgers" / site))
             self.sites[site] = SiteConfig(DataConfig("scenes"), privacy=policy)
             create_ledger(policy, site, self.kit(site))

@@ -22,6 +22,7 @@ from fedmpt_core.privacy.accounting.epsilon import AGREEMENT
 from fedmpt_core.secagg.start_up_kit import write_roster
 from fedmpt_flare.cli.main import app
 from tests.audited import (
+    CAPS,
     JOB,
     MANIPULATIONS,
     SITES,
@@ -45,7 +46,7 @@ def test_an_honest_run_passes_and_its_numbers_agree(audited: Federation, keys: K
     assert audit.passed
     assert [(f.code, f.severity) for f in audit.findings] == [("retries-charged", "note")] * 3
     for site, spent in audit.spending.items():
-        assert (spent.dataset, spent.jobs, spent.cap) == ("images", 2, 20.0 if site == SITES[0] else None)
+        assert (spent.dataset, spent.jobs, spent.cap) == ("images", 2, dict(zip(SITES, CAPS, strict=True))[site])
         assert 0 < spent.job <= JOB.privacy.epsilon < spent.total
         assert list(spent.accountants) == [REPORTED, SECOND, INDEPENDENT]
         for value in spent.accountants.values():

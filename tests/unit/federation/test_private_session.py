@@ -144,7 +144,9 @@ def test_a_cut_ledger_stops_the_site(site: SiteConfig) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(LedgerError):  # this process has seen more of the file
         one.train(state, 2)
-    again = opened(JOB, site, "a", run_id="job-1")
+    with pytest.raises(LedgerError, match="entry 3 was written"):  # nor does another begin, where the site remembers
+        opened(JOB, site, "a", run_id="job-1")
+    again = opened(JOB, dataclasses.replace(site, cache_dir=f"{site.cache_dir} that is new"), "a", run_id="job-1")
     again.prepare()
     with pytest.raises(PrivacyRefused, match="lacks entry 3 that it reported earlier"):
         again.train(state, 2, known_head=head)

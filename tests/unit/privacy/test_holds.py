@@ -55,8 +55,9 @@ class Site:
 
     def budget(self, job_id: str, job: JobConfig = JOB) -> Budget:
         """As a process opens it that has just been started."""
-        path, none = open_ledger(self.policy, "a", None).path, {"signer": None, "verify": None}
-        ledger = Ledger.open(path, site="a", dataset="chest", delta=1e-5, **none, clock=self.now)
+        path = open_ledger(self.policy, "a", None).path
+        place: dict[str, Any] = {"site": "a", "dataset": self.policy.dataset, "delta": 1e-5}
+        ledger = Ledger.open(path, **place, signer=None, verify=None, clock=self.now)
         return Budget(job, self.settings, ledger, job_id)
 
     def entries(self) -> Any:

@@ -40,7 +40,7 @@ def test_several_runs_give_one_page_of_all_jobs(audited: Federation, roster: Pat
     assert done.exit_code == 0, done.output
     assert "What was spent is shown for 3 data sets" in done.output
     spent = total(audited, SITES[0])
-    assert f"hospital-a, data set 'images': epsilon {spent:.3f} (delta 1e-05) spent by 2 jobs" in done.output
+    assert f"hospital-a, data set 'images': epsilon {spent:.3f} of 20 (delta 1e-05) spent by 2 jobs" in done.output
     rows = Page(page.read_text()).rows["budget-table"]
     assert [row[0] for row in rows[1:]] == list(SITES)
     assert f"[{spent!r}]" in rows[1][3]
@@ -58,7 +58,7 @@ def test_exports_bring_the_cap_and_what_came_after_the_runs(audited: Federation,
     assert [(a["account"]["site"], a["account"]["cap"], len(a["account"]["jobs"])) for a in accounts] == [
         (SITES[0], 20.0, 2),
         (SITES[1], CAPS[1], 2),
-        (SITES[2], None, 2),
+        (SITES[2], CAPS[2], 2),
     ]
     assert accounts[0]["jobs"] == {"earlier": "audited", "run-1": "audited"}
     alone = report(tmp_path / "export", "--roster", roster, "--out", page)
