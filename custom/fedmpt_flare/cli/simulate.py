@@ -115,12 +115,14 @@ def _rehearsed(file: Path, seed: int | None, resume: Path | None, *, insecure_id
 
 
 def _require_own_folder(place: Path, resume: Path | None, command: Sequence[str]) -> None:
-    """Raises WrongUse where another run's files are, or none can be written."""
+    """Raises WrongUse where another run's files are, or none can be written; FolderTaken where one goes on."""
     from fedmpt_core.common.files import require_place
+    from fedmpt_core.federation.run.lock import require_free
     from fedmpt_core.federation.run.record import left_by_a_run
 
     if place.exists() and not place.is_dir():
         raise WrongUse(f"--out {place}: is not a folder")
+    require_free(place)
     left = left_by_a_run(place)
     if left and not resume:
         free = next(path for n in count(2) if not (path := place.with_name(f"{place.name}-{n}")).exists())

@@ -24,6 +24,7 @@ from fedmpt_core.common.files import write_whole
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig
 from fedmpt_core.config.toml import job_from_dict, without_none
+from fedmpt_core.federation.run.lock import held
 from fedmpt_core.federation.run.record import (
     CHECKPOINTS,
     EVENTS,
@@ -74,21 +75,23 @@ class Simulation:
 
         Raises:
             SimulationFailed: the run failed, left no completed record, or has no place to write to.
+            FolderTaken: another run goes on in the folder.
         """
-        if self._job.resume is None and (left := left_by_a_run(self._out)):
-            raise SimulationFailed(f"{self._out} holds {', '.join(left)} of another run: name another folder")
         try:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SimulationFailed(f"{self._out} cannot be made ({error.strerror}): name another folder") from None
-        workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
-        try:
-            yield from self._follow(workspace)
-        finally:
-            self._collect(workspace)
-            shutil.rmtree(workspace, ignore_errors=True)
+        with held(self._out) as lock:
+            if self._job.resume is None and (left := left_by_a_run(self._out)):
+                raise SimulationFailed(f"{self._out} holds {', '.join(left)} of another run: name another folder")
+            workspace = Path(tempfile.mkdtemp(prefix="fedmpt-"))
+            try:
+                yield from self._follow(workspace, lock)
+            finally:
+                self._collect(workspace)
+                shutil.rmtree(workspace, ignore_errors=True)
 
-    def _follow(self, workspace: Path) -> Iterator[dict[str, Any]]:
+    def _follow(self, workspace: Path, lock: int) -> Iterator[dict[str, Any]]:
         prepare_workspace(self._job, self._sites, workspace, self._out.absolute())
         spec = workspace / "spec.json"
         spec.write_text(json.dumps({"job": self._job.to_dict(), "sites": list(self._sites)}))
@@ -99,6 +102,7 @@ class Simulation:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=workspace,
+                pass_fds=(lock,),  # held until this process has ended too, also where ours is killed
                 env=os.environ | {"PYTHONIOENCODING": "utf-8"},  # whatever the terminal has: it writes the log
             )
         try:
