@@ -11,6 +11,7 @@ import numpy as np
 
 from fedmpt_core.model.vector import ParameterLayout
 
+MOST_TEXT = 256  # chosen: characters of a name, a version, a device, and so many of them
 _KINDS = {
     "layout": str,
     "evaluates": bool,
@@ -74,5 +75,11 @@ class Joined:
                 raise ValueError(f"{name}={fields.get(name)!r:.100} is not of the kind {kind.__name__}")
         if fields["weight"] < 1:
             raise ValueError(f"weight={fields['weight']!r:.100} is not a number from 1")
+        versions = fields["versions"]
+        texts = [*versions, *versions.values(), *(fields[name] for name in ("backbone", "backbone_digest", "device"))]
+        if not all(type(text) is str and len(text) <= MOST_TEXT and text.isprintable() for text in texts[:MOST_TEXT]):
+            raise ValueError("a name, a version or a device in it is no short line of text")
+        if len(texts) > MOST_TEXT:
+            raise ValueError(f"it names {len(versions)} packages, more than {MOST_TEXT} texts are none")
         layout = ParameterLayout.from_json(fields["layout"])
         return Joined(layout, layout.decode(initial), **{name: fields[name] for name in _KINDS if name != "layout"})

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
+from fedmpt_core.federation.figures import are_figures, is_number
 from fedmpt_core.federation.site.admission import check_site, weight_of
 from fedmpt_core.federation.site.latch_file import latch_path, read_latch
 from fedmpt_core.model.vector import LayoutError, ParameterLayout
@@ -35,8 +36,6 @@ from fedmpt_flare.workspace import run_id, site_config, site_folder, start_up_ki
 
 JOIN_KINDS = {"layout": str, "evaluates": bool, "backbone": str, "is_stand_in": bool, "backbone_digest": str}
 JOIN_KINDS |= {"device": str, "versions": dict, "weight": int}
-FIGURES = ("mAP", "CF1", "CF1_macro", "OF1", "threshold", "threshold_from_val", "ece")
-FIGURES += ("classes_without_positives", "gate_entropy")
 SAME_EPSILON = 1e-9  # the same accountant in another process
 PROTOCOL_KINDS = {
     tasks.ADVERTISE: "ADV1",
@@ -195,7 +194,7 @@ def _check_join(fields: dict[str, Any], vector: Any, rules: _Rules) -> None:
 def _check_weight(fields: dict[str, Any], rules: _Rules) -> None:
     """The weight of an unmasked update: the declared one."""
     weight = fields.get(tasks.WEIGHT)
-    if not _number(weight) or weight != weight_of(rules.job, rules.policy):
+    if not is_number(weight) or weight != weight_of(rules.job, rules.policy):
         raise HeldBack("its fields are not the declared weight and the state of the budget")
 
 
@@ -231,7 +230,7 @@ def _check_figures(fields: dict[str, Any], rules: _Rules) -> None:
         raise HeldBack("this site gives no figures (data.evaluate)")
     if not rules.job.federation.evaluate_every:
         raise HeldBack("the job asks for no figures (federation.evaluate_every)")
-    if set(fields) != {"figures"} or not _are_figures(fields["figures"], asdict(rules.job), nested=True):
+    if set(fields) != {"figures"} or not are_figures(fields["figures"], rules.job):
         raise HeldBack("its fields are not the figures of an evaluation")
 
 
@@ -245,24 +244,3 @@ def _check_ledger(parts: Mapping[str, Any], rules: _Rules) -> None:
     # other jobs may have appended meanwhile
     if not copy.endswith(b"\n") or not ledger.startswith(copy) or parts[tasks.CERTIFICATE] != certificate:
         raise HeldBack("it is not the site's ledger and certificate")
-
-
-def _are_figures(figures: Any, job: Mapping[str, Any], *, nested: bool) -> bool:
-    if type(figures) is not dict:
-        return False
-    labels, conditions = len(job["classes"]), len(job["model"]["conditions"])
-    longest = {"AP": labels, "share": labels, "gate": conditions}
-    for name, value in figures.items():
-        if name == "zero_shot" and nested:
-            fine = _are_figures(value, job, nested=False)
-        elif name in longest:
-            fine = type(value) is list and len(value) <= longest[name] and all(_number(v) for v in value)
-        else:
-            fine = name in FIGURES and _number(value)
-        if not fine:
-            return False
-    return True
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

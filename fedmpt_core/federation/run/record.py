@@ -7,6 +7,7 @@ else lies in a run's folder is named here too, whoever writes it.
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -140,8 +141,8 @@ def sum_file(round_number: int) -> str:
 
 
 def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Equal-weight mean over the sites that give it of each figure; lists element by element, and sites that could not
-    score a class (-1) are left out of that class.
+    """Equal-weight mean over the sites that give it of each figure; lists element by element, of the length that most
+    give, and sites that could not score a class (-1) are left out of that class.
     """
     mean: dict[str, Any] = {}
     for key in dict.fromkeys(key for report in reports for key in report):
@@ -150,7 +151,8 @@ def mean_figures(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if isinstance(first, Mapping):
             mean[key] = mean_figures(values)
         elif isinstance(first, list):
-            table = np.asarray(values, dtype=np.float64)
+            length = Counter(map(len, values)).most_common(1)[0][0]
+            table = np.asarray([value for value in values if len(value) == length], dtype=np.float64)
             known = np.where(table < 0, np.nan, table)
             mean[key] = [float(np.nanmean(c)) if not np.isnan(c).all() else -1.0 for c in known.T]
         else:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedmpt_core.config.job import JobConfig
+from fedmpt_core.federation.figures import are_figures
 from fedmpt_core.federation.joined import Joined
 from fedmpt_core.federation.run.record import RunRecord, mean_figures
 from fedmpt_core.federation.server.averaging import average
@@ -397,7 +398,10 @@ class Rounds:
         evaluation = Evaluation(number, asked, self.layout, self.state)
         with suppress(RoundFailed):  # the job was ended: the round is trained and paid for, so it is kept
             carriage.evaluate(evaluation)
-        return mean_figures([evaluation.figures[site] for site in sorted(evaluation.figures)])
+        given = {site: values for site, values in sorted(evaluation.figures.items()) if are_figures(values, self._job)}
+        for site in sorted({*evaluation.figures} - {*given}):
+            self._keeper.event("dropped", site=site, phase="validate", reason="what it sent are no figures of the job")
+        return mean_figures([*given.values()])
 
 
 def _need(answered: int, least: int, phase: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from fedmpt_core.config.federation import EarlierRun
 from fedmpt_core.config.job import FederationConfig, JobConfig, PrivacyConfig, ResumeConfig, TrainingConfig
+from fedmpt_core.federation.figures import are_figures
 from fedmpt_core.federation.joined import Joined
-from fedmpt_core.federation.run.record import RunRecord
+from fedmpt_core.federation.run.record import RunRecord, mean_figures
 from fedmpt_core.federation.server.checkpoint import Checkpoint, CheckpointError
 from fedmpt_core.federation.server.rounds import (
     Evaluation,
@@ -542,3 +543,76 @@ def test_what_a_site_says_when_it_joins_comes_back() -> None:
 def test_what_a_site_says_wrong_when_it_joins_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match="layout" if field == "layout" else f"{field}="):
         Joined.from_message(joined().fields() | {field: value}, LAYOUT.encode(INITIAL))
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"mAP": "x"},
+        {"mAP": float("nan")},
+        {"mAP": True},
+        {"AP": "ab"},
+        {"AP": [1.0, 2.0, 3.0]},
+        {"AP": [[1.0], [2.0]]},
+        {"zero_shot": 3},
+        {"zero_shot": {"zero_shot": {"mAP": 1.0}}},
+        {"seen": {"mAP": 1.0}},
+        {"round": 7},
+        {"privacy": {}, "secagg": {}},
+        {"sites": []},
+        {5: 1.0},
+    ],
+    ids=str,
+)
+def test_what_are_no_figures_of_the_job_is_in_no_mean_and_ends_nothing(figures: dict[Any, Any]) -> None:
+    """The first site by name sends them, in every round; those of the others count, and the round's own facts stay."""
+
+    class Liar(Sites):
+        def evaluate(self, evaluation: Evaluation) -> None:
+            super().evaluate(evaluation)
+            evaluation.take("a", figures)
+
+    kept = Kept()
+    rounds = Rounds(job(), "run-1", kept)
+    rounds.join({name: joined() for name in STEPS})
+    rows = list(rounds.run(Liar()))
+    assert [(row["round"], row["sites"], row["mAP"]) for row in rows[1:]] == [
+        (1, ["a", "b", "c"], 4.0),
+        (2, ["a", "b", "c"], 7.0),
+    ]
+    assert {event["site"] for event in kept.of("dropped")} == {"a"}
+
+
+def test_classes_that_were_not_trained_have_figures_of_their_own() -> None:
+    part = {"mAP": 1.0, "AP": [1.0]}
+    whole = {"mAP": 1.0, "AP": [1.0, 2.0, 3.0], "seen": part, "unseen": part}
+    apart = replace(job(), unseen_classes=("fox",))
+    assert are_figures(whole | {"zero_shot": whole}, apart)
+    assert not are_figures(whole, job())
+    assert not are_figures({"seen": whole}, apart)
+
+
+def test_a_figure_that_some_sites_give_is_their_mean() -> None:
+    assert mean_figures([{"mAP": 1.0, "AP": [1.0, 2.0]}, {"mAP": 3.0, "ece": 0.5, "AP": [3.0, -1.0]}, {"AP": []}]) == {
+        "mAP": 2.0,
+        "ece": 0.5,
+        "AP": [2.0, 2.0],
+    }
+    assert mean_figures([]) == {}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"versions": {"torch": 5}},
+        {"versions": {5: "1"}},
+        {"versions": {f"p{i}": "1" for i in range(300)}},
+        {"device": "\x1b[2J"},
+        {"backbone": "x" * 257},
+    ],
+    ids=["number", "key", "many", "control", "long"],
+)
+def test_what_a_site_says_of_itself_is_short_text_or_it_does_not_join(lie: dict[str, Any]) -> None:
+    """Else the record of all could not be read by an audit."""
+    with pytest.raises(ValueError, match=r"short line of text|packages"):
+        Joined.from_message(joined().fields() | lie, LAYOUT.encode(INITIAL))
