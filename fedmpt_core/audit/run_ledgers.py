@@ -14,6 +14,7 @@ from fedmpt_core.audit.run_rounds import check_rounds
 from fedmpt_core.audit.spending import Accountant, Spending, merged, recompute, spent
 from fedmpt_core.audit.statements import layout_of
 from fedmpt_core.audit.sums import check_sums
+from fedmpt_core.federation.run.record import LEDGERS
 from fedmpt_core.federation.site.policy_card import PolicyCard
 from fedmpt_core.privacy.accounting.epsilon import Steps
 from fedmpt_core.privacy.ledger.budget import charges
@@ -50,6 +51,7 @@ def check_ledgers(
         return spending
     cards, layout = cards or {}, layout_of(run)
     check_cards(run, cards)
+    check_alone(run)
     for site, entries in run.ledgers.items():
         try:
             by_round = _by_round(run, entries, most_rounds)
@@ -65,6 +67,17 @@ def check_ledgers(
     check_sums(run, layout)
     run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in spending})
     return spending
+
+
+def check_alone(run: Run) -> None:
+    """A simulation's folder, which is where its sites keep their ledgers, is of no other run."""
+    own = [site for site in run.ledgers if (run.folder / LEDGERS / site).is_dir()]
+    others = {entry.job for site in own for entry in run.ledgers[site] if entry.kind == "reserve"} - {*run.jobs}
+    if others and run.manifest.identities == "insecure":
+        text = (
+            f"the ledgers in this folder were charged by {', '.join(sorted(others))[:200]} too: it mixes several runs"
+        )
+        run.say("two-runs", "run", text, "none of them can be told from the others: run each into a folder of its own")
 
 
 def reused_keys(ledgers: Mapping[str, Sequence[Entry]]) -> list[Finding]:

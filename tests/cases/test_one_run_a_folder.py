@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fedmpt_core.config.job import JobConfig
+from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.audit.run_ledgers import check_alone
+from fedmpt_core.config.job import JobConfig, ResumeConfig, TrainingConfig
 from fedmpt_core.federation.run.lock import FolderTaken, held, require_free
 from fedmpt_flare.job.simulation import Simulation, SimulationFailed
 from tests.command_line import Fedmpt
@@ -34,6 +39,19 @@ def test_a_folder_that_filled_meanwhile_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").touch()
     with pytest.raises(SimulationFailed, match=r"holds result\.json of another run"):
         next(simulation.run())
+
+
+@pytest.mark.parametrize(
+    ("jobs", "mixed"), [(["mine"], False), (["mine", "other"], True), (["earlier", "mine"], False)]
+)
+def test_an_audit_says_that_a_folder_mixes_two_runs(tmp_path: Path, jobs: list[str], *, mixed: bool) -> None:
+    (tmp_path / "ledgers" / "a").mkdir(parents=True)
+    job = replace(JOB, training=TrainingConfig(rounds=3), resume=ResumeConfig("earlier", 1))
+    entries: Any = tuple(SimpleNamespace(kind="reserve", job=name) for name in jobs)
+    manifest: Any = SimpleNamespace(run_id="mine", identities="insecure")
+    run = Run(tmp_path, {}, job, manifest, ledgers={"a": entries})
+    check_alone(run)
+    assert [finding.code for finding in run.findings] == ["two-runs"] * mixed
 
 
 def test_the_lock_lasts_as_long_as_the_simulator_and_goes_with_it(tmp_path: Path) -> None:
