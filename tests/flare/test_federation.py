@@ -6,18 +6,25 @@ Without the thorough ones it is submitted a job, trains it with masks and differ
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import tomli_w
 
-from fedmpt_core.audit.auditor import audit_run
+from fedmpt_core.audit.auditor import Examination, audit_run, examine
 from fedmpt_core.audit.known_keys import KnownKeys
+from fedmpt_core.audit.ledger_copy import LedgerReader
 from fedmpt_core.audit.run_evidence import load_run
+from fedmpt_core.audit.site_ledger import load_ledger
 from fedmpt_core.config.job import (
     BackboneConfig,
     FederationConfig,
@@ -28,17 +35,23 @@ from fedmpt_core.config.job import (
 )
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.federation.run.manifest import read_manifest
+from fedmpt_core.config.toml import load_job, without_none
 from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.federation.server.averaging import apply, average
 from fedmpt_core.federation.server.checkpoint import load_checkpoint
 from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger import succession
+from fedmpt_core.privacy.ledger.budget import history
 from fedmpt_core.privacy.ledger.chain import LedgerHead
+from fedmpt_core.privacy.ledger.export import export_ledger
 from fedmpt_core.privacy.ledger.ledger import Entries
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
-from fedmpt_core.secagg.start_up_kit import load_roster, write_roster
+from fedmpt_core.secagg.roster import Member
+from fedmpt_core.secagg.start_up_kit import load_identity, load_roster, write_roster
 from fedmpt_flare import tasks
+from tests.audited import renewed_kit
 from tests.federation import LEAD, ROSTER, SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
@@ -370,6 +383,167 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
     # a site's job process holds its update until the sum is opened; the server's processes and files never do
     assert seen == {f"server, {tasks.TRAIN}": False, f"site, {tasks.TRAIN}": True, f"server, {tasks.OPEN}": False}
     check_files(federation, secrets)
+
+
+def spent_steps(federation: Federation, site: str) -> list[Steps]:
+    return history(ledger(federation, site))
+
+
+def leave_room(federation: Federation, rounds: int) -> None:
+    """Caps that so many rounds fit below, whatever was spent before."""
+    for site in SITES:
+        spent = spent_steps(federation, site)
+        caps = [epsilon([*spent, Steps(PRIVACY.sample_rate, 1.5, STEPS * n)], DELTA) for n in (rounds, rounds + 1)]
+        federation.set_policy(site, epsilon=sum(caps) / 2)
+
+
+def killing(federation: Federation, number: int, *sites: str) -> Callable[[str, dict[str, Any]], None]:
+    """Whoever watches a job kills trainers of so many sites, in one round, that it gives no sum."""
+
+    def act(job_id: str, event: dict[str, Any]) -> None:
+        if event["event"] == "training" and event["round"] == number:
+            for site in sites:
+                trainer = federation.trainer(site)
+                assert trainer
+                trainer.kill()
+
+    return act
+
+
+def reason_in_record(federation: Federation, outcome: Outcome) -> str:
+    """The line `job` of what `nvflare job meta` shows as Deployment; it is there soon after the status is."""
+    lines: list[str] = []
+    for _ in range(20):
+        detail = federation.wait_for(outcome.job_id)[0]["job_deploy_detail"]
+        lines = lines or [line for line in detail if line.startswith("job: ")]
+    assert lines
+    return lines[0]
+
+
+def log_of(outcome: Outcome) -> str:
+    """What `nvflare job logs` shows of the server's process."""
+    assert outcome.workspace
+    return (outcome.workspace / "log.txt").read_text()
+
+
+def resumed(federation: Federation, agreed: JobConfig, outcome: Outcome) -> JobConfig:
+    """What `fedmpt resume-job` writes from what the lead downloaded."""
+    assert outcome.workspace
+    folder = federation.root / "resumed" / outcome.job_id
+    folder.mkdir(parents=True)
+    (folder / "job.toml").write_text(tomli_w.dumps(without_none(agreed.to_dict())))
+    order = ("resume-job", folder / "job.toml", outcome.workspace, "--out", folder / "again.toml")
+    subprocess.run([sys.executable, "-m", "fedmpt_flare", *map(str, order)], check=True, capture_output=True)
+    return load_job(folder / "again.toml")
+
+
+@pytest.mark.thorough
+def test_a_job_that_may_lose_no_round_goes_on_twice_and_says_each_time_why_it_ended(federation: Federation) -> None:
+    """It breaks in its second round, and what resume-job wrote breaks in the third."""
+    leave_room(federation, 9)
+    tight = dataclasses.replace(PRIVACY, epsilon=spends(3) + 1e-3)
+    agreed = job("tight", 3, tight)
+    runs = [federation.run_job(federation.export(agreed), killing(federation, 2, "site-1", "site-2"))]
+    second = resumed(federation, agreed, runs[0])
+    runs.append(federation.run_job(federation.export(second), killing(federation, 3, "site-3", "site-4")))
+    for broken, number in zip(runs, (2, 3), strict=True):
+        assert broken.meta["status"] == "FINISHED:EXECUTION_EXCEPTION"
+        assert broken.record["outcome"].startswith(f"failed: round {number} failed: ")
+        assert reason_in_record(federation, broken) == f"job: {broken.record['outcome']}"
+        assert f"the job {broken.record['outcome']}" in log_of(broken)
+    # who writes it by hand and errs is told by the server, before any site is asked
+    third = resumed(federation, second, runs[1])
+    assert third.resume
+    before = {site: len(ledger(federation, site)) for site in SITES}
+    wrong = {
+        "set resume.round = 2": dataclasses.replace(third.resume, round=1, before=()),
+        f"run '{runs[1].job_id}' went on from run '{runs[0].job_id}'": second.resume,
+    }
+    for says, resume in wrong.items():
+        refused = federation.run_job(federation.export(dataclasses.replace(third, resume=resume)))
+        assert refused.meta["status"] == "FINISHED:FAILED_TO_RUN"
+        assert says in refused.sentence_of("server")
+    assert {site: len(ledger(federation, site)) for site in SITES} == before
+
+    last = federation.run_job(federation.export(third))
+
+    assert last.meta["status"] == "FINISHED:COMPLETED", last.meta
+    assert [r["round"] for r in last.record["rounds"]] == [0, 1, 2, 3]
+    names = [run.job_id for run in (*runs, last)]
+    assert list(third.continued) == names[1::-1]
+    for site in SITES:
+        spent = epsilon(history(ledger(federation, site), *names), DELTA)
+        assert last.record["rounds"][3]["privacy"][site]["epsilon"] == pytest.approx(spent)
+        assert tight.epsilon < spent <= third.privacy.epsilon
+    keys = KnownKeys(load_roster(federation.local("site-1") / ROSTER))
+    assert examined(keys, *runs, last).passed
+
+
+def examined(keys: KnownKeys, *places: Outcome | Path) -> Examination:
+    """What an audit makes of what the lead downloaded, and of exports that sites gave."""
+    reader = LedgerReader()
+    runs = [
+        load_run(place.workspace, keys, reader) for place in places if isinstance(place, Outcome) and place.workspace
+    ]
+    return examine(runs, [load_ledger(place, keys, reader) for place in places if isinstance(place, Path)])
+
+
+def exported(federation: Federation, site: str) -> Path:
+    """What a site hands to an auditor."""
+    folder, policy = federation.root / "exports" / site, federation.policies[site].privacy
+    assert policy
+    export_ledger(policy, site, federation.kit(site), folder)
+    return folder
+
+
+@pytest.mark.thorough
+def test_an_aborted_job_audits_with_the_export_of_the_site_that_keeps_its_ledger(federation: Federation) -> None:
+    leave_room(federation, 4)
+    federation.set_policy("site-3", share_ledger=False)
+
+    def abort(job_id: str, event: dict[str, Any]) -> None:
+        if event["event"] == "training" and event["round"] == 2:
+            trainer = federation.trainer("site-1")
+            assert trainer
+            trainer.suspend()  # so that the round is still open when the order arrives
+            federation.abort(job_id)
+
+    aborted = federation.run_job(federation.export(job("aborted", 3, max_failed_rounds=1)), abort)
+    federation.set_policy("site-3", share_ledger=True)
+    assert aborted.meta["status"] == "FINISHED:ABORTED"
+    assert aborted.record["outcome"] == "failed: round 2 failed: the job was aborted"
+    keys = KnownKeys(load_roster(federation.local("site-1") / ROSTER))
+    assert examined(keys, aborted).worst == "unshown"
+    assert examined(keys, aborted, exported(federation, "site-3")).passed
+
+
+@pytest.mark.thorough
+def test_a_renewed_key_is_followed_in_runs_from_before_it_and_after(federation: Federation) -> None:
+    leave_room(federation, 4)
+    before = federation.run_job(federation.export(job("before", 1)))
+    old = load_roster(federation.local("site-1") / ROSTER)
+    kit, policy = federation.kit("site-2"), federation.policies["site-2"].privacy
+    assert policy
+    federation.kill("site-2")
+    new_kit = renewed_kit(federation.kit(SERVER).parents[1], "site-2", federation.root / "renewed")
+    succession.rotate(policy, "site-2", kit, new_kit)
+    for name in ("client.key", "client.crt"):
+        shutil.copy(new_kit / name, kit / name)
+    member = Member(load_identity(kit).fingerprint, old.members["site-2"].org)
+    new = dataclasses.replace(old, members={**old.members, "site-2": member})
+    for site in SITES:
+        write_roster(federation.local(site) / ROSTER, new)
+    federation.start_one("site-2")
+    federation.administer(LEAD, "wait", str(len(SITES)))
+
+    after = federation.run_job(federation.export(job("after", 1)))
+
+    assert trained(before) == trained(after) == [list(SITES)]
+    for keys in (KnownKeys(old), KnownKeys(new), KnownKeys(old, {datetime.now(UTC): new})):
+        assert examined(keys, before, after).passed
+    stranger = Member(bytes(32), member.org)
+    forged = dataclasses.replace(new, members={**new.members, "site-2": stranger})
+    assert examined(KnownKeys(forged), before, after).worst == "fail"
 
 
 @pytest.mark.thorough
