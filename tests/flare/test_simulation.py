@@ -249,7 +249,7 @@ def test_a_private_masked_run_that_was_killed_goes_on_where_it_was(
     run(Simulation(continued, sites, tmp_path))
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["outcome"] == "completed"
-    assert record["resumed"] == dataclasses.asdict(kept.resuming())
+    assert record["resumed"] == json.loads(json.dumps(dataclasses.asdict(kept.resuming())))
     assert record["run_id"] != kept.run_id
     assert [r["round"] for r in record["rounds"]] == [0, 1, 2, 3]
     for site in ("site-1", "site-2", "site-3"):
