@@ -46,6 +46,7 @@ def test_several_runs_give_one_page_of_all_jobs(audited: Federation, roster: Pat
     assert f"[{spent!r}]" in rows[1][3]
     for run_id in ("earlier", "run-1"):
         assert run_id in page.read_text()
+    assert "Caps, as the site's ledger states them" in Page(page.read_text()).text
 
 
 def test_exports_bring_the_cap_and_what_came_after_the_runs(audited: Federation, roster: Path, tmp_path: Path) -> None:
