@@ -179,7 +179,7 @@ def test_what_does_not_fit_the_budget_is_refused_and_charges_nothing(site: SiteC
     fits = [release(site) for _ in range(3)]  # each alone, and nothing else is charged yet
     for one in fits[:2]:
         one.make()
-    with pytest.raises(PrivacyRefused, match=r"would raise epsilon .* this site's cap is 8"):
+    with pytest.raises(PrivacyRefused, match=r"would reach epsilon .* is spent and the cap is 8"):
         fits[2].make()
     assert [e.kind for e in entries(site)] == ["genesis", "reserve", "commit", "reserve", "commit"]
 
