@@ -43,7 +43,7 @@ class UnaskedLedgers:
             self._came.notify_all()
         return make_reply(ReturnCode.OK)
 
-    def wait_for(self, sites: Set[str], seconds: float = GRACE) -> dict[str, tuple[bytes, bytes]]:
+    def wait_for(self, sites: Set[str], seconds: float) -> dict[str, tuple[bytes, bytes]]:
         """Ledger and certificate of each of these sites whose ledger comes in time."""
         with self._came:
             self._came.wait_for(lambda: sites <= self._ledgers.keys(), seconds)

@@ -31,7 +31,7 @@ from fedmpt_flare import tasks
 from fedmpt_flare.server.masked_rounds import MaskedRounds
 from fedmpt_flare.server.phases import Phase, Phases, refusal_of
 from fedmpt_flare.server.run_folder import RunFolder
-from fedmpt_flare.server.unasked_ledgers import UnaskedLedgers
+from fedmpt_flare.server.unasked_ledgers import GRACE, UnaskedLedgers
 from fedmpt_flare.workspace import checkpoint_folder, run_folder, run_id, start_up_kit
 
 CHECK_SECONDS = 0.05  # FLARE's own 0.2 s is paid twice in every phase
@@ -53,6 +53,8 @@ class FedMPTWorkflow(Controller):
     """
 
     _always_serialize_args = ("job", "release")
+    grace = GRACE
+    """Seconds for the ledgers of an aborted job; a test waits for none."""
 
     def __init__(self, job: dict[str, Any], release: str = RELEASE) -> None:
         """Keeps the arguments and does nothing else."""
@@ -213,6 +215,6 @@ class FedMPTWorkflow(Controller):
         if self.stopped:
             missing = {site for site in sites if "file" not in ledgers[site]}
             ledgers |= {site: {"kept": f"{ABORTED}, and the site handed over none"} for site in missing}
-            for site, (copy, certificate) in self._unasked.wait_for(missing).items():
+            for site, (copy, certificate) in self._unasked.wait_for(missing, self.grace).items():
                 ledgers[site] = self._folder.write_ledger(site, copy, certificate)
         return ledgers

@@ -33,7 +33,9 @@ def test_each_site_s_own_ledger_is_taken(audited: Federation) -> None:
         assert ledgers.take(TOPIC, of(audited, site), from_site(site)).get_return_code() == ReturnCode.OK
     taken = ledgers.wait_for(set(SITES), seconds=0.0)
     assert taken == {site: ledger_copy(audited.policy(site), audited.kit(site)) for site in SITES[:2]}
-    assert ledgers.wait_for({SITES[0]}) == {SITES[0]: taken[SITES[0]]}  # it does not wait for what is there
+    assert ledgers.wait_for({SITES[0]}, seconds=1e6) == {
+        SITES[0]: taken[SITES[0]]
+    }  # it does not wait for what is there
 
 
 @pytest.mark.parametrize("wrong", ["another site's name", "another's ledger", "cut in a line", "no bytes", "nothing"])
@@ -67,6 +69,7 @@ def test_an_aborted_run_has_the_ledgers_that_came(tmp_path: Path) -> None:
     unsigned = tasks.ledger_message(line, b"")
     sites = [ScriptedSite("a", 1.0, train_1=abort), ScriptedSite("b", 1.0)]
     workflow = ScriptedWorkflow(private_job(), sites, tmp_path)
+    workflow.grace = 0.0
     with pytest.raises(RuntimeError, match="aborted"):
         workflow.run()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
