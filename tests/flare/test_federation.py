@@ -554,6 +554,17 @@ def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_r
     check_heads(federation, outcome, earlier=broken.job_id)
 
 
+def test_a_site_accepts_nothing_from_outside_and_the_server_one_port(federation: Federation) -> None:
+    """What deploy/hospital tells the firewall team. Job processes are gone by now; a site's parent has its own port."""
+    open_ports = {
+        ("server_train" in " ".join(_command(process)), connection.laddr.port)
+        for process in federation.processes()
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+    }
+    assert [is_server for is_server, _ in open_ports] == [True]
+
+
 def test_no_process_of_a_job_runs_on(federation: Federation) -> None:
     lines = {p.pid: " ".join(_command(p)) for p in federation.processes()}
     assert not [line for line in lines.values() if "trainer_main" in line or ".runner_process" in line]
