@@ -152,8 +152,8 @@ DIES = "raise SystemExit(3)"
 @pytest.mark.parametrize(
     ("program", "sentence", "left"),
     [
-        (FAILS, "join: 0 sites answered, min_sites=2", ["fedmpt.log", "ledgers", "result.json"]),
-        (DIES, "FLARE's simulator ended with exit code 3 before the job did", ["fedmpt.log", "ledgers"]),
+        (FAILS, "join: 0 sites answered, min_sites=2", [".lock", "fedmpt.log", "ledgers", "result.json"]),
+        (DIES, "FLARE's simulator ended with exit code 3 before the job did", [".lock", "fedmpt.log", "ledgers"]),
     ],
 )
 def test_a_run_that_failed_ends_with_its_sentence(
