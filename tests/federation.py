@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -182,7 +183,17 @@ class Federation:
         """Start everybody; returns when every site is registered at the server."""
         for who in (SERVER, *self.sites):
             self.start_one(who)
-        self.administer(ADMIN, "wait", str(len(self.sites)))
+        self.wait_for_all()
+
+    def wait_for_all(self, since: float = 0.0) -> None:
+        """Until the server has heard of every site since a time (of `time.time`)."""
+        self.administer(ADMIN, "wait", str(len(self.sites)), str(since))
+
+    def restart(self, who: str) -> None:
+        """Start a participant whose processes ended; returns when the server knows it by its new process."""
+        since = time.time()
+        self.start_one(who)
+        self.wait_for_all(since)
 
     def start_one(self, who: str) -> None:
         """Start one participant's parent process."""
@@ -266,22 +277,37 @@ class Federation:
             watching = pool.submit(self._watch, on_event, ended)
             try:
                 if submit:
-                    ended_job = {"meta": self.wait_for(submit(folder))[0], "workspace": None}
+                    meta = self.wait_for(submit(folder))[0]
+                    outcome = Outcome(meta["job_id"], meta, None)
                 else:
-                    ended_job = json.loads(self.administer(LEAD, "job", str(folder)).splitlines()[-1])
+                    outcome = self._outcomes("job", str(folder))[0]
             finally:
                 ended.set()
             watching.result()
-        workspace = Path(ended_job["workspace"]) if ended_job["workspace"] else None
-        return Outcome(ended_job["meta"]["job_id"], ended_job["meta"], workspace)
+        return outcome
 
     def submit(self, *folders: Path) -> list[str]:
         """The ids of jobs, submitted by the lead in this order."""
-        return json.loads(self.administer(LEAD, "submit", *map(str, folders)).splitlines()[-1])
+        return self._lead_is_told("submit", *map(str, folders))
 
     def wait_for(self, *job_ids: str) -> list[dict[str, Any]]:
         """FLARE's records of jobs that have ended."""
-        return json.loads(self.administer(LEAD, "metas", *job_ids).splitlines()[-1])
+        return self._lead_is_told("metas", *job_ids)
+
+    def results(self, *job_ids: str) -> list[Outcome]:
+        """What the lead downloads of jobs that have ended."""
+        return self._outcomes("results", *job_ids)
+
+    def detail(self, job_id: str, beginning: str) -> str:
+        """The line of what `nvflare job meta` shows as Deployment that begins so, as soon as it is there."""
+        return self._lead_is_told("detail", job_id, beginning)
+
+    def _outcomes(self, *order: str) -> list[Outcome]:
+        results = self._lead_is_told(*order)
+        return [Outcome(r["meta"]["job_id"], r["meta"], r["workspace"] and Path(r["workspace"])) for r in results]
+
+    def _lead_is_told(self, *order: str) -> Any:
+        return json.loads(self.administer(LEAD, *order).splitlines()[-1])
 
     def abort(self, job_id: str) -> None:
         """Abort a running job, as its submitter does."""

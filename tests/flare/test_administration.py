@@ -185,8 +185,7 @@ def test_a_job_through_the_console_survives_a_site_and_leaves_all_to_lead_and_au
         assert events.Scalars(tag)[-1].value == pytest.approx(value, rel=1e-4), tag
         assert events.Scalars(tag)[-1].step == 3
     assert [f for f in check_site_folder(federation.kit("site-4").parent) if not f.fine] == []
-    federation.start_one("site-4")
-    federation.administer(LEAD, "wait", "4")
+    federation.restart("site-4")
 
 
 def test_everybody_s_budget_is_shown_where_the_site_allows_it(federation: Federation) -> None:

@@ -6,10 +6,11 @@ Without the thorough ones it is submitted a job, trains it with masks and differ
 
 import dataclasses
 import json
-import subprocess
-import sys
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,19 @@ from fedmpt_core.federation.server.checkpoint import load_checkpoint
 from fedmpt_core.federation.site.session import SiteSession
 from fedmpt_core.model.backbone.load import load_backbone
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.ledger import succession
 from fedmpt_core.privacy.ledger.budget import history
 from fedmpt_core.privacy.ledger.chain import LedgerHead
 from fedmpt_core.privacy.ledger.export import export_ledger
 from fedmpt_core.privacy.ledger.ledger import Entries
 from fedmpt_core.privacy.ledger.site_ledger import read_site_ledger
-from fedmpt_core.secagg.start_up_kit import load_roster, write_roster
+from fedmpt_core.secagg.roster import Roster
+from fedmpt_core.secagg.start_up_kit import load_identity, load_roster, write_roster
 from fedmpt_flare import tasks
+from fedmpt_flare.site.refusals import REFUSALS
+from fedmpt_flare.workspace import SITE_FILE
+from tests.audited import renewed_kit
+from tests.command_line import Fedmpt
 from tests.federation import LEAD, ROSTER, SERVER, Federation, Outcome
 from tests.pictures import CLASSES, small_sites
 from tests.settings import REHEARSED, UNMASKED, UNPROTECTED
@@ -195,19 +202,28 @@ def check_heads(federation: Federation, outcome: Outcome, earlier: str = "") -> 
 
 def check_audit(federation: Federation, outcome: Outcome) -> None:
     """What the lead downloaded passes an audit, by two accountants; the same with a ledger cut does not."""
-    assert outcome.workspace
+    run = outcome.workspace
+    assert run
     keys = KnownKeys(load_roster(federation.local("site-1") / ROSTER))
 
     def failures() -> set[str]:
-        audit = audit_run(load_run(outcome.workspace, keys), independent=True)
+        audit = audit_run(load_run(run, keys), independent=True)
         return {finding.code for finding in audit.findings if finding.severity in ("fail", "unshown")}
 
     assert failures() == set()
-    copy = outcome.workspace / "privacy" / "site-1.ledger.jsonl"
+    copy = run / "privacy" / "site-1.ledger.jsonl"
     whole = copy.read_bytes()
     copy.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
     assert {"file-changed", "ledger-cut"} <= failures()
     copy.write_bytes(whole)
+
+
+def leave_room(federation: Federation, rounds: int) -> None:
+    """Caps that so many rounds fit below, whatever was spent before."""
+    for site in SITES:
+        spent = history(ledger(federation, site))
+        caps = [epsilon([*spent, Steps(PRIVACY.sample_rate, 1.5, STEPS * n)], DELTA) for n in (rounds, rounds + 1)]
+        federation.set_policy(site, epsilon=sum(caps) / 2)
 
 
 def test_a_site_whose_budget_is_too_small_is_left_out_and_its_numbers_stay(federation: Federation) -> None:
@@ -218,6 +234,8 @@ def test_a_site_whose_budget_is_too_small_is_left_out_and_its_numbers_stay(feder
     sentence = outcome.sentence_of("site-3")
     assert sentence.endswith("privacy budget: what is left at this site does not suffice for the job")
     assert f"{cap_for(1):g}" not in sentence
+    custodian = (federation.local("site-3").parent / REFUSALS).read_text()
+    assert f"{outcome.job_id} " in custodian and f"the cap is {cap_for(1):g}" in custodian
     assert outcome.sentence_of("site-1").endswith("OK")
     assert trained(outcome) == [["site-1", "site-2", "site-4"]] * 2
     assert outcome.record["outcome"] == "completed"
@@ -233,11 +251,42 @@ def test_a_site_whose_budget_is_too_small_is_left_out_and_its_numbers_stay(feder
     check_audit(federation, outcome)
 
 
+def test_of_two_jobs_submitted_together_one_is_refused_and_the_other_runs_to_its_end(
+    federation: Federation, fedmpt: Fedmpt
+) -> None:
+    """Each would fit alone. The refused one costs nothing, and what the other held is free when it has ended.
+
+    Both come after a change in the sites' files: site-3 takes part, and who looks is told that its cap was raised.
+    """
+    low = cap_for(1)
+    leave_room(federation, 3)
+    ids = federation.submit(*federation.export_all(job("together-a", 2), job("together-b", 2)))
+    ended = {outcome.meta["status"]: outcome for outcome in federation.results(*ids)}
+    assert sorted(ended) == ["FINISHED:COMPLETED", "FINISHED:FAILED_TO_RUN"]
+    ran, refused = ended["FINISHED:COMPLETED"], ended["FINISHED:FAILED_TO_RUN"]
+    assert trained(ran) == [list(SITES)] * 2
+    for site in SITES:
+        assert "privacy budget: what running jobs leave at this site does not suffice" in refused.sentence_of(site)
+        entries = ledger(federation, site)
+        assert rounds_of(entries, ran, "commit") == [1, 2]
+        assert [e.kind for e in entries if e.job == ran.job_id][-1] == "free"
+        assert [e for e in entries if e.job == refused.job_id] == []
+    raised = cap_for(3)
+    step = f"from {low:g} to {raised:g} on"
+    site_file, kit = federation.local("site-3") / SITE_FILE, federation.kit("site-3")
+    own = fedmpt("ledger", "show", site_file, "--name", "site-3", "--kit", kit).stdout
+    assert re.search(rf"Cap {raised:g} since [^ ]+, changed from {low:g}\.", own), own
+    audit = fedmpt("audit", ran.workspace, "--roster", federation.local("site-1") / ROSTER, "--json")
+    findings = json.loads(audit.stdout)["runs"][0]["findings"]
+    assert audit.returncode == 0
+    assert [f["severity"] for f in findings if f["code"] == "cap-changed" and step in f["text"]] == ["warning"]
+    assert step in fedmpt("report", ran.workspace, "--json").stdout
+
+
 @pytest.mark.thorough
 def test_a_server_that_asks_for_more_than_the_job_said_gets_what_it_said(federation: Federation) -> None:
     """And one site's own software slips: what it adds to the figures stays at the site, which trains all the same."""
-    for site in SITES:
-        federation.set_policy(site, epsilon=cap_for(2 + 3))
+    leave_room(federation, 3)
     federation.filter_before_guard("site-1", "leaky.Leaky", LEAKY)
     open_to_all = {"secagg": UNMASKED, "min_sites": 3}
     folder = federation.export(job("greedy", 1, **open_to_all))
@@ -272,23 +321,6 @@ def test_an_unprotected_job_is_deployed_nowhere(federation: Federation) -> None:
         sentence = outcome.sentence_of(site)
         assert "without differential privacy" in sentence and "which this site does not allow" in sentence
         assert len(ledger(federation, site)) == before[site]
-
-
-def test_of_two_jobs_submitted_together_one_is_refused_and_the_other_runs_to_its_end(federation: Federation) -> None:
-    """Each would fit alone. The refused one costs nothing, and what the other held is free when it has ended."""
-    for site in SITES:
-        charged = sum(e.kind == "reserve" for e in ledger(federation, site))
-        federation.set_policy(site, epsilon=cap_for(charged + 3))
-    ids = federation.submit(*federation.export_all(job("together-a", 2), job("together-b", 2)))
-    ended = {meta["status"]: Outcome(meta["job_id"], meta, None) for meta in federation.wait_for(*ids)}
-    assert sorted(ended) == ["FINISHED:COMPLETED", "FINISHED:FAILED_TO_RUN"]
-    ran, refused = ended["FINISHED:COMPLETED"], ended["FINISHED:FAILED_TO_RUN"]
-    for site in SITES:
-        assert "privacy budget: what running jobs leave at this site does not suffice" in refused.sentence_of(site)
-        entries = ledger(federation, site)
-        assert rounds_of(entries, ran, "commit") == [1, 2]
-        assert [e.kind for e in entries if e.job == ran.job_id][-1] == "free"
-        assert [e for e in entries if e.job == refused.job_id] == []
 
 
 def check_files(federation: Federation, secrets: list[bytes]) -> None:
@@ -380,18 +412,6 @@ def test_trainers_killed_in_every_phase_cost_updates_and_nothing_else(federation
     check_files(federation, secrets)
 
 
-def spent_steps(federation: Federation, site: str) -> list[Steps]:
-    return history(ledger(federation, site))
-
-
-def leave_room(federation: Federation, rounds: int) -> None:
-    """Caps that so many rounds fit below, whatever was spent before."""
-    for site in SITES:
-        spent = spent_steps(federation, site)
-        caps = [epsilon([*spent, Steps(PRIVACY.sample_rate, 1.5, STEPS * n)], DELTA) for n in (rounds, rounds + 1)]
-        federation.set_policy(site, epsilon=sum(caps) / 2)
-
-
 def killing(federation: Federation, number: int, *sites: str) -> Callable[[str, dict[str, Any]], None]:
     """Whoever watches a job kills trainers of so many sites, in one round, that it gives no sum."""
 
@@ -405,58 +425,51 @@ def killing(federation: Federation, number: int, *sites: str) -> Callable[[str, 
     return act
 
 
-def reason_in_record(federation: Federation, outcome: Outcome) -> str:
-    """The line `job` of what `nvflare job meta` shows as Deployment; it is there soon after the status is."""
-    for _ in range(20):
-        detail = federation.wait_for(outcome.job_id)[0]["job_deploy_detail"]
-        if lines := [line for line in detail if line.startswith("job: ")]:
-            return lines[0]
-    pytest.fail(f"no line says why {outcome.job_id} ended: {detail}")
-
-
 def log_of(outcome: Outcome) -> str:
     """What `nvflare job logs` shows of the server's process."""
     assert outcome.workspace
     return (outcome.workspace / "log.txt").read_text()
 
 
-def resumed(federation: Federation, agreed: JobConfig, outcome: Outcome) -> JobConfig:
+def resumed(federation: Federation, fedmpt: Fedmpt, agreed: JobConfig, outcome: Outcome) -> JobConfig:
     """What `fedmpt resume-job` writes from what the lead downloaded."""
     assert outcome.workspace
     folder = federation.root / "resumed" / outcome.job_id
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text(tomli_w.dumps(without_none(agreed.to_dict())))
-    order = ("resume-job", folder / "job.toml", outcome.workspace, "--out", folder / "again.toml")
-    subprocess.run([sys.executable, "-m", "fedmpt_flare", *map(str, order)], check=True, capture_output=True)
+    written = fedmpt("resume-job", folder / "job.toml", outcome.workspace, "--out", folder / "again.toml")
+    assert written.returncode == 0, written.stderr
     return load_job(folder / "again.toml")
 
 
 @pytest.mark.thorough
-def test_a_job_that_may_lose_no_round_goes_on_twice_and_says_each_time_why_it_ended(federation: Federation) -> None:
+def test_a_job_that_may_lose_no_round_goes_on_twice_and_says_each_time_why_it_ended(
+    federation: Federation, fedmpt: Fedmpt
+) -> None:
     """It breaks in its second round, and what resume-job wrote breaks in the third."""
     leave_room(federation, 9)
     tight = dataclasses.replace(PRIVACY, epsilon=spends(3) + 1e-3)
     agreed = job("tight", 3, tight)
     runs = [federation.run_job(federation.export(agreed), killing(federation, 2, "site-1", "site-2"))]
-    second = resumed(federation, agreed, runs[0])
+    second = resumed(federation, fedmpt, agreed, runs[0])
     runs.append(federation.run_job(federation.export(second), killing(federation, 3, "site-3", "site-4")))
     for broken, number in zip(runs, (2, 3), strict=True):
         assert broken.meta["status"] == "FINISHED:EXECUTION_EXCEPTION"
         assert broken.record["outcome"].startswith(f"failed: round {number} failed: ")
-        assert reason_in_record(federation, broken) == f"job: {broken.record['outcome']}"
+        assert federation.detail(broken.job_id, "job: ") == f"job: {broken.record['outcome']}"
         assert f"the job {broken.record['outcome']}" in log_of(broken)
     # who writes it by hand and errs is told by the server, before any site is asked
-    third = resumed(federation, second, runs[1])
+    third = resumed(federation, fedmpt, second, runs[1])
     assert third.resume
     before = {site: len(ledger(federation, site)) for site in SITES}
     wrong = {
         "set resume.round = 2": dataclasses.replace(third.resume, round=1, before=()),
         f"run '{runs[1].job_id}' went on from run '{runs[0].job_id}'": second.resume,
     }
-    for says, resume in wrong.items():
-        refused = federation.run_job(federation.export(dataclasses.replace(third, resume=resume)))
-        assert refused.meta["status"] == "FINISHED:FAILED_TO_RUN"
-        assert says in refused.sentence_of("server")
+    jobs = [dataclasses.replace(third, name=f"wrong-{n}", resume=resume) for n, resume in enumerate(wrong.values())]
+    for says, meta in zip(wrong, federation.wait_for(*federation.submit(*federation.export_all(*jobs))), strict=True):
+        assert meta["status"] == "FINISHED:FAILED_TO_RUN"
+        assert says in Outcome(meta["job_id"], meta, None).sentence_of("server")
     assert {site: len(ledger(federation, site)) for site in SITES} == before
 
     last = federation.run_job(federation.export(third))
@@ -482,40 +495,20 @@ def examined(keys: KnownKeys, *places: Outcome | Path) -> Examination:
     return examine(runs, [load_ledger(place, keys, reader) for place in places if isinstance(place, Path)])
 
 
-def exported(federation: Federation, site: str) -> Path:
-    """What a site hands to an auditor."""
-    folder, policy = federation.root / "exports" / site, federation.policies[site].privacy
+def exported(federation: Federation, site: str, folder: Path) -> Path:
+    """What a site hands to an auditor, in a new folder."""
+    policy = federation.policies[site].privacy
     assert policy
     export_ledger(policy, site, federation.kit(site), folder)
     return folder
 
 
-@pytest.mark.thorough
-def test_an_aborted_job_audits_with_the_export_of_the_site_that_keeps_its_ledger(federation: Federation) -> None:
-    leave_room(federation, 4)
-    federation.set_policy("site-3", share_ledger=False)
-
-    def abort(job_id: str, event: dict[str, Any]) -> None:
-        if event["event"] == "training" and event["round"] == 2:
-            trainer = federation.trainer("site-1")
-            assert trainer
-            trainer.suspend()  # so that the round is still open when the order arrives
-            federation.abort(job_id)
-
-    aborted = federation.run_job(federation.export(job("aborted", 3, max_failed_rounds=1)), abort)
-    federation.set_policy("site-3", share_ledger=True)
-    assert aborted.meta["status"] == "FINISHED:ABORTED"
-    assert aborted.record["outcome"] == "failed: round 2 failed: the job was aborted"
-    keys = KnownKeys(load_roster(federation.local("site-1") / ROSTER))
-    assert examined(keys, aborted).worst == "unshown"
-    assert examined(keys, aborted, exported(federation, "site-3")).passed
-
-
-@pytest.mark.thorough
-def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_roster(federation: Federation) -> None:
-    """Submitted again, it continues. Meanwhile everybody but site-4 got a roster with another key under that name."""
+@pytest.fixture(scope="module")
+def aborted(federation: Federation) -> tuple[JobConfig, Outcome]:
+    """A job that its submitter ended in the second of three rounds; site-3 kept its ledger to itself."""
+    leave_room(federation, 6)
     for site in SITES:
-        federation.set_policy(site, allow_unprotected=False, epsilon=8.0)
+        federation.set_policy(site, allow_unprotected=False, share_ledger=site != "site-3")
     agreed = job("continued", 3, max_failed_rounds=1)
 
     def abort(job_id: str, event: dict[str, Any]) -> None:
@@ -525,26 +518,50 @@ def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_r
             trainer.suspend()  # so that the round is still open when the order arrives
             federation.abort(job_id)
 
-    broken = federation.run_job(federation.export(agreed), abort)
-    assert broken.meta["status"] != "FINISHED:COMPLETED"
-    kept = load_checkpoint(federation.state(SERVER) / "checkpoints", broken.job_id)
-    assert kept.round == 1
-    # every site handed its ledger over although FLARE ended its tasks first, and so the run audits clean
+    outcome = federation.run_job(federation.export(agreed), abort)
+    federation.set_policy("site-3", share_ledger=True)
+    return agreed, outcome
+
+
+@pytest.mark.thorough
+def test_an_aborted_job_audits_with_the_export_of_the_site_that_keeps_its_ledger(
+    federation: Federation, aborted: tuple[JobConfig, Outcome], tmp_path: Path
+) -> None:
+    _, broken = aborted
+    assert broken.meta["status"] == "FINISHED:ABORTED"
+    assert broken.record["outcome"] == "failed: round 2 failed: the job was aborted"
+    # the others handed theirs over although FLARE ended their tasks first
     assert broken.workspace
     stated = read_manifest(broken.workspace).sites
-    assert all("file" in stated[site]["ledger"] for site in SITES), stated
-    audit = audit_run(load_run(broken.workspace, KnownKeys(load_roster(federation.local("site-1") / ROSTER))))
-    assert audit.passed, audit.findings
-    for site in SITES[:3]:
-        path = federation.local(site) / ROSTER
-        roster = load_roster(path)
-        stranger = dataclasses.replace(roster.members["site-4"], fingerprint=bytes(32))
-        write_roster(path, dataclasses.replace(roster, members={**roster.members, "site-4": stranger}))
+    assert [site for site in SITES if "file" in stated[site]["ledger"]] == ["site-1", "site-2", "site-4"], stated
+    keys = KnownKeys(load_roster(federation.local("site-1") / ROSTER))
+    assert examined(keys, broken).worst == "unshown"
+    completed = examined(keys, broken, exported(federation, "site-3", tmp_path / "site-3"))
+    assert completed.passed, completed.findings
+
+
+@pytest.mark.thorough
+def test_an_aborted_job_goes_on_with_a_site_s_new_key_and_without_a_site_whose_key_is_not_in_the_roster(
+    federation: Federation, aborted: tuple[JobConfig, Outcome], tmp_path: Path
+) -> None:
+    """Submitted again, it continues. Meanwhile site-2 renewed its key, and site-4's is another in all rosters but its.
+
+    Neither the old roster nor the new accuses site-2, whose ledger says from which key to which it went.
+    """
+    agreed, broken = aborted
+    kept = load_checkpoint(federation.state(SERVER) / "checkpoints", broken.job_id)
+    assert kept.round == 1
+    old = load_roster(federation.local("site-1") / ROSTER)
+    new = renew_key(federation, "site-2", old)
+    strange = with_key(new, "site-4", bytes(32))
+    for site in SITES:
+        write_roster(federation.local(site) / ROSTER, new if site == "site-4" else strange)
 
     outcome = federation.run_job(federation.export(dataclasses.replace(agreed, resume=kept.resuming())))
+
     assert outcome.meta["status"] == "FINISHED:COMPLETED", outcome.meta
     assert [r["round"] for r in outcome.record["rounds"]] == [0, 1, 2, 3]
-    assert trained(outcome)[kept.round :] == [list(SITES[:3])] * 2
+    assert trained(outcome) == [list(SITES), *[list(SITES[:3])] * 2]
     reasons = [row["secagg"]["left_out"] for row in outcome.record["rounds"][kept.round + 1 :]]
     assert reasons == [{"site-4": "its roster is not that of the other sites: all must collect the same one"}] * 2
     for site in SITES:
@@ -552,6 +569,29 @@ def test_a_job_that_was_aborted_goes_on_without_a_site_whose_key_is_not_in_the_r
         assert rounds_of(ledger(federation, site), outcome, "commit") == committed
     assert rounds_of(ledger(federation, "site-4"), outcome, "reserve") == []
     check_heads(federation, outcome, earlier=broken.job_id)
+    own = exported(federation, "site-3", tmp_path / "site-3")
+    for keys in (KnownKeys(old), KnownKeys(new), KnownKeys(old, {datetime.now(UTC): new})):
+        whole = examined(keys, broken, outcome, own)
+        assert whole.passed, whole.findings
+    assert examined(KnownKeys(with_key(new, "site-2", bytes(32))), broken, outcome, own).worst == "fail"
+
+
+def renew_key(federation: Federation, site: str, roster: Roster) -> Roster:
+    """The site gets a new key and hands its ledger over to it; gives the roster with that key. The site runs again."""
+    kit, policy = federation.kit(site), federation.policies[site].privacy
+    assert policy
+    federation.kill(site)
+    new_kit = renewed_kit(federation.kit(SERVER).parents[1], site, federation.root / "renewed")
+    succession.rotate(policy, site, kit, new_kit)
+    for name in ("client.key", "client.crt"):
+        shutil.copy(new_kit / name, kit / name)
+    federation.restart(site)
+    return with_key(roster, site, load_identity(kit).fingerprint)
+
+
+def with_key(roster: Roster, site: str, fingerprint: bytes) -> Roster:
+    member = dataclasses.replace(roster.members[site], fingerprint=fingerprint)
+    return dataclasses.replace(roster, members={**roster.members, site: member})
 
 
 def test_a_site_accepts_nothing_from_outside_and_the_server_one_port(federation: Federation) -> None:
