@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -171,13 +171,19 @@ class Federation:
         """Without a sign of life; deploy/ waits a minute. Before `start`."""
         self._edit_resources(SERVER, lambda r: r["servers"][0].update(heart_beat_timeout=seconds))
 
-    def filter_before_guard(self, site: str, class_path: str, source: str) -> None:
-        """Let a faulty filter of the site's own change answers before the guard sees them, from the next job on."""
+    @contextmanager
+    def filter_before_guard(self, site: str, class_path: str, source: str) -> Iterator[None]:
+        """Let a faulty filter of the site's own change answers before the guard sees them, in jobs of this block."""
         self._install(site, class_path, source)
         path = self.local(site) / "privacy.json"
-        privacy = json.loads(path.read_text())
+        before = path.read_text()
+        privacy = json.loads(before)
         privacy["scopes"][0]["task_result_filters"].insert(0, {"path": class_path})
         path.write_text(json.dumps(privacy))
+        try:
+            yield
+        finally:
+            path.write_text(before)
 
     def start(self) -> None:
         """Start everybody; returns when every site is registered at the server."""

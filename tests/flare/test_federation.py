@@ -287,7 +287,6 @@ def test_of_two_jobs_submitted_together_one_is_refused_and_the_other_runs_to_its
 def test_a_server_that_asks_for_more_than_the_job_said_gets_what_it_said(federation: Federation) -> None:
     """And one site's own software slips: what it adds to the figures stays at the site, which trains all the same."""
     leave_room(federation, 3)
-    federation.filter_before_guard("site-1", "leaky.Leaky", LEAKY)
     open_to_all = {"secagg": UNMASKED, "min_sites": 3}
     folder = federation.export(job("greedy", 1, **open_to_all))
     path = folder / "app" / "config" / "config_fed_server.json"
@@ -297,7 +296,8 @@ def test_a_server_that_asks_for_more_than_the_job_said_gets_what_it_said(federat
     config["workflows"][0] |= {"path": "greedy.Greedy", "args": {"job": asked, "shown": shown}}
     path.write_text(json.dumps(config))
 
-    outcome = federation.run_job(folder)
+    with federation.filter_before_guard("site-1", "leaky.Leaky", LEAKY):
+        outcome = federation.run_job(folder)
 
     assert [outcome.sentence_of(s).endswith("OK") for s in SITES] == [True] * 4
     assert outcome.meta["status"] != "FINISHED:COMPLETED"
