@@ -48,7 +48,7 @@ JOB = resolved(
         federation=FederationConfig(max_failed_rounds=1, evaluate_every=0),
     )
 )
-JOINED = {"device": "cpu", "versions": {"fedmpt": RELEASE}, "evaluates": False, "backbone_digest": "aa"}
+JOINED = {"device": "cpu", "versions": {"fedmpt": RELEASE}, "evaluates": False, "backbone_digest": "aa", "weight": 1}
 LAYOUT = ParameterLayout(("contexts.class", "head.bias"), ((2, 8), (2,)))
 UNITS = 1000
 

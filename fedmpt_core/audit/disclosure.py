@@ -39,7 +39,7 @@ class Sums:
         hidden_among: sites that an update hides among in the smallest sum when all colluders subtract their own.
         attempts: site attempts that were charged and from which nothing left, or nothing was opened.
         without_masks: by site, epsilon of the run against a server that sees its updates, as if the masks had failed.
-            Every site adds the whole noise itself, so it is the site's epsilon.
+            Where every site adds the whole noise itself it is the site's epsilon.
     """
 
     masked: bool
@@ -72,7 +72,7 @@ def sums_of(run: Run, spending: Mapping[str, Spending]) -> Sums:
         colluders=secagg.colluders if secagg.masked else 0,
         hidden_among=max(0, min(sizes, default=0) - secagg.colluders) if secagg.masked else min(1, len(sizes)),
         attempts=max(0, tried - opened),
-        without_masks={site: spent.job for site, spent in spending.items()},
+        without_masks={site: spent.job_alone for site, spent in spending.items()},
     )
 
 

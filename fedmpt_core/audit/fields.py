@@ -29,6 +29,7 @@ CHECKED: dict[str, str] = {
     "record.sites": "each has a ledger that it signed, each is in the roster, and none is missing that is in a sum",
     "record.sites.*.versions.fedmpt": "the release in the site's own reservations",
     "record.sites.*.backbone_digest": "equal at all sites",
+    "record.sites.*.weight": "1, or the number of units that the site's own reservations declare",
     "record.rounds": "every round that a ledger releases, and no other",
     "record.rounds.*.round": "0, 1, 2, ... once each",
     "record.rounds.*.sites": "each has released an update in the attempt that gave the sum",

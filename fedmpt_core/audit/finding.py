@@ -34,7 +34,8 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Severity:
     """The worst severity; `note` when there is none."""
-    return min((f.severity for f in findings), key=ORDER.index, default="note")
+    severities = {f.severity for f in findings}
+    return next((severity for severity in ORDER if severity in severities), "note")
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -91,6 +91,17 @@ def check_alike(run: Run, sites: Sequence[str]) -> None:
             run.say("mechanism-differs", "run", text, "a site trained something else: ask which")
 
 
+def check_weights(run: Run, sites: Sequence[str]) -> None:
+    """A site weighs 1, or as many units as it declares in its own reservations."""
+    by_units = run.job.federation.weighting == "records"
+    for site in sites:
+        own = [e for e in run.ledgers[site] if e.kind == "reserve" and e.job == run.manifest.run_id]
+        weight = run.sites.get(site, {}).get("weight")
+        if {declared_units(e.details) for e in own} - {weight} if by_units else weight != 1:
+            text = f"it weighs {weight} in the record, which is not {'what it declares' if by_units else '1'}"
+            run.say("weight-differs", site, text, "the record was edited, or the server divides by a false number")
+
+
 def _derived(
     run: Run, mechanism: Mechanism, details: Mapping[str, Any], layout: ParameterLayout | None, card: PolicyCard | None
 ) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from cryptography import x509
 from pydantic import Field, TypeAdapter, ValidationError
@@ -162,6 +162,7 @@ class _Joined(TypedDict):
     versions: dict[str, str]
     evaluates: bool
     backbone_digest: str
+    weight: NotRequired[Annotated[int, Field(ge=1)]]
 
 
 class _Record(TypedDict):

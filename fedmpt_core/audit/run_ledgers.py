@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from math import isclose
 
-from fedmpt_core.audit.caps import SAME_EPSILON, cap_of, check_caps
+from fedmpt_core.audit.caps import ALONE, SAME_EPSILON, cap_of, check_caps
 from fedmpt_core.audit.cards import Cards, check_cards, check_genesis
 from fedmpt_core.audit.finding import Finding
-from fedmpt_core.audit.reservations import check_alike, check_reservations, declared_units
+from fedmpt_core.audit.reservations import check_alike, check_reservations, check_weights, declared_units
 from fedmpt_core.audit.run_evidence import Run
 from fedmpt_core.audit.run_rounds import check_rounds
 from fedmpt_core.audit.spending import Accountant, Spending, merged, recompute, spent
@@ -64,6 +64,7 @@ def check_ledgers(
         _check_epsilons(run, site, by_round)
     check_rounds(run, sorted(spending))
     check_alike(run, sorted(spending))
+    check_weights(run, sorted(spending))
     check_sums(run, layout)
     run.findings += reused_keys({site: entries for site, entries in run.ledgers.items() if site in spending})
     return spending
@@ -131,6 +132,7 @@ def _spending(
 ) -> Spending:
     jobs, delta, genesis = run.jobs, run.job.privacy.delta, entries[0]
     cap = cap_of(entries, promised := card.privacy.epsilon if card else None)
+    cap_alone = cap_of(entries, promised_alone := card.privacy.epsilon_alone if card else None, ALONE)
     units = next((declared_units(e.details) for e in reversed(entries) if e.kind == "reserve"), None)
     run.findings += check_genesis(genesis, units, card, delta)
     every = charges(entries)
@@ -142,7 +144,14 @@ def _spending(
     if job > run.job.privacy.epsilon * (1 + SAME_EPSILON):
         text = f"the run spent epsilon {job:.3f}, the job declares {run.job.privacy.epsilon:g} (delta {delta:g})"
         run.say("epsilon-above-the-job", site, text, "the claim of the job does not hold: the larger number does")
-    run.findings += check_caps(entries, promised)
+    run.findings += check_caps(entries, promised) + check_caps(entries, promised_alone, ALONE)
+    shared = any(c.steps.honest > 1 for c in every)
+    if shared:
+        job_alone, failed = spent([s.alone for s in own], delta, site)
+        total_alone, more = spent([c.steps.alone for c in every], float(genesis.delta), site)
+        run.findings += failed + more
+    else:
+        job_alone, total_alone = job, total
     kinds = Counter(entry.kind for entry in entries)
     return Spending(
         dataset=genesis.dataset,
@@ -159,6 +168,9 @@ def _spending(
         by_round=by_round,
         charged=merged(own),
         charged_before=merged([c.steps for c in every if c.job not in jobs]),
+        job_alone=job_alone,
+        total_alone=total_alone,
+        cap_alone=cap_alone,
     )
 
 

@@ -31,6 +31,7 @@ class Spending:
         open: reservations of any job that nothing was released for; they count all the same.
         cap: the site's: of its policy card where the auditor has it, else what its ledger states last, else None.
         caps: every cap that its ledger states, the oldest first.
+        job_alone: `job` if the masks fail, more where sites share their noise; `total_alone` and `cap_alone` likewise.
         accountants: epsilon of the run by accountant, the reported one first.
         by_round: epsilon of the job after its rounds, evenly thinned to about 64 of them.
         charged: (sample rate, noise multiplier, steps) of the run, `charged_before` of the data set's other jobs.
@@ -50,6 +51,9 @@ class Spending:
     by_round: dict[int, float] = field(default_factory=dict)
     charged: tuple[tuple[float, float, int], ...] = ()
     charged_before: tuple[tuple[float, float, int], ...] = ()
+    job_alone: float = 0.0
+    total_alone: float = 0.0
+    cap_alone: float | None = None
 
 
 def further_accountants(*, independent: bool) -> dict[str, Accountant]:

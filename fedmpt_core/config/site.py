@@ -80,6 +80,9 @@ class SitePrivacyConfig:
     """Most that all jobs together may ever spend on the data set."""
     delta: Annotated[float, Field(gt=0, le=0.1)]
     """The delta of that cap, below 1 / units."""
+    epsilon_alone: Annotated[float | None, Field(gt=0, le=1000)] = None
+    """Most that all jobs together may spend if the masks of secure aggregation fail; not given refuses jobs whose sites
+    share their noise (`privacy.noise = "distributed"`), which are the only ones where it is more."""
     unit: Literal["record", "group"] = "record"
     """What one neighbour differs in: a `record`, or a `group` of records (a patient); jobs must protect the same."""
     ledger: str = ""
@@ -87,6 +90,8 @@ class SitePrivacyConfig:
     one run."""
     min_noise_multiplier: Annotated[float, Field(ge=0, le=10_000)] = 0.3
     """Least noise that a job may use."""
+    min_share_multiplier: Annotated[float, Field(ge=0, le=10_000)] = 0.3
+    """Least noise that this site itself may add, where sites share it."""
     max_sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Largest sampling probability."""
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000_000

@@ -8,6 +8,7 @@ up the picture is to be shown (Exif 2.3, Orientation) is read, and nothing else.
 
 import io
 import mmap
+import os
 import re
 import struct
 import zlib
@@ -75,9 +76,10 @@ def read_container(file: BinaryIO) -> Container:
 
 
 def _content(file: BinaryIO) -> bytes:
-    content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
+    if file.seek(0, os.SEEK_END) > MOST_BYTES:
         raise Unfit(f"has more than {MOST_BYTES} bytes")
+    file.seek(0)
+    content = file.read()
     return content
 
 
@@ -205,5 +207,6 @@ def _read(file: IO[bytes], at: int, size: int) -> bytes:
     """Bytes at a place; fewer where the file ends, none at a place that no file has."""
     if at >= 2**63:
         return b""
+    end = file.seek(0, os.SEEK_END)
     file.seek(at)
-    return file.read(size)
+    return file.read(max(0, min(size, end - at)))  # Python sets aside as much memory as is asked for

@@ -29,7 +29,8 @@ def encoding_of(job: JobConfig, layout: ParameterLayout) -> Encoding | Integers:
     if job.privacy.distributed:
         if layout.size > MOST_NUMBERS:
             raise ValueError(f"privacy.noise='distributed' is for {MOST_NUMBERS} numbers at most, not {layout.size}")
-        shared, bounds = SharedNoise.of(job), dict[str, float](job.privacy.group_norms)
+        shared = SharedNoise.of(job)
+        bounds: dict[str, float] = {**job.privacy.group_norms}
         sizes = [prod(shape) for shape in layout.shapes]
         norms = [bounds[name.split(".")[0]] if bounds else job.privacy.max_grad_norm for name in layout.names]
         grid = np.repeat(np.array(norms) * 2.0**-shared.bits, sizes)

@@ -34,7 +34,7 @@ def claim_of(run: Run, audit: Audit, profiles: Sequence[Profile]) -> Claim:
     guess = next((p.guess for p in profiles if site in p.sites), None)
     facts = (
         Fact("Who is protected", *_who(run, audit)),
-        Fact("Against whom", *_against(run)),
+        Fact("Against whom", *_against(run, audit)),
         Fact("How strongly", *how_strongly(worst.total, max(s.delta for s in spending.values()), worst.unit, guess)),
         Fact("For how long", *_duration(run, audit)),
     )
@@ -101,7 +101,15 @@ def _who(run: Run, audit: Audit) -> tuple[str, str]:
     )
 
 
-def _against(run: Run) -> tuple[str, str]:
+def _against(run: Run, audit: Audit) -> tuple[str, str]:
+    alone = max(spent.total_alone for spent in audit.spending.values())
+    if any(spent.total_alone != spent.total for spent in audit.spending.values()):
+        return (
+            f"The server and up to {count(run.job.secagg.colluders, 'site')} that work with it, as long as the masks "
+            "of secure aggregation hold, and everybody who sees no more than opened sums or the model.",
+            "Sites shared the noise of sums. If the masks fail, a site's own share is all that protects it: epsilon is "
+            f"then {up(alone)} in place of the number below.",
+        )
     text = (
         "Everybody who sees what left a site: the server, the other sites, whoever gets the model, all of them "
         "together, whatever else they know."

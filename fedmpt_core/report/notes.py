@@ -1,10 +1,13 @@
 """What the sections say in words, the same in HTML and JSON: each paragraph one string."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
 
 from fedmpt_core.audit.auditor import Audit
 from fedmpt_core.audit.finding import worst
 from fedmpt_core.audit.run_evidence import Run
+from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
 from fedmpt_core.report.content import Profile, Utility
 from fedmpt_core.report.plain import count, names, number, signed, up
 from fedmpt_core.report.words import WORDS
@@ -98,13 +101,43 @@ def _aggregation(run: Run, audit: Audit) -> tuple[str, ...]:
         f"Assumptions: no more than {secagg.colluders} of the sites work with the server; sites hold the keys in their "
         "roster; X25519, HKDF-SHA256, AES-256, Ed25519 and RSA-PSS hold. The protocol has had no outside review. It "
         "does not stop a site from sending a false update, nor the server from publishing another model than the sum.",
-        "If the masks fail, the server sees each site's update alone. Every site adds its whole noise itself, so its "
-        "epsilon stays the same: no number in this report rests on the masks.",
+        _if_masks_fail(run, audit),
         f"{count(sums.attempts, 'attempt')} of sites were charged and are in no sum that was opened."
         if sums.attempts
         else "Every attempt that was charged is in a sum that was opened.",
         *made_up,
     )
+
+
+def _if_masks_fail(run: Run, audit: Audit) -> str:
+    if all(spent.total_alone == spent.total for spent in audit.spending.values()):
+        return (
+            "If the masks fail, the server sees each site's update alone. Every site adds its whole noise itself, so "
+            "its epsilon stays the same: no number in this report rests on the masks."
+        )
+    site, spent = max(audit.spending.items(), key=lambda item: item[1].total_alone)
+    whole = f"If the masks fail, all jobs on the data set of {site} come to epsilon {up(spent.total_alone)}."
+    if not run.job.privacy.distributed:
+        return f"In this run every site adds its whole noise itself; in an earlier one sites shared it. {whole}"
+    rows = "; ".join(f"{honest}: {up(value)}" for honest, value in if_all_but(run, audit, site))
+    return (
+        f"The sites share the noise: epsilon holds for sums with the noise of {run.job.honest} honest sites or more. "
+        f"By the number of sites in a sum that do not work with the server it is, for this run at {site}: {rows}. With "
+        f"1, no more is left than if the masks fail. {whole}"
+    )
+
+
+def if_all_but(run: Run, audit: Audit, site: str) -> list[tuple[int, float]]:
+    """Epsilon of the run at a site by the number of honest sites in each sum, from those of the claim down to one.
+
+    The noise of j of h sites that share it has standard deviation sigma sqrt(j / h).
+    """
+    history = [Steps(*kind) for kind in audit.spending[site].charged]
+    honest, delta = run.job.honest, audit.spending[site].job_delta
+    return [
+        (j, epsilon([replace(s, noise_multiplier=s.noise_multiplier * sqrt(j / honest)) for s in history], delta))
+        for j in range(honest, 0, -1)
+    ]
 
 
 def _utility(utility: Utility) -> tuple[str, ...]:

@@ -72,6 +72,12 @@ def _show_run(one: "Audit") -> None:
             rows.append((shown(site), shown(spent.dataset), *numbers, jobs, cap, f"{spent.delta:g}", spent.unit))
         columns = ("site", "data set", *short, "all jobs", "cap", "delta", "unit")
         show_table("Epsilon of this run", columns, rows, "; ".join(names))
+        if any(spent.total_alone != spent.total for spent in one.spending.values()):
+            rows = [
+                (shown(n), f"{s.job_alone:.3f}", f"{s.total_alone:.3f}", f"{s.cap_alone:g}" if s.cap_alone else "–")
+                for n, s in one.spending.items()
+            ]
+            show_table("If the masks fail", ("site", "this run", "all jobs", "cap"), rows)
     typer.echo(_sums(one.sums))
     alike: dict[tuple[Disclosure, ...], list[str]] = {}
     for site, left in one.releases.items():

@@ -10,6 +10,7 @@ from fedmpt_flare.cli.options import AsJson, Kit, SiteFile, SiteName, Unsigned, 
 
 if TYPE_CHECKING:
     from fedmpt_core.config.site import SitePrivacyConfig
+    from fedmpt_core.privacy.accounting.epsilon import Steps
     from fedmpt_core.privacy.ledger.statement import Statement
 
 ledger = typer.Typer(help="A site's privacy ledgers: what was spent, by which job, what is left.", no_args_is_help=True)
@@ -150,16 +151,19 @@ def _show(account: "Statement") -> None:
     title = f"{account.dataset}: epsilon {account.total:.3f}{cap} (delta {account.delta:g}, per {account.unit}){state}"
     rows = []
     for job in account.jobs:
-        mechanism = "; ".join(f"{count} steps, rate {q:g}, noise {noise:g}" for q, noise, count in job.mechanisms)
+        mechanism = "; ".join(map(_mechanism, job.mechanisms))
         counts = (str(n) if job.first else "–" for n in (job.rounds, job.attempts, job.released))
         first = job.first[:16].replace("T", " ") or "carried"
         rows.append((shown(job.job), first, *counts, mechanism, f"{job.epsilon:.3f}"))
     show_table(shown(title), ("job", "first", "rounds", "attempts", "released", "mechanism", "epsilon alone"), rows)
     for hold in account.held:
-        mechanism = f"{hold.steps.count} steps, rate {hold.steps.sample_rate:g}, noise {hold.steps.noise_multiplier:g}"
-        typer.echo(f"{shown(hold.job)} holds {mechanism} until it ends, at the latest until {hold.until[:19]}Z.")
+        what = _mechanism(hold.steps)
+        typer.echo(f"{shown(hold.job)} holds {what} until it ends, at the latest until {hold.until[:19]}Z.")
     if account.held:
         typer.echo(f"With all that is held, epsilon is {account.reach:.3f}: that counts against other jobs.")
+    if account.if_masks_fail != account.reach:
+        most = f" of {account.cap_alone:g}" if account.cap_alone is not None else ""
+        typer.echo(f"If the masks fail, where sites shared their noise: epsilon {account.if_masks_fail:.3f}{most}.")
     for cap in account.caps:
         before = f", changed from {cap.before:g}" if cap.before is not None else ""
         typer.echo(f"Cap {cap.epsilon:g} since {cap.time[:19]}Z{before}.")
@@ -169,3 +173,8 @@ def _show(account: "Statement") -> None:
         typer.echo(f"{account.open} attempts were charged and released nothing; they count all the same.")
     if account.torn:
         typer.echo(account.torn)
+
+
+def _mechanism(steps: "Steps") -> str:
+    shared = f" shared by {steps.honest}" if steps.honest > 1 else ""
+    return f"{steps.count} steps, rate {steps.sample_rate:g}, noise {steps.noise_multiplier:g}{shared}"

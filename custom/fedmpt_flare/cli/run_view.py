@@ -179,6 +179,18 @@ def _show_privacy(console: Console, job: JobConfig, plan: Any) -> None:
             for n, s in plan.sites.items()
         ]
         show_table("Budgets", ("site", "epsilon of the job", "of the data set", "cap"), rows, console=console)
+    if plan.sites and privacy.distributed:
+        console.print(
+            f"Sites share the noise: this holds against the server and up to {job.secagg.colluders} of the sites, as "
+            "long as the masks hold. If they fail, each site's own share is all that is left:",
+            soft_wrap=True,
+        )
+        rows = [
+            (n, f"{s.projection.job_alone:.2f}", f"{s.projection.total_alone:.2f}", f"{s.projection.cap_alone:g}")
+            for n, s in plan.sites.items()
+        ]
+        columns = ("site", "epsilon of the job", "of the data set", "epsilon_alone")
+        show_table("If the masks fail", columns, rows, console=console)
 
 
 def _show_accounting(console: Console, job: JobConfig, plan: Any) -> None:

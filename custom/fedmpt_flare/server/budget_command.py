@@ -20,7 +20,18 @@ from fedmpt_core.common.text import shown
 from fedmpt_flare.tasks import BUDGET_TOPIC
 
 COMMAND = "privacy_budget"
-COLUMNS = ["site", "data set", "epsilon spent", "with what jobs hold", "cap", "delta", "unit", "entries", "ledger head"]
+COLUMNS = [
+    "site",
+    "data set",
+    "epsilon spent",
+    "with what jobs hold",
+    "cap",
+    "if masks fail",
+    "delta",
+    "unit",
+    "entries",
+    "ledger head",
+]
 
 
 class BudgetCommand(FLComponent):
@@ -69,8 +80,9 @@ def budget_row(site: str, body: object) -> list[str]:
     budget = _budget_in(body)
     if "refused" in budget:
         return [site, _plain(budget["refused"]), *[""] * (len(COLUMNS) - 2)]
-    forms = {"dataset": "", "epsilon": ".3f", "reach": ".3f", "cap": "g", "delta": "g", "unit": "", "entries": ""}
-    return [site, *(_plain(budget.get(key), form) for key, form in forms.items()), _plain(budget.get("head"))[:16]]
+    forms = {"dataset": "", "epsilon": ".3f", "reach": ".3f", "cap": "g", "if_masks_fail": ".3f", "delta": "g"}
+    forms |= {"unit": "", "entries": ""}
+    return [site, *(_plain(budget.get(key, ""), form) for key, form in forms.items()), _plain(budget.get("head"))[:16]]
 
 
 def _budget_in(body: object) -> dict[str, Any]:

@@ -73,16 +73,18 @@ def budget_of(workspace: Path, name: str) -> dict[str, Any]:
     if site.privacy is None or not site.privacy.show_budget:
         return {"refused": "this site does not show its budget (privacy.show_budget)"}
     # slow to import, and a parent process of FLARE may never be asked
-    from fedmpt_core.privacy.accounting.epsilon import epsilon
+    from fedmpt_core.privacy.accounting.epsilon import epsilon, epsilon_alone
     from fedmpt_core.privacy.ledger.budget import held, history
 
     kit = workspace / WorkspaceConstants.STARTUP_FOLDER_NAME
     entries = read_site_ledger(site.privacy, kit)
     spent = history(entries)
+    reach = [*spent, *(h.steps for h in held(entries))]
     return {
         "dataset": site.privacy.dataset,
         "epsilon": epsilon(spent, site.privacy.delta),
-        "reach": epsilon([*spent, *(h.steps for h in held(entries))], site.privacy.delta),
+        "reach": epsilon(reach, site.privacy.delta),
+        "if_masks_fail": epsilon_alone(reach, site.privacy.delta),
         "cap": site.privacy.epsilon,
         "delta": site.privacy.delta,
         "unit": site.privacy.unit,

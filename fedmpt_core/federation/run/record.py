@@ -99,7 +99,7 @@ class RunRecord:
     def joined(self, fields: Mapping[str, Mapping[str, Any]], absent: Mapping[str, str] | None = None) -> "RunRecord":
         """With what the sites said of themselves, who agree on backbone and layout, and with why others are absent."""
         one = next(iter(fields.values()))
-        keep = ("device", "versions", "evaluates", "backbone_digest")
+        keep = ("device", "versions", "evaluates", "backbone_digest", "weight")
         sites = {s: {k: f[k] for k in keep} for s, f in fields.items()}
         return replace(
             self, backbone=one["backbone"], is_stand_in=one["is_stand_in"], sites=sites, absent=dict(absent or {})

@@ -33,8 +33,6 @@ def check_site(job: JobConfig, site: SiteConfig, *, has_kit: bool | None) -> Sit
 def check_limits(job: JobConfig, policy: SitePrivacyConfig | None, secagg: SiteSecAggConfig) -> None:
     """The part of `check_site` that needs nothing but what a site may tell others. Raises PrivacyRefused."""
     check_policy(job, policy)
-    if job.privacy.distributed:
-        raise JobRefused("privacy.noise='distributed': this site has set no privacy.epsilon_alone")
     if policy is not None:
         _check_units(job, policy)
     if not job.secagg.masked:

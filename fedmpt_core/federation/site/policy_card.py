@@ -13,20 +13,31 @@ from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.config.toml import ConfigError, build
 from fedmpt_core.federation.site.admission import check_limits
 from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
-from fedmpt_core.privacy.ledger.budget import Charge, Held, PrivacyRefused, charges, held, project_charges
+from fedmpt_core.privacy.ledger.budget import Charge, Held, PrivacyRefused, by_job, charges, held, project_charges
 from fedmpt_core.privacy.ledger.chain import Entry
 
 
 @dataclass(frozen=True)
 class Charged:
-    """Steps of one job with one mechanism: sampling rate, noise multiplier, count."""
+    """Steps of one job with one mechanism: sampling rate, noise multiplier, count, and how many sites share noise."""
 
     job: str
     sample_rate: float
     noise_multiplier: float
     steps: int
+    honest: int = 1
 
     __pydantic_config__ = STRICT
+
+    @staticmethod
+    def of(job: str, steps: Steps) -> "Charged":
+        """From what an accountant prices."""
+        return Charged(job, steps.sample_rate, steps.noise_multiplier, steps.count, steps.honest)
+
+    @property
+    def price(self) -> Steps:
+        """What an accountant prices."""
+        return Steps(self.sample_rate, self.noise_multiplier, self.steps, self.honest)
 
 
 @dataclass(frozen=True)
@@ -54,16 +65,12 @@ class PolicyCard:
         """A site's card. Raises ConfigError when it has no policy."""
         if site.privacy is None:
             raise ConfigError(f"{name} has no [privacy] table in its site file: write its policy first")
-        sums: dict[tuple[str, float, float], int] = {}
-        for charge in charges(entries):
-            key = charge.job, charge.steps.sample_rate, charge.steps.noise_multiplier
-            sums[key] = sums.get(key, 0) + charge.steps.count
         return PolicyCard(
             name,
             replace(site.privacy, ledger=""),
             replace(site.secagg, roster="", state=""),
-            tuple(Charged(*key, count) for key, count in sums.items()),
-            tuple(Charged(h.job, h.steps.sample_rate, h.steps.noise_multiplier, h.steps.count) for h in held(entries)),
+            tuple(Charged.of(*charge) for charge in by_job(charges(entries))),
+            tuple(Charged.of(*hold) for hold in by_job(held(entries))),
         )
 
     @staticmethod
@@ -93,10 +100,10 @@ class PolicyCard:
         try:
             check_limits(job, self.privacy, self.secagg)
             if job.privacy.private:
-                holds = [Held(c.job, Steps(c.sample_rate, c.noise_multiplier, c.steps), "") for c in self.held]
+                holds = [Held(c.job, c.price, "") for c in self.held]
                 project_charges(job, self.privacy, self._charges(), holds)
         except PrivacyRefused as refused:
             raise PrivacyRefused(f"{self.site} would refuse the job: {refused}") from None
 
     def _charges(self) -> list[Charge]:
-        return [Charge(c.job, Steps(c.sample_rate, c.noise_multiplier, c.steps)) for c in self.charged]
+        return [Charge(c.job, c.price) for c in self.charged]

@@ -59,11 +59,13 @@ class Steps:
         sample_rate: probability of each record to be in a step's batch, in (0, 1].
         noise_multiplier: standard deviation of the noise over the clip norm, above 0.
         count: how many steps, at least 0.
+        honest: sites that share this noise, at least 1; `alone` is what one of them adds. 1: a site adds it all.
     """
 
     sample_rate: float
     noise_multiplier: float
     count: int
+    honest: int = 1
 
     def __post_init__(self) -> None:
         """Raises ValueError for impossible values."""
@@ -71,6 +73,21 @@ class Steps:
         if not (is_real(self.noise_multiplier) and self.noise_multiplier > 0):
             raise ValueError(f"noise_multiplier={self.noise_multiplier!r} must be a finite number above 0")
         check_count("count", self.count, 0)
+        check_count("honest", self.honest, 1)
+
+    @property
+    def alone(self) -> "Steps":
+        """The same where nothing but one site's share of the noise protects its records: if the masks fail."""
+        return Steps(self.sample_rate, self.noise_multiplier / math.sqrt(self.honest), self.count)
+
+
+def added_up(history: Iterable[Steps]) -> list[Steps]:
+    """The same history with one entry for each kind of steps, in the order of their first."""
+    counts: dict[tuple[float, float, int], int] = {}
+    for steps in history:
+        kind = steps.sample_rate, steps.noise_multiplier, steps.honest
+        counts[kind] = counts.get(kind, 0) + steps.count
+    return [Steps(rate, noise, count, honest) for (rate, noise, honest), count in counts.items()]
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,11 @@ def cross_checked(history: Iterable[Steps], delta: float) -> Epsilons:
             "do not train, and report these numbers"
         )
     return Epsilons(pld, prv, _rdp(kinds, delta), _epsilon(kinds, delta, True))
+
+
+def epsilon_alone(history: Iterable[Steps], delta: float) -> float:
+    """Epsilon if the masks fail and each site's own noise is all that protects it; otherwise as `epsilon`."""
+    return epsilon([steps.alone for steps in history], delta)
 
 
 def replace_one(history: Iterable[Steps], delta: float) -> float:

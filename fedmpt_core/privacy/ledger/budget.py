@@ -11,21 +11,22 @@ before it has cost anything. What is held shrinks with every round that is charg
 some time after its last round (`lasting`) where the job died; a job that slept longer is held to the cap anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from math import isclose
 from typing import Any, get_args
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SiteConfig, SitePrivacyConfig
 from fedmpt_core.privacy.accounting.calibration import calibrate
-from fedmpt_core.privacy.accounting.epsilon import Steps, epsilon
+from fedmpt_core.privacy.accounting.epsilon import Steps, added_up, epsilon, epsilon_alone
 from fedmpt_core.privacy.ledger.chain import Entry, LedgerError, LedgerHead
 from fedmpt_core.privacy.ledger.ledger import Ledger, read_ledger, standing_holds, stated_caps
 from fedmpt_core.privacy.ledger.records import RecordLists
 from fedmpt_core.privacy.ledger.site_ledger import SUFFIX
 from fedmpt_core.privacy.ledger.witness import Witness
-from fedmpt_core.privacy.mechanism.mechanism import DP_SGD, Mechanism, Name
+from fedmpt_core.privacy.mechanism.mechanism import DP_SGD, SHARES, Mechanism, Name
 
 PHASES = 6  # of secure aggregation in a round
 STARTING = 900.0  # chosen: seconds until a deployed job is held by the process that trains it
@@ -60,11 +61,17 @@ class Projection:
         job: epsilon of the job alone at the job's delta.
         total: epsilon of everything ever spent on the data set and this job, at the site's delta.
         cap: the site's cap.
+        job_alone: epsilon of the job if the masks fail; the same as `job` where sites share no noise.
+        total_alone: of everything, likewise.
+        cap_alone: the site's cap for that; None where it has set none.
     """
 
     job: float
     total: float
     cap: float
+    job_alone: float
+    total_alone: float
+    cap_alone: float | None
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,12 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
     noise = privacy.noise_multiplier
     if noise is None:
         raise JobRefused("the job gives no noise multiplier: export it again with this release")
+    if privacy.distributed and policy.epsilon_alone is None:
+        raise JobRefused(
+            "the job's sites share the noise (privacy.noise = 'distributed'), and this site has not said what may be "
+            "spent if the masks fail: it would need [privacy] epsilon_alone in the site's own file"
+        )
+    share = Mechanism.of(job).share_multiplier
     problems = [
         # whether, what the job says, what the site allows
         (privacy.unit != policy.unit, f"privacy.unit='{privacy.unit}', this site protects each", policy.unit),
@@ -156,6 +169,11 @@ def check_policy(job: JobConfig, policy: SitePrivacyConfig | None) -> None:
             noise < policy.min_noise_multiplier,
             f"privacy.noise_multiplier={noise} is below this site's least",
             f"of {policy.min_noise_multiplier}",
+        ),
+        (
+            share < policy.min_share_multiplier,
+            f"a site's share of the noise, {share:.4g}, is below this site's least",
+            f"of {policy.min_share_multiplier}",
         ),
         (
             privacy.sample_rate > policy.max_sample_rate,
@@ -221,10 +239,14 @@ def project_charges(
     plan = [*([new] if new else []), Mechanism.of(job).steps(ahead)]
     others = [h for h in holds if h.job not in (job_id, *job.continued)]
     every = [c.steps for c in spent]
+    of_job, of_all = [*continued, *own, *plan], [*every, *(h.steps for h in others), *plan]
     projection = Projection(
-        epsilon([*continued, *own, *plan], job.privacy.delta),
-        epsilon([*every, *(h.steps for h in others), *plan], policy.delta),
+        epsilon(of_job, job.privacy.delta),
+        epsilon(of_all, policy.delta),
         policy.epsilon,
+        epsilon_alone(of_job, job.privacy.delta),
+        epsilon_alone(of_all, policy.delta),
+        policy.epsilon_alone,
     )
     if projection.job > job.privacy.epsilon:
         before = f" after the run '{job.continued[0]}' that it continues" if job.continued else ""
@@ -235,6 +257,8 @@ def project_charges(
         )
     if projection.total > policy.epsilon:
         raise OverCap(policy, projection, every, others, plan)
+    if policy.epsilon_alone is not None and projection.total_alone > policy.epsilon_alone:
+        raise OverCap(policy, projection, every, others, plan, alone=True)
     return projection
 
 
@@ -252,19 +276,25 @@ class OverCap(PrivacyRefused):
         spent: Sequence[Steps],
         others: Sequence[Held],
         plan: Sequence[Steps],
+        *,
+        alone: bool = False,
     ) -> None:
-        before, alone = epsilon(spent, policy.delta), epsilon(plan, policy.delta)
+        price = epsilon_alone if alone else epsilon
+        cap, reached = policy.epsilon, projection.total
+        if alone:
+            cap, reached = policy.epsilon_alone or 0.0, projection.total_alone
+        before, job = price(spent, policy.delta), price(plan, policy.delta)
         public = "privacy budget: what is left at this site does not suffice for the job"
         holding = ""
         if others:
-            with_held = epsilon([*spent, *(h.steps for h in others)], policy.delta)
+            with_held = price([*spent, *(h.steps for h in others)], policy.delta)
             names, until = ", ".join(sorted({f"'{h.job}'" for h in others})), max(h.until for h in others)
             holding = f", {with_held:.3f} with what {names} holds until {until[:19]}Z"
             public = "privacy budget: what running jobs leave at this site does not suffice: submit it when they end"
         text = (
-            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {projection.total:.3f} "
-            f"(delta {policy.delta:g}); {before:.3f} is spent{holding} and the cap is {policy.epsilon:g}; "
-            f"the job plans {alone:.3f} by itself"
+            f"privacy budget: with this job, data set '{policy.dataset}' would reach epsilon {reached:.3f} "
+            f"{'if the masks fail ' if alone else ''}(delta {policy.delta:g}); {before:.3f} is spent{holding} and the "
+            f"cap {'for that ' if alone else ''}is {cap:g}; the job plans {job:.3f} by itself"
         )
         super().__init__(text, text if policy.show_budget else public)
         self.projection = projection
@@ -316,6 +346,26 @@ def charges(entries: Sequence[Entry]) -> list[Charge]:
     return charged
 
 
+def by_job(charged: Iterable[Charge | Held]) -> list[tuple[str, Steps]]:
+    """The same added up: by job, one for each kind of steps."""
+    jobs: dict[str, list[Steps]] = {}
+    for charge in charged:
+        jobs.setdefault(charge.job, []).append(charge.steps)
+    return [(job, steps) for job, history in jobs.items() for steps in added_up(history)]
+
+
+def said(steps: Steps) -> dict[str, Any]:
+    """What an entry says of steps that it carries on, as `charges` reads it."""
+    price = {"sample_rate": steps.sample_rate, "noise_multiplier": steps.noise_multiplier, "steps": steps.count}
+    if steps.honest == 1:
+        return price
+    return price | {
+        "mechanism": SHARES,
+        "honest": steps.honest,
+        "share_multiplier": steps.alone.noise_multiplier,
+    }
+
+
 def _charge(entry: Entry, job: str, details: Mapping[str, Any]) -> Charge:
     try:
         return Charge(job, _steps(details))
@@ -329,7 +379,13 @@ def _steps(details: Mapping[str, Any]) -> Steps:
         raise ValueError(f"mechanism {name!r} is not one that this release can price: upgrade")
     if type(details["steps"]) is not int:
         raise ValueError("steps is no whole number")
-    return Steps(float(details["sample_rate"]), float(details["noise_multiplier"]), details["steps"])
+    honest = details["honest"] if name == SHARES else 1
+    if type(honest) is not int:
+        raise ValueError("honest is no whole number")
+    steps = Steps(float(details["sample_rate"]), float(details["noise_multiplier"]), details["steps"], honest)
+    if name == SHARES and not isclose(float(details["share_multiplier"]), steps.alone.noise_multiplier, rel_tol=1e-9):
+        raise ValueError("share_multiplier is not noise_multiplier over the root of honest")
+    return steps
 
 
 class Budget:
@@ -395,8 +451,13 @@ class Budget:
                 self._ledger.free(job)
 
     def _require_room(self, entries: Sequence[Entry], new: Steps | None = None) -> None:
-        stated = [cap.epsilon for cap in stated_caps(entries)[-1:]]  # another process may have read a lower one since
-        policy = replace(self._policy, epsilon=min([self._policy.epsilon, *stated]))
+        # another process may have read lower caps since
+        stated = [cap.epsilon for cap in stated_caps(entries)[-1:]]
+        alone = [cap.epsilon for cap in stated_caps(entries, "cap_alone")[-1:]]
+        caps = {"epsilon": min([self._policy.epsilon, *stated])}
+        if self._policy.epsilon_alone is not None:
+            caps["epsilon_alone"] = min([self._policy.epsilon_alone, *alone])
+        policy = replace(self._policy, **caps)
         project_charges(self._job, policy, charges(entries), held(entries, self._ledger.now()), self.id, new)
 
     def reserve(self, round_number: int, attempt: int, details: Mapping[str, Any]) -> Entry:

@@ -51,6 +51,7 @@ _TEXTS = {
     "new": re.compile(r"[0-9][0-9.e+-]{0,31}"),
 }
 _TEXTS["until"] = _TEXTS["time"]
+CAPS = ("cap", "cap_alone")  # most that may be spent, and most if the masks of secure aggregation fail
 _COMMON = ("v", "seq", "prev", "hash", "sig", "kind", "site", "dataset", "time")
 _KINDS_1 = {
     "genesis": {*_COMMON, "delta", "unit", "adjacency", "key_spki", "public_key", "details"},
@@ -65,7 +66,7 @@ _KINDS = {
         **_KINDS_1,
         "hold": {*_COMMON, "job", "until", "details"},
         "free": {*_COMMON, "job"},
-        "cap": {*_COMMON, "old", "new"},
+        **{kind: {*_COMMON, "old", "new"} for kind in CAPS},
     },
 }
 
@@ -181,7 +182,7 @@ class Chain:
         self.commits: dict[str, Entry] = {}  # by the hash of their reservation
         self.holds: dict[str, Entry] = {}  # the newest of each job that has not ended, by its job
         self.priced: list[Entry] = []  # all that decides what a job may still spend
-        self.cap = ""
+        self.caps: dict[str, str] = {}
         self.offset, self.last, self.closed = 0, b"", False
 
     def follow(self, data: bytes) -> bytes:
@@ -224,7 +225,7 @@ class Chain:
             raise Damage("holds until a time that was over")
         if entry.kind == "free" and entry.job not in self.holds:
             raise Damage("frees what was not held")
-        if entry.kind in ("genesis", "cap"):
+        if entry.kind in ("genesis", *CAPS):
             self._check_cap(entry)
         return entry
 
@@ -282,15 +283,16 @@ class Chain:
             raise Damage("commits a reservation for the second time")
 
     def _check_cap(self, entry: Entry) -> None:
-        if entry.old != self.cap:
-            raise Damage(f"changes the cap from {entry.old or 'none'}, which was {self.cap or 'none'}")
-        stated = entry.new or entry.details.get("cap", "")
-        try:
-            fine = stated == "" or 0 < float(stated) < math.inf
-        except (TypeError, ValueError):
-            fine = False
-        if not fine:
-            raise Damage("states a cap that is no number above 0")
+        before = self.caps.get(entry.kind, "")
+        if entry.old != before:
+            raise Damage(f"changes the cap from {entry.old or 'none'}, which was {before or 'none'}")
+        for stated in (entry.new, *(entry.details.get(name, "") for name in CAPS)):
+            try:
+                fine = stated == "" or 0 < float(stated) < math.inf
+            except (TypeError, ValueError):
+                fine = False
+            if not fine:
+                raise Damage("states a cap that is no number above 0")
 
     def _key_of(self, entry: Entry) -> Verifier | None:
         """The verifier of the key that a genesis or rotate names."""
@@ -313,11 +315,11 @@ class Chain:
         self.entries.append(entry)
         if entry.kind in ("genesis", "rotate"):
             self.key = self._key_of(entry)
-        if entry.kind in ("genesis", "reserve", "hold", "free", "cap"):
+        if entry.kind in ("genesis", "reserve", "hold", "free", *CAPS):
             self.priced.append(entry)
         match entry.kind:
             case "genesis":
-                self.cap = str(entry.details.get("cap", ""))
+                self.caps = {name: str(entry.details[name]) for name in CAPS if name in entry.details}
             case "reserve":
                 self.reserves[entry.hash] = entry
             case "commit":
@@ -326,8 +328,8 @@ class Chain:
                 self.holds[entry.job] = entry
             case "free":
                 del self.holds[entry.job]
-            case "cap":
-                self.cap = entry.new
+            case "cap" | "cap_alone":
+                self.caps[entry.kind] = entry.new
             case "close":
                 self.closed = True
         self.last = line + b"\n"

@@ -82,8 +82,8 @@ def export_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None, out: P
         write_whole(out / file, data, mode=None)
     names = list(files)
     entries = read_ledger(out / names[0], verifier(kit / "client.crt") if kit else None)
-    account = json.dumps(statement(Entries(entries), policy.epsilon).to_dict(), indent=2, allow_nan=False) + "\n"
-    write_whole(out / STATEMENT, account.encode(), mode=None)
+    account = statement(Entries(entries), policy.epsilon, policy.epsilon_alone).to_dict()
+    write_whole(out / STATEMENT, (json.dumps(account, indent=2, allow_nan=False) + "\n").encode(), mode=None)
     export = LedgerExport(
         site=name,
         dataset=policy.dataset,

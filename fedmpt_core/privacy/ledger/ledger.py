@@ -113,11 +113,11 @@ class Cap:
     before: float | None
 
 
-def stated_caps(entries: Sequence[Entry]) -> tuple[Cap, ...]:
-    """Every cap that a ledger states, the oldest first."""
+def stated_caps(entries: Sequence[Entry], kind: str = "cap") -> tuple[Cap, ...]:
+    """Every cap of a kind (`CAPS`) that a ledger states, the oldest first."""
     caps: list[Cap] = []
     for entry in entries:
-        if stated := entry.details.get("cap", "") if entry.kind == "genesis" else entry.new:
+        if stated := entry.details.get(kind, "") if entry.kind == "genesis" else entry.new * (entry.kind == kind):
             caps.append(Cap(entry.time, entry.seq, float(stated), caps[-1].epsilon if caps else None))
     return tuple(caps)
 
@@ -166,7 +166,7 @@ class Ledger:
         signer: Signer | None,
         verify: Verifier | None = None,
         carried: Sequence[Mapping[str, JSON]] = (),
-        cap: float | None = None,
+        caps: Mapping[str, float | None] | None = None,
         clock: Clock | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> "Ledger":
@@ -181,7 +181,7 @@ class Ledger:
             signer: signs every entry; None in a simulation.
             verify: checks what other processes append; without it this object checks their chain alone.
             carried: charges of closed ledgers that this one continues, in the genesis so that none can be lost.
-            cap: most epsilon that all jobs may spend, where that is stated.
+            caps: most epsilon that all jobs may spend, by kind (`CAPS`), where that is stated.
             clock: the time with a time zone, for tests.
             lock_timeout: seconds to wait for other writers, >= 0.
 
@@ -195,7 +195,7 @@ class Ledger:
             raise LedgerError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
         ledger = Ledger(path, signer=signer, verify=verify, clock=clock, lock_timeout=lock_timeout)
         fields = {"kind": "genesis", "delta": repr(float(delta)), "unit": unit, "adjacency": ADJACENCY}
-        stated = {} if cap is None else {"cap": float(cap)}
+        stated = {kind: float(cap) for kind, cap in (caps or {}).items() if cap is not None}
         fields |= {
             "site": site,
             "dataset": dataset,
@@ -316,12 +316,13 @@ class Ledger:
             if job in self._chain.holds:
                 self._append(file, {"kind": "free", "job": job})
 
-    def state_cap(self, cap: float) -> None:
-        """Notes the most that may be spent, where the ledger states another or none. Raises as `reserve` does."""
+    def state_caps(self, caps: Mapping[str, float | None]) -> None:
+        """Notes the most that may be spent, by kind, where the ledger states another or none. Raises as `reserve`."""
         with self._writing() as file:
-            new, old = repr(float(cap)), self._chain.cap
-            if new != old:
-                self._append(file, {"kind": "cap", "old": old, "new": new})
+            for kind, cap in caps.items():
+                new, old = "" if cap is None else repr(float(cap)), self._chain.caps.get(kind, "")
+                if new and new != old:
+                    self._append(file, {"kind": kind, "old": old, "new": new})
 
     def now(self) -> datetime:
         """The time by which this ledger dates its entries."""

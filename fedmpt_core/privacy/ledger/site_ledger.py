@@ -33,8 +33,13 @@ def open_ledger(policy: SitePrivacyConfig, name: str, kit: Path | None) -> Ledge
     ledger = Ledger.open(ledger_path(policy), **_identity(policy, name), signer=signer, verify=verify)
     if not os.access(ledger.path.parent, os.W_OK):  # lists of records go there
         raise LedgerError(f"{ledger.path.parent} cannot be written to: correct its owner or rights, or the disk")
-    ledger.state_cap(policy.epsilon)
+    ledger.state_caps(caps_of(policy))
     return ledger
+
+
+def caps_of(policy: SitePrivacyConfig) -> dict[str, float | None]:
+    """A policy's caps, by the kind of entry that states them."""
+    return {"cap": policy.epsilon, "cap_alone": policy.epsilon_alone}
 
 
 def create_ledger(
@@ -43,9 +48,9 @@ def create_ledger(
     kit: Path | None,
     *,
     carried: Sequence[Mapping[str, Any]] = (),
-    cap: float | None = None,
+    caps: Mapping[str, float | None] | None = None,
 ) -> Ledger:
-    """Start the ledger of a data set that no job has used yet; `cap` is the one stated before, None the policy's.
+    """Start the ledger of a data set that no job has used yet; `caps` are those stated before, None the policy's.
 
     Raises LedgerError when there is one, or was.
     """
@@ -53,8 +58,9 @@ def create_ledger(
     if (used := ledger_path(policy).with_name(f"{policy.dataset}{LIST}")).exists():
         raise LedgerError(f"{used} lists records that were trained on as '{policy.dataset}': restore the ledger")
     identity = _identity(policy, name)
-    cap = policy.epsilon if cap is None else cap
-    return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried, cap=cap)
+    stated = {kind: cap for kind, cap in (caps or {}).items() if cap is not None}
+    caps = caps_of(policy) | stated
+    return Ledger.create(ledger_path(policy), **identity, signer=signer, verify=verify, carried=carried, caps=caps)
 
 
 def with_ledger(site: SiteConfig, name: str, folder: Path) -> SiteConfig:

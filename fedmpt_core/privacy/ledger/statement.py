@@ -9,7 +9,7 @@ from typing import Any
 
 from fedmpt_core.config.job import JobConfig
 from fedmpt_core.config.site import SitePrivacyConfig
-from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, epsilon
+from fedmpt_core.privacy.accounting.epsilon import AccountingError, Steps, added_up, epsilon, epsilon_alone
 from fedmpt_core.privacy.ledger.budget import Held, OverCap, charges, held, planned_steps, project
 from fedmpt_core.privacy.ledger.chain import Entry
 from fedmpt_core.privacy.ledger.ledger import Cap, Entries, stated_caps, successor_of
@@ -27,8 +27,9 @@ class JobSpending:
         first: UTC of its first entry, "" for what was carried from a closed ledger; `last` of its last.
         rounds: rounds that were charged; `attempts`: how often, `released`: how often something left afterwards.
         steps: noisy steps charged.
-        mechanisms: (sample rate, noise multiplier, steps) of each mechanism.
+        mechanisms: each kind of steps.
         epsilon: of this job alone at the data set's delta. The jobs' epsilons do not add up: mechanisms compose.
+        if_masks_fail: the same if masks do not hold; more where sites share their noise.
     """
 
     job: str
@@ -38,8 +39,9 @@ class JobSpending:
     attempts: int
     released: int
     steps: int
-    mechanisms: tuple[tuple[float, float, int], ...]
+    mechanisms: tuple[Steps, ...]
     epsilon: float
+    if_masks_fail: float
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class SpendingPlan:
         epsilon: of the job alone at its own delta, failed attempts included.
         total: of the data set afterwards, with what running jobs hold, at the data set's delta.
         repeats: how many such jobs in a row still fit below the cap; 0 where none does, and at most 1000 are counted.
+        if_masks_fail: `total` if masks do not hold.
     """
 
     job: str
     epsilon: float
     total: float
     repeats: int
+    if_masks_fail: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Statement:
         total: epsilon of all that was ever charged.
         reach: epsilon of that and of all that running jobs hold.
         cap: the policy's cap; None for a data set that is not the policy's.
+        if_masks_fail: `reach` if masks do not hold, and `cap_alone` the policy's cap for that, None where it has none.
         caps: every cap that the ledger states, the oldest first.
         held: what running jobs hold.
         entries: lines of the ledger; `head`: hash of the last.
@@ -95,6 +100,8 @@ class Statement:
     caps: tuple[Cap, ...] = ()
     held: tuple[Held, ...] = ()
     torn: str = ""
+    if_masks_fail: float = 0.0
+    cap_alone: float | None = None
 
     @property
     def left(self) -> float | None:
@@ -106,7 +113,7 @@ class Statement:
         return {**asdict(self), "left": self.left}
 
 
-def statement(entries: Entries, cap: float | None) -> Statement:
+def statement(entries: Entries, cap: float | None, cap_alone: float | None = None) -> Statement:
     """The account of a ledger. Raises LedgerError when an entry does not say what it charges."""
     first, delta = entries[0], float(entries[0].delta)
     kinds = [e.kind for e in entries]
@@ -136,6 +143,8 @@ def statement(entries: Entries, cap: float | None) -> Statement:
         caps=stated_caps(entries),
         held=tuple(holds),
         torn=entries.torn,
+        if_masks_fail=epsilon_alone([*spent, *(h.steps for h in holds)], delta),
+        cap_alone=cap_alone,
     )
 
 
@@ -149,13 +158,19 @@ def spending_plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -
     try:
         projection = project(job, policy, entries, "")
     except OverCap as refused:
-        return SpendingPlan(job.name, refused.projection.job, refused.projection.total, 0)
+        return SpendingPlan(
+            job.name, refused.projection.job, refused.projection.total, 0, refused.projection.total_alone
+        )
     mechanism, steps = Mechanism.of(job), planned_steps(job)
     taken = [c.steps for c in (*charges(entries), *held(entries))]
 
     def fits(times: int) -> bool:
         try:
-            return epsilon([*taken, mechanism.steps(steps * times)], policy.delta) <= policy.epsilon
+            after = [*taken, mechanism.steps(steps * times)]
+            alone = policy.epsilon_alone
+            if alone is not None and epsilon_alone(after, policy.delta) > alone:
+                return False
+            return epsilon(after, policy.delta) <= policy.epsilon
         except AccountingError:  # beyond what can be priced
             return False
 
@@ -166,13 +181,10 @@ def spending_plan(job: JobConfig, policy: SitePrivacyConfig, entries: Entries) -
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return SpendingPlan(job.name, projection.job, projection.total, low)
+    return SpendingPlan(job.name, projection.job, projection.total, low, projection.total_alone)
 
 
 def _job(job: str, steps: Sequence[Steps], entries: Sequence[Entry], delta: float) -> JobSpending:
-    sums: dict[tuple[float, float], int] = {}
-    for s in steps:
-        sums[s.sample_rate, s.noise_multiplier] = sums.get((s.sample_rate, s.noise_multiplier), 0) + s.count
     reserved = [e for e in entries if e.kind == "reserve"]
     return JobSpending(
         job=job,
@@ -181,12 +193,14 @@ def _job(job: str, steps: Sequence[Steps], entries: Sequence[Entry], delta: floa
         rounds=len({e.round for e in reserved}),
         attempts=len(reserved),
         released=sum(e.kind == "commit" for e in entries),
-        steps=sum(sums.values()),
-        mechanisms=tuple((*kind, count) for kind, count in sums.items()),
+        steps=sum(s.count for s in steps),
+        mechanisms=tuple(added_up(steps)),
         epsilon=epsilon(steps, delta),
+        if_masks_fail=epsilon_alone(steps, delta),
     )
 
 
 def statements(policy: SitePrivacyConfig, ledgers: Mapping[str, Entries]) -> list[Statement]:
-    """The accounts of all ledgers of a site, by data set; the cap is known of the policy's own."""
-    return [statement(entries, policy.epsilon if name == policy.dataset else None) for name, entries in ledgers.items()]
+    """The accounts of all ledgers of a site, by data set; the caps are known of the policy's own."""
+    own = policy.epsilon, policy.epsilon_alone
+    return [statement(entries, *(own if name == policy.dataset else (None, None))) for name, entries in ledgers.items()]

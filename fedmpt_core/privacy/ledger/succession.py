@@ -13,8 +13,8 @@ from typing import Any
 
 from fedmpt_core.common.signing import load_signer
 from fedmpt_core.config.site import SitePrivacyConfig
-from fedmpt_core.privacy.ledger.budget import charges
-from fedmpt_core.privacy.ledger.chain import LedgerError
+from fedmpt_core.privacy.ledger.budget import by_job, charges, said
+from fedmpt_core.privacy.ledger.chain import CAPS, LedgerError
 from fedmpt_core.privacy.ledger.ledger import Entries, Ledger, read_ledger, stated_caps, successor_of
 from fedmpt_core.privacy.ledger.site_ledger import create_ledger, ledger_path, ledger_paths, signing
 
@@ -75,8 +75,11 @@ def migrate(policy: SitePrivacyConfig, name: str, kit: Path | None, sources: Seq
         if not successor_of(entries):
             _open(path, name, entries, signer, verify).close(policy.dataset)
     carried = [carry for path in paths for carry in _carried(read_ledger(path, verify))]
-    stated = [caps[-1].epsilon for entries in ledgers if (caps := stated_caps(entries))]
-    create_ledger(policy, name, kit, carried=carried, cap=min(stated, default=None))  # a new name is no new promise
+    caps: dict[str, float | None] = {}
+    for kind in CAPS:
+        stated = [every[-1].epsilon for entries in ledgers if (every := stated_caps(entries, kind))]
+        caps[kind] = min(stated, default=None)
+    create_ledger(policy, name, kit, carried=carried, caps=caps)  # a new name is no new promise
     return len(carried)
 
 
@@ -95,13 +98,8 @@ def _checked(path: Path, policy: SitePrivacyConfig, verify: Any) -> Entries:
 
 def _carried(entries: Entries) -> list[dict[str, Any]]:
     """The charges of a ledger, added up by job and mechanism."""
-    sums: dict[tuple[str, float, float], int] = {}
-    for charge in charges(entries):
-        key = charge.job, charge.steps.sample_rate, charge.steps.noise_multiplier
-        sums[key] = sums.get(key, 0) + charge.steps.count
     origin = {"dataset": entries[-1].dataset, "head": entries[-1].hash}
-    names = ("job", "sample_rate", "noise_multiplier")
-    return [{**dict(zip(names, key, strict=True)), "steps": count, **origin} for key, count in sums.items()]
+    return [{"job": job, **said(steps), **origin} for job, steps in by_job(charges(entries))]
 
 
 def _open(path: Path, name: str, entries: Entries, signer: Any, verify: Any) -> Ledger:

@@ -8,7 +8,7 @@ Must never: need torch, since FLARE's parent process and auditors price jobs too
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal, Self, TypeAlias
 
@@ -83,11 +83,8 @@ class Mechanism:
 
     def steps(self, count: int | None = None) -> Steps:
         """What an accountant prices: so many steps, or those of a round."""
-        return Steps(self.sample_rate, self.noise_multiplier, self.steps_per_round if count is None else count)
-
-    def steps_alone(self, count: int | None = None) -> Steps:
-        """The same where nothing but the site's own noise protects its units: if the masks fail."""
-        return replace(self.steps(count), noise_multiplier=self.share_multiplier)
+        count = self.steps_per_round if count is None else count
+        return Steps(self.sample_rate, self.noise_multiplier, count, self.shared.honest if self.shared else 1)
 
     def describe(self) -> dict[str, Any]:
         """What the ledger says of a round: all that its price follows from, and what was clipped."""

@@ -13,10 +13,10 @@ STEPS = {"sample_rate": 0.5, "noise_multiplier": 1.5, "steps": 2}  # epsilon 2.7
 
 def ledger(folder: Path, *events: float | str, cap: float | None) -> tuple[Entry, ...]:
     """Caps that are stated, and rounds that are charged."""
-    made = Ledger.create(folder / "x.ledger.jsonl", site="a", dataset="x", delta=1e-5, signer=None, cap=cap)
+    made = Ledger.create(folder / "x.ledger.jsonl", site="a", dataset="x", delta=1e-5, signer=None, caps={"cap": cap})
     for number, event in enumerate(events):
         if isinstance(event, float):
-            made.state_cap(event)
+            made.state_caps({"cap": event})
         else:
             made.reserve(job="j", round=number, attempt=0, details=STEPS, admit=lambda entries: None)
     return tuple(made.entries())

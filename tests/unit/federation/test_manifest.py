@@ -22,7 +22,7 @@ from tests.kits import write_kit
 
 JOB = JobConfig("audited", ("cat", "dog"))
 HEAD = {"seq": 2, "hash": "ab" * 32, "sig": "cd"}
-SITE = {"device": "cpu", "versions": {"fedmpt": "1"}, "evaluates": False, "backbone_digest": "aa"}
+SITE = {"device": "cpu", "versions": {"fedmpt": "1"}, "evaluates": False, "backbone_digest": "aa", "weight": 1}
 SUM = {"cohort": ["site-1"], "members": 1, "threshold": 1, "attempt": 0, "epoch": 1, "transcript": "ee"}
 SUM |= {"left_out": {}, "faults": {}, "beyond": 0}
 PRIVACY = {"site-1": {"epsilon": 1.0, "delta": 1e-5, "head": HEAD}}

@@ -189,7 +189,7 @@ def test_a_ledger_of_the_schema_before_goes_on(tmp_path: Path) -> None:
         assert len(charges(entries)) == 3
 
     ledger = Ledger.open(path, **PLACE, signer=KEY, verify=KEY.verify)
-    ledger.state_cap(8.0)
+    ledger.state_caps({"cap": 8.0})
     plan = {"sample_rate": 0.1, "noise_multiplier": 1.5, "steps": 20}
     ledger.hold(job="job-1", seconds=3600.0, details=plan, admit=admit)
     ledger.reserve(job="job-1", round=4, attempt=0, details={**plan, "steps": 5}, admit=admit)

@@ -35,7 +35,7 @@ def test_the_entry_of_a_round_is_what_it_always_was(demo: JobConfig, tmp_path: P
     charged.test_mechanism(build_model(FakeBackbone(), demo.classes, demo.model, demo.seed))
     charged.know_records(["one", "two"])
     charged.reserve(1, 0)
-    details = dict(read_site_ledger(policy, None)[1].details)
+    details = dict(next(e for e in read_site_ledger(policy, None) if e.kind == "reserve").details)
     assert details.pop("rng_key_id") == charged.keystream.key_id
     assert details.pop("config") == demo.digest()
     assert details.pop("code").startswith("fedmpt ")

@@ -113,7 +113,7 @@ def test_who_must_be_honest_follows_from_the_job_alone() -> None:
     assert (facts["honest"], facts["min_sites"], facts["colluders"]) == (6, 7, 1)
     assert facts["share_multiplier"] == pytest.approx(1 / sqrt(6))
     assert mechanism.steps().noise_multiplier == 1.0
-    assert mechanism.steps_alone(40) == Steps(0.25, facts["share_multiplier"], 40)
+    assert mechanism.steps(40).alone == Steps(0.25, facts["share_multiplier"], 40)
 
 
 def delta(probabilities: Callable[[int], float], shift: int, rate: float, at: float, reach: int) -> float:
@@ -300,7 +300,7 @@ def test_accounting_of_the_sum_and_of_a_share_alone() -> None:
     for sites, alone in ((3, 14.3), (4, 20.6), (7, 40.4)):
         mechanism = Mechanism.of(shared(sites=sites, most=10, noise_multiplier=1.235))
         assert epsilon([mechanism.steps(40)], 1e-5) == pytest.approx(8.0, abs=0.05)
-        assert epsilon([mechanism.steps_alone(40)], 1e-5) == pytest.approx(alone, abs=0.15)
+        assert epsilon([mechanism.steps(40).alone], 1e-5) == pytest.approx(alone, abs=0.15)
 
 
 def test_clip_groups_have_grids_of_their_own() -> None:
