@@ -28,7 +28,7 @@ from fedmpt_core.model.vector import ParameterLayout
 from fedmpt_core.privacy.ledger.chain import LedgerHead
 
 
-class RoundFailed(Exception):
+class RoundFailed(RuntimeError):
     """Too few sites answered; a round of training may be tried again."""
 
 

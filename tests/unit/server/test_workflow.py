@@ -231,8 +231,12 @@ def test_a_site_that_joins_with_nonsense_is_dropped(tmp_path: Path, fault: Calla
 
 def test_no_round_starts_when_too_few_sites_join(tmp_path: Path) -> None:
     sites = [ScriptedSite("a", 1.0), ScriptedSite("b", 1.0, join_0=refused)]
-    with pytest.raises(Exception, match="join: 1 sites answered"):
-        ScriptedWorkflow(job(), sites, tmp_path).run()
+    workflow = ScriptedWorkflow(job(), sites, tmp_path)
+    with pytest.raises(RuntimeError, match="join: 1 sites answered"):
+        workflow.run()
+    why = "join: 1 sites answered, min_sites=2; each site's log says why it did not"
+    assert record(tmp_path)["outcome"] == f"failed: {why}"
+    assert workflow.errors == [f"the job failed: {why}"]
     assert not [t for s in sites for t, _ in s.asked if t == tasks.TRAIN]
     assert not (tmp_path / "model.safetensors").exists()
 
