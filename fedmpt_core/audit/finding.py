@@ -34,8 +34,11 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> Severity:
     """The worst severity; `note` when there is none."""
-    severities = {f.severity for f in findings}
-    return next((severity for severity in ORDER if severity in severities), "note")
+    first: Severity = "note"
+    for finding in findings:
+        if ORDER.index(finding.severity) < ORDER.index(first):
+            first = finding.severity
+    return first
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -176,8 +176,7 @@ def _write_csv(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) ->
 
 
 def _write_parquet(rows: Iterable[ManifestRow], columns: Sequence[str], file: IO) -> None:
-    kinds = dict.fromkeys(_LISTS, pa.list_(pa.string()))
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
+    schema = pa.schema([(name, pa.list_(pa.string()) if name in _LISTS else pa.string()) for name in columns])
     with pq.ParquetWriter(file, schema) as writer:
         rows = iter(rows)
         while piece := list(itertools.islice(rows, _PIECE)):
