@@ -27,12 +27,12 @@ def spurious_pairs(train: Sequence[np.ndarray], test: np.ndarray) -> np.ndarray:
         (K, 2) int64 label indices, the smaller first; none where labels hang together alike.
     """
     independent = _phi(test)
-    found = np.zeros(independent.shape, bool)
+    pairs = np.zeros(independent.shape, bool)
     for targets in train:
         shown = (targets == 1).astype(np.int64)
         phi = _phi(shown)
-        found |= (shown.T @ shown >= LEAST_TOGETHER) & (phi >= LEAST_PHI) & (phi - independent >= LEAST_EXCESS)
-    return np.argwhere(np.triu(found, 1)).astype(np.int64)
+        pairs |= (shown.T @ shown >= LEAST_TOGETHER) & (phi >= LEAST_PHI) & (phi - independent >= LEAST_EXCESS)
+    return np.argwhere(np.triu(pairs, 1)).astype(np.int64)
 
 
 def _phi(targets: np.ndarray) -> np.ndarray:

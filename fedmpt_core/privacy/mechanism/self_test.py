@@ -286,8 +286,8 @@ def _noise_of_the_model(subject: _Subject) -> Iterator[_Measured]:
 
 def _noise_is_gaussian(subject: _Subject) -> Iterator[_Measured]:
     bench = subject.bench()
-    found = stats.kstest(bench.rows().ravel(), "norm", method="asymp").pvalue
-    yield _Measured("Kolmogorov-Smirnov p-value of the noise against the normal", found, FALSE_ALARM, 1)
+    p_value = stats.kstest(bench.rows().ravel(), "norm", method="asymp").pvalue
+    yield _Measured("Kolmogorov-Smirnov p-value of the noise against the normal", p_value, FALSE_ALARM, 1)
 
 
 def _influence(subject: _Subject) -> Iterator[_Measured]:
