@@ -158,7 +158,7 @@ def test_a_rotated_and_a_migrated_ledger_say_so(
 
 def site_file(federation: Federation, folder: Path) -> Path:
     policy = federation.policy(SITE)
-    values = {"data": {"source": "scenes"}, "privacy": {n: v for n, v in vars(policy).items() if v != ""}}
+    values = {"data": {"source": "scenes"}, "privacy": {n: v for n, v in vars(policy).items() if v not in ("", None)}}
     (folder / "site.toml").write_text(tomli_w.dumps(values))
     return folder / "site.toml"
 
