@@ -23,7 +23,6 @@ from fedmpt_core.config.job import (
 )
 from fedmpt_core.config.secagg import SecAggConfig
 from fedmpt_core.config.site import DataConfig, SiteConfig
-from fedmpt_core.federation.run.lock import LOCK
 from fedmpt_core.federation.run.record import load_model
 from fedmpt_core.federation.server.checkpoint import newest_checkpoint
 from fedmpt_core.federation.terms import secure_terms
@@ -176,7 +175,7 @@ def test_a_run_that_failed_ends_with_its_sentence(
     earlier.unlink()
     with pytest.raises(SimulationFailed, match=sentence):
         run(Simulation(job("failing"), sites, tmp_path))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != LOCK) == left
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
 
 
 def private(name: str, rounds: int) -> JobConfig:
